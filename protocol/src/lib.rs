@@ -1,0 +1,9 @@
+//! RESP for Larder: what stands between bytes and decisions.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`args`] | a borrowed request: argument ranges over the bytes that came |
+
+pub mod args;

@@ -1,0 +1,1 @@
+//! Larder: a coherent Redis-protocol cache proxy.
