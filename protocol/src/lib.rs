@@ -5,5 +5,9 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`args`] | a borrowed request: argument ranges over the bytes that came |
+//! | [`scan`] | finds the ends of requests and replies, bounded and resumable |
+//! | [`cursor`] | reads a reply element by element, without a tree |
 
 pub mod args;
+pub mod cursor;
+pub mod scan;
