@@ -192,6 +192,17 @@ impl RequestScanner {
         }
     }
 
+    /// The ranges behind [`RequestScanner::args`], moved out so that the scanner can be left while they are in use.
+    /// Give them back with [`RequestScanner::give_ranges`] and their memory is used again.
+    pub fn take_ranges(&mut self) -> Vec<ArgRange> {
+        std::mem::take(&mut self.args)
+    }
+
+    /// Takes back what [`RequestScanner::take_ranges`] gave.
+    pub fn give_ranges(&mut self, ranges: Vec<ArgRange>) {
+        self.args = ranges;
+    }
+
     /// Gives back memory that an unusually large request has left behind.
     pub fn shrink(&mut self) {
         const ARGS_KEPT_MAX: usize = 64;

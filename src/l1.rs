@@ -1,0 +1,597 @@
+//! L1: the in-process cache. The only file that names the cache crate.
+//!
+//! One store, weighted by bytes, is shared by all threads and all scopes. A scope owns a *partition* of it, in two
+//! halves: [`Partition`], which any thread reads, and [`Filler`], which only the reader task of the scope's link
+//! holds. That one task changes the partition is what makes L1 as a whole a part of one state of the upstream.
+//!
+//! ```text
+//!   store:  (partition id, key)  ->  entry
+//!   entry:  one allocation: header | key | variant | variant | ...
+//!   variant: command and arguments without the key  ->  the RESP3 reply, ready to send
+//! ```
+//!
+//! Invariants:
+//! * An entry holds all variants of its key, so one invalidation drops them all.
+//! * Emptying a partition gives it a new id, at once and whatever its size. Entries under an old id can never be found
+//!   again; they leave by eviction or by [`Filler::empty`]'s sweep.
+//! * An entry is never changed, only replaced; that the same entry is still there means that its key has not been
+//!   touched since ([`Partition::holds`]).
+//! * Nothing is answered at or after an entry's deadline.
+//!
+//! The bytes of a store are bounded: keys, replies, headers and what the cache itself needs for an entry are counted.
+
+use crate::clock::Time;
+use larder_protocol::args::Args;
+use larder_protocol::shape;
+use larder_protocol::table::CommandId;
+use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
+use std::hash::{Hash, Hasher};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use triomphe::ThinArc;
+
+/// Sizes of the store.
+#[derive(Clone, Copy, Debug)]
+pub struct L1Settings {
+    /// Most bytes of all entries together, bookkeeping included.
+    pub size_bytes_max: u64,
+    /// Most bytes of one entry: larger replies are not kept.
+    pub entry_bytes_max: usize,
+    /// Most variants of one key; one more replaces them all.
+    pub variants_per_key_max: usize,
+}
+
+/// What the cache crate and the allocator need for an entry beside its own bytes: two pointers, state, list links,
+/// a slot of the hash table and the allocation's header (measured with 64-byte values, see `tests/l1_memory.rs`).
+const ENTRY_OVERHEAD_BYTES: u64 = 72;
+
+/// The store that all partitions share.
+pub struct L1 {
+    cache: Cache<Slot, Slot, ByteWeighter, foldhash::fast::RandomState, EvictionCount>,
+    settings: L1Settings,
+    evictions: Arc<AtomicU64>,
+    partitions: AtomicU64,
+}
+
+/// A scope's part of L1, for reading.
+pub struct Partition {
+    l1: Arc<L1>,
+    id: AtomicU64,
+    filled: AtomicBool,
+}
+
+/// The right to change a partition. There is one for each, held by the reader task of the scope's link.
+pub struct Filler {
+    partition: Arc<Partition>,
+}
+
+/// A read without its key: what tells the variants of a key apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant<'a> {
+    command: CommandId,
+    args: Args<'a>,
+    key_at: usize,
+}
+
+/// An answer found in L1. It keeps its bytes alive, and remembers which entry they came from.
+#[derive(Clone, Debug)]
+pub struct Hit {
+    entry: Slot,
+    reply: Range<u32>,
+    same_in_both: bool,
+}
+
+/// What became of a reply that was offered to L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// It is in L1.
+    Stored,
+    /// It is larger than `l1.entry_bytes_max`.
+    TooBig,
+    /// Its deadline has passed already.
+    Dead,
+}
+
+/// Facts about an entry, for inspection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryFacts {
+    /// Bytes that the entry counts for.
+    pub bytes: u64,
+    /// Number of variants held.
+    pub variants: usize,
+    /// Hits since the entry was made, approximately (concurrent hits may be counted once).
+    pub hits: u32,
+    /// When the entry was made.
+    pub filled_at: Time,
+    /// When it stops being answered; `None` for never.
+    pub deadline: Option<Time>,
+}
+
+/// One entry, shared by the store (as key and as value) and by hits on their way out.
+#[derive(Clone, Debug)]
+struct Slot(ThinArc<Header, u8>);
+
+#[derive(Debug)]
+struct Header {
+    partition: u64,
+    deadline: Time,
+    filled_at: Time,
+    key_len: u32,
+    hits: AtomicU32,
+}
+
+struct SlotRef<'a> {
+    partition: u64,
+    key: &'a [u8],
+}
+
+#[derive(Clone)]
+struct ByteWeighter;
+
+#[derive(Clone)]
+struct EvictionCount(Arc<AtomicU64>);
+
+/// Bytes in front of each variant: length of its name, length of its reply with the top bit for
+/// "the same in RESP2 and RESP3".
+const VARIANT_HEADER_BYTES: usize = 8;
+const SAME_IN_BOTH: u32 = 1 << 31;
+
+// === impl L1 ===
+
+impl L1 {
+    /// A store of the given size, empty.
+    pub fn new(settings: L1Settings) -> Arc<Self> {
+        // The crate sizes its ghost list and tables by this; far too many items break its weighting (its issue 65),
+        // too few cost a rehash. A kilobyte an entry is the middle of the usual.
+        let estimated_items = (settings.size_bytes_max / 1024).clamp(64, 50_000_000) as usize;
+        let evictions = Arc::new(AtomicU64::new(0));
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(estimated_items)
+            .weight_capacity(settings.size_bytes_max.max(1))
+            .shards(shards_for(settings))
+            .build();
+        let lifecycle = EvictionCount(evictions.clone());
+        let hasher = foldhash::fast::RandomState::default();
+        let cache = match options {
+            Ok(options) => Cache::with_options(options, ByteWeighter, hasher, lifecycle),
+            Err(_) => Cache::with(estimated_items, settings.size_bytes_max.max(1), ByteWeighter, hasher, lifecycle),
+        };
+        Arc::new(Self { cache, settings, evictions, partitions: AtomicU64::new(1) })
+    }
+
+    /// A new partition, empty, with the one right to fill it.
+    pub fn partition(self: &Arc<Self>) -> (Arc<Partition>, Filler) {
+        let partition =
+            Arc::new(Partition { l1: self.clone(), id: AtomicU64::new(self.next_id()), filled: AtomicBool::new(false) });
+        (partition.clone(), Filler { partition })
+    }
+
+    /// Bytes in use.
+    pub fn bytes(&self) -> u64 {
+        self.cache.weight()
+    }
+
+    /// Entries in use, those of emptied partitions included until they have been swept.
+    pub fn entries(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Entries that had to go for others since the start.
+    pub fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
+    }
+
+    /// The limits in force.
+    pub fn settings(&self) -> &L1Settings {
+        &self.settings
+    }
+
+    fn next_id(&self) -> u64 {
+        self.partitions.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// A shard must hold several of the largest entries, or it would have no choice in what to evict.
+fn shards_for(settings: L1Settings) -> usize {
+    let by_size = settings.size_bytes_max / (8 * settings.entry_bytes_max.max(1) as u64);
+    let by_threads = std::thread::available_parallelism().map_or(4, usize::from) * 4;
+    (by_size as usize).clamp(1, by_threads)
+}
+
+// === impl Partition ===
+
+impl Partition {
+    /// Looks for the reply to a read of `key`. `now` is asked for only if the entry has a deadline.
+    #[inline]
+    pub fn read(&self, key: &[u8], variant: Variant<'_>, now: impl FnOnce() -> Time) -> Option<Hit> {
+        let entry = self.find(key)?;
+        let (reply, same_in_both) = entry.variant(variant)?;
+        let header = &entry.0.header.header;
+        if header.deadline != Time::MAX && now() >= header.deadline {
+            return None;
+        }
+        let hits = header.hits.load(Ordering::Relaxed);
+        header.hits.store(hits.saturating_add(1), Ordering::Relaxed);
+        Some(Hit { entry, reply, same_in_both })
+    }
+
+    /// True if the entry of `hit` is still the one in L1 and alive: its key has had the same value from the time of
+    /// the hit until now.
+    pub fn holds(&self, hit: &Hit, now: Time) -> bool {
+        hit.entry.0.header.header.deadline > now
+            && hit.entry.0.header.header.partition == self.id.load(Ordering::Acquire)
+            && self.peek(hit.entry.key()).is_some_and(|e| ThinArc::ptr_eq(&e.0, &hit.entry.0))
+    }
+
+    /// True if nothing has been filled since the partition was emptied: there is nothing that could be stale.
+    pub fn is_empty(&self) -> bool {
+        !self.filled.load(Ordering::Acquire)
+    }
+
+    /// What is known of the entry of `key`, if there is one.
+    pub fn facts(&self, key: &[u8]) -> Option<EntryFacts> {
+        let entry = self.peek(key)?;
+        let header = &entry.0.header.header;
+        Some(EntryFacts {
+            bytes: ByteWeighter.weight(&entry, &entry),
+            variants: entry.variants().count(),
+            hits: header.hits.load(Ordering::Relaxed),
+            filled_at: header.filled_at,
+            deadline: (header.deadline != Time::MAX).then_some(header.deadline),
+        })
+    }
+
+    /// The store that the partition is a part of.
+    pub fn store(&self) -> &Arc<L1> {
+        &self.l1
+    }
+
+    /// Keys of entries that were hit since the last call, at most `max` of them: what the upstream should be told is
+    /// in use. Counts of those keys start again.
+    pub fn take_touched(&self, max: usize) -> Vec<Vec<u8>> {
+        let id = self.id.load(Ordering::Acquire);
+        let touched = |slot: &Slot| {
+            let header = &slot.0.header.header;
+            header.partition == id && header.hits.swap(0, Ordering::Relaxed) > 0
+        };
+        self.l1.cache.iter().filter(|(slot, _)| touched(slot)).take(max).map(|(slot, _)| slot.key().to_vec()).collect()
+    }
+
+    fn find(&self, key: &[u8]) -> Option<Slot> {
+        self.l1.cache.get(&SlotRef { partition: self.id.load(Ordering::Acquire), key })
+    }
+
+    fn peek(&self, key: &[u8]) -> Option<Slot> {
+        self.l1.cache.peek(&SlotRef { partition: self.id.load(Ordering::Acquire), key })
+    }
+}
+
+// === impl Filler ===
+
+impl Filler {
+    /// The reading half.
+    pub fn partition(&self) -> &Arc<Partition> {
+        &self.partition
+    }
+
+    /// Puts a RESP3 reply into L1, beside the other variants of its key.
+    pub fn fill(&mut self, key: &[u8], variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
+        if now >= deadline {
+            return Filled::Dead;
+        }
+        let l1 = &self.partition.l1;
+        let old = self.partition.peek(key);
+        let kept = old.as_ref().filter(|e| e.0.header.header.deadline > now);
+        let kept = kept.map(|e| (e.other_variants(variant, l1.settings.variants_per_key_max), e));
+        let (body, deadline, hits) = match kept {
+            Some((others, e)) if key.len() + others.len() + reply.len() < l1.settings.entry_bytes_max => {
+                let header = &e.0.header.header;
+                (encode(key, &others, variant, reply), deadline.min(header.deadline), header.hits.load(Ordering::Relaxed))
+            }
+            _ => (encode(key, &[], variant, reply), deadline, 0),
+        };
+        if body.len() > l1.settings.entry_bytes_max {
+            return Filled::TooBig;
+        }
+        let partition = self.partition.id.load(Ordering::Acquire);
+        let header =
+            Header { partition, deadline, filled_at: now, key_len: key.len() as u32, hits: AtomicU32::new(hits) };
+        let slot = Slot(ThinArc::from_header_and_slice(header, &body));
+        // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
+        self.partition.filled.store(true, Ordering::Release);
+        l1.cache.insert(slot.clone(), slot);
+        if old.is_some() {
+            // The crate reports a replacement as an eviction.
+            l1.evictions.fetch_sub(1, Ordering::Relaxed);
+        }
+        Filled::Stored
+    }
+
+    /// Drops the entry of `key`; true if there was one.
+    pub fn remove(&mut self, key: &[u8]) -> bool {
+        if self.partition.is_empty() {
+            return false;
+        }
+        let partition = self.partition.id.load(Ordering::Acquire);
+        self.partition.l1.cache.remove(&SlotRef { partition, key }).is_some()
+    }
+
+    /// Empties the partition, at once. The memory is given back by a sweep over the store.
+    pub fn empty(&mut self) {
+        if self.partition.is_empty() {
+            return;
+        }
+        let old = self.partition.id.swap(self.partition.l1.next_id(), Ordering::AcqRel);
+        self.partition.filled.store(false, Ordering::Release);
+        self.partition.l1.cache.retain(|slot, _| slot.0.header.header.partition != old);
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        self.empty();
+    }
+}
+
+// === impl Variant ===
+
+impl<'a> Variant<'a> {
+    /// The variant that `command` with `args` reads, the key being argument `key_at`. `None` stands for a command whose
+    /// replies are stored key by key: there are no other arguments.
+    pub fn new(command: CommandId, args: Args<'a>, key_at: usize) -> Self {
+        Self { command, args, key_at }
+    }
+
+    /// The variant of a command without further arguments.
+    pub fn bare(command: CommandId) -> Self {
+        Self { command, args: Args::new(&[], &[]), key_at: 0 }
+    }
+
+    fn arguments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let key_at = self.key_at;
+        self.args.iter().enumerate().skip(1).filter(move |(i, _)| *i != key_at).map(|(_, a)| a)
+    }
+
+    fn name_len(&self) -> usize {
+        2 + self.arguments().map(|a| 4 + a.len()).sum::<usize>()
+    }
+
+    fn matches(&self, name: &[u8]) -> bool {
+        let Some(mut rest) = name.strip_prefix(&self.command.as_u16().to_le_bytes()) else { return false };
+        for argument in self.arguments() {
+            let Some(tail) = rest.strip_prefix(&(argument.len() as u32).to_le_bytes()) else { return false };
+            let Some(tail) = tail.strip_prefix(argument) else { return false };
+            rest = tail;
+        }
+        rest.is_empty()
+    }
+
+    fn write_name(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.command.as_u16().to_le_bytes());
+        for argument in self.arguments() {
+            out.extend_from_slice(&(argument.len() as u32).to_le_bytes());
+            out.extend_from_slice(argument);
+        }
+    }
+}
+
+// === impl Hit ===
+
+impl Hit {
+    /// The reply, in RESP3.
+    #[inline]
+    pub fn reply(&self) -> &[u8] {
+        &self.entry.0.slice[self.reply.start as usize..self.reply.end as usize]
+    }
+
+    /// True if the reply is the same bytes in RESP2.
+    pub fn same_in_both(&self) -> bool {
+        self.same_in_both
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn key(&self) -> &[u8] {
+        &self.0.slice[..self.0.header.header.key_len as usize]
+    }
+
+    /// Name and reply of each variant as ranges of the slice, with the flag.
+    fn variants(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>, bool)> + '_ {
+        let mut at = self.0.header.header.key_len as usize;
+        std::iter::from_fn(move || {
+            let name_len = self.number(at)? as usize;
+            let coded = self.number(at + 4)?;
+            let name = at + VARIANT_HEADER_BYTES..at + VARIANT_HEADER_BYTES + name_len;
+            let reply = name.end..name.end + (coded & !SAME_IN_BOTH) as usize;
+            at = reply.end;
+            Some((name, reply, coded & SAME_IN_BOTH != 0))
+        })
+    }
+
+    #[inline]
+    fn variant(&self, wanted: Variant<'_>) -> Option<(Range<u32>, bool)> {
+        self.variants()
+            .find(|(name, _, _)| wanted.matches(&self.0.slice[name.clone()]))
+            .map(|(_, reply, same)| (reply.start as u32..reply.end as u32, same))
+    }
+
+    /// The encoded variants other than `but`, none if there are `max` or more.
+    fn other_variants(&self, but: Variant<'_>, max: usize) -> Vec<u8> {
+        let others = self.variants().filter(|(name, _, _)| !but.matches(&self.0.slice[name.clone()]));
+        let ranges: Vec<Range<usize>> =
+            others.map(|(name, reply, _)| name.start - VARIANT_HEADER_BYTES..reply.end).collect();
+        if ranges.len() >= max {
+            return Vec::new();
+        }
+        ranges.into_iter().flat_map(|r| &self.0.slice[r]).copied().collect()
+    }
+
+    fn number(&self, at: usize) -> Option<u32> {
+        Some(u32::from_le_bytes(self.0.slice.get(at..at + 4)?.try_into().ok()?))
+    }
+}
+
+fn encode(key: &[u8], others: &[u8], variant: Variant<'_>, reply: &[u8]) -> Vec<u8> {
+    let name_len = variant.name_len();
+    let mut body = Vec::with_capacity(key.len() + others.len() + VARIANT_HEADER_BYTES + name_len + reply.len());
+    let same = if shape::same_in_both(reply) { SAME_IN_BOTH } else { 0 };
+    body.extend_from_slice(key);
+    body.extend_from_slice(others);
+    body.extend_from_slice(&(name_len as u32).to_le_bytes());
+    body.extend_from_slice(&(reply.len() as u32 & !SAME_IN_BOTH | same).to_le_bytes());
+    variant.write_name(&mut body);
+    body.extend_from_slice(reply);
+    body
+}
+
+impl Hash for Slot {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        SlotRef { partition: self.0.header.header.partition, key: self.key() }.hash(state);
+    }
+}
+
+impl PartialEq for Slot {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.header.header.partition == other.0.header.header.partition && self.key() == other.key()
+    }
+}
+
+impl Eq for Slot {}
+
+impl Hash for SlotRef<'_> {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(self.key);
+        state.write_u64(self.partition);
+    }
+}
+
+impl Equivalent<Slot> for SlotRef<'_> {
+    #[inline]
+    fn equivalent(&self, slot: &Slot) -> bool {
+        self.partition == slot.0.header.header.partition && self.key == slot.key()
+    }
+}
+
+impl Weighter<Slot, Slot> for ByteWeighter {
+    fn weight(&self, _: &Slot, slot: &Slot) -> u64 {
+        (size_of::<Header>() + slot.0.slice.len()) as u64 + ENTRY_OVERHEAD_BYTES
+    }
+}
+
+impl Lifecycle<Slot, Slot> for EvictionCount {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), _: Slot, _: Slot) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use larder_protocol::args::OwnedArgs;
+    use larder_protocol::table::Table;
+
+    fn store(size: u64) -> Arc<L1> {
+        L1::new(L1Settings { size_bytes_max: size, entry_bytes_max: 4096, variants_per_key_max: 3 })
+    }
+
+    fn id(name: &str) -> CommandId {
+        Table::builtin().lookup(name.as_bytes()).map(|c| c.id).unwrap()
+    }
+
+    fn at(micros: u64) -> Time {
+        Time::from_micros(micros)
+    }
+
+    fn read(p: &Partition, key: &str, request: &OwnedArgs, command: CommandId, now: u64) -> Option<Vec<u8>> {
+        p.read(key.as_bytes(), Variant::new(command, request.args(), 1), || at(now)).map(|h| h.reply().to_vec())
+    }
+
+    #[test]
+    fn holds_variants_of_a_key_and_drops_them_together() {
+        let (p, mut f) = store(1 << 20).partition();
+        let (get, strlen, range) = (id("get"), id("strlen"), id("getrange"));
+        let r1 = OwnedArgs::new(["GETRANGE", "k", "0", "1"]);
+        let r2 = OwnedArgs::new(["GETRANGE", "k", "0", "2"]);
+        let plain = OwnedArgs::new(["GET", "k"]);
+        f.fill(b"k", Variant::new(get, plain.args(), 1), b"$3\r\nabc\r\n", Time::MAX, at(1));
+        f.fill(b"k", Variant::new(range, r1.args(), 1), b"$2\r\nab\r\n", Time::MAX, at(1));
+        assert_eq!(read(&p, "k", &plain, get, 2).unwrap(), b"$3\r\nabc\r\n");
+        assert_eq!(read(&p, "k", &r1, range, 2).unwrap(), b"$2\r\nab\r\n");
+        assert_eq!(read(&p, "k", &r2, range, 2), None);
+        assert_eq!(read(&p, "k", &plain, strlen, 2), None);
+        assert_eq!(p.facts(b"k").unwrap().variants, 2);
+        assert!(f.remove(b"k"));
+        assert_eq!(read(&p, "k", &plain, get, 2), None);
+        assert_eq!(p.store().bytes(), 0);
+    }
+
+    #[test]
+    fn never_answers_at_or_after_the_deadline() {
+        let (p, mut f) = store(1 << 20).partition();
+        let get = id("get");
+        let plain = OwnedArgs::new(["GET", "k"]);
+        f.fill(b"k", Variant::bare(get), b"_\r\n", at(100), at(1));
+        assert!(read(&p, "k", &plain, get, 99).is_some());
+        let hit = p.read(b"k", Variant::bare(get), || at(99)).unwrap();
+        assert!(!hit.same_in_both());
+        assert!(p.holds(&hit, at(99)));
+        assert!(!p.holds(&hit, at(100)));
+        assert!(read(&p, "k", &plain, get, 100).is_none());
+        assert_eq!(f.fill(b"k", Variant::bare(get), b"_\r\n", at(100), at(100)), Filled::Dead);
+    }
+
+    #[test]
+    fn a_hit_holds_until_its_key_is_touched() {
+        let (p, mut f) = store(1 << 20).partition();
+        let get = Variant::bare(id("get"));
+        f.fill(b"k", get, b"$1\r\na\r\n", Time::MAX, at(1));
+        let hit = p.read(b"k", get, || at(1)).unwrap();
+        assert!(p.holds(&hit, at(2)));
+        f.remove(b"k");
+        f.fill(b"k", get, b"$1\r\na\r\n", Time::MAX, at(3));
+        assert!(!p.holds(&hit, at(4)));
+        let hit = p.read(b"k", get, || at(1)).unwrap();
+        f.empty();
+        assert!(!p.holds(&hit, at(4)));
+        assert!(p.is_empty());
+        assert_eq!(p.store().entries(), 0);
+    }
+
+    #[test]
+    fn partitions_do_not_see_each_other() {
+        let l1 = store(1 << 20);
+        let ((p1, mut f1), (p2, mut f2)) = (l1.partition(), l1.partition());
+        let get = Variant::bare(id("get"));
+        f1.fill(b"k", get, b"$1\r\na\r\n", Time::MAX, at(1));
+        assert!(p2.read(b"k", get, || at(1)).is_none());
+        f2.empty();
+        assert!(p1.read(b"k", get, || at(1)).is_some());
+        drop(f1);
+        assert!(p1.read(b"k", get, || at(1)).is_none());
+    }
+
+    #[test]
+    fn is_bounded_in_bytes_variants_and_entry_size() {
+        let l1 = store(64 * 1024);
+        let (p, mut f) = l1.partition();
+        let get = Variant::bare(id("get"));
+        for i in 0..10_000 {
+            f.fill(format!("key{i}").as_bytes(), get, &[b'x'; 100], Time::MAX, at(1));
+        }
+        assert!(l1.bytes() <= 64 * 1024);
+        assert!(l1.entries() > 100);
+        assert_eq!(l1.evictions() as usize, 10_000 - l1.entries());
+        assert_eq!(f.fill(b"big", get, &[b'x'; 5000], Time::MAX, at(1)), Filled::TooBig);
+        for i in 0..10 {
+            let request = OwnedArgs::new(["GETRANGE".to_string(), "v".into(), "0".into(), i.to_string()]);
+            f.fill(b"v", Variant::new(id("getrange"), request.args(), 1), b"$0\r\n\r\n", Time::MAX, at(1));
+            assert!(p.facts(b"v").unwrap().variants <= 3);
+        }
+    }
+}

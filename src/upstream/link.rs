@@ -1,0 +1,901 @@
+//! CORE of the ordered link: the one stream through which everything flows that fills or invalidates L1.
+//!
+//! ```text
+//!   jobs of clients ──submit──►  [ PTTL k | GET k | SET k v | PING ... ]  ──► upstream
+//!                                 expected: one entry for each, in order
+//!   replies to ports ◄─frame───  [ :5000  | $3 abc | +OK | >invalidate k | +PONG ... ]  ◄── upstream
+//!                     L1 ◄─ fills and removals, in the order of the stream, before the reply is handed on
+//! ```
+//!
+//! Nothing here does I/O or reads a clock. [`LinkCore::submit`] takes requests and writes what is to be sent into
+//! [`LinkCore::outgoing`]; [`LinkCore::frame`] takes what came back, one frame at a time, and leaves replies in the
+//! clients' [`Port`]s. The shell (`link_io`) moves bytes.
+//!
+//! Invariants:
+//! * `expected` holds exactly the requests whose reply has not come, in the order in which they were written.
+//! * A fill is stored only if the key was not invalidated between the reply to its PTTL and the reply to its read.
+//! * The keys of a write are removed from L1 before its reply is handed on.
+//! * A client's replies are handed on in the order of its requests, joined flights included: a read joins a flight only
+//!   if nothing that its client has sent stands behind that flight (see [`Port::link_position`]).
+//! * A request whose client has been told of a timeout keeps its place; its reply is dropped when it comes.
+//!
+//! How it fails: a reply that nobody expects, or one that cannot be what was asked for (PTTL without a number), is a
+//! [`Violation`]: the shell closes the connection and calls [`LinkCore::lost`]. Losing the connection empties the
+//! partition first; reads are kept for one retry, writes that may have been sent are reported as such.
+
+use crate::clock::Time;
+use crate::l1::{Filled, Filler, Variant};
+use crate::outgoing::Outgoing;
+use crate::port::{Delivery, Failure, Port, Seq};
+use bytes::Bytes;
+use larder_protocol::args::{ArgRange, Args};
+use larder_protocol::cursor::{Cursor, Item};
+use larder_protocol::scan::{RequestLimits, RequestScanner, Step};
+use larder_protocol::table::{CommandId, Table};
+use slab::Slab;
+use smallvec::{SmallVec, smallvec};
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Requests that a client sends together.
+#[derive(Debug)]
+pub struct Job {
+    /// Where the replies go.
+    pub port: Arc<Port>,
+    /// The requests, one behind the other.
+    pub bytes: Bytes,
+    /// What each is.
+    pub ops: SmallVec<[Op; 1]>,
+}
+
+/// One request of a job.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// The client's number for it.
+    pub seq: Seq,
+    /// Its bytes in [`Job::bytes`].
+    pub bytes: Range<u32>,
+    /// What it means for L1.
+    pub kind: OpKind,
+}
+
+/// What a request means for L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpKind {
+    /// A read whose reply is not kept.
+    Read,
+    /// A read of one key whose reply is to be kept. `key_at` is the argument that holds the key.
+    Fill {
+        /// The command.
+        command: CommandId,
+        /// Index of the argument that is the key.
+        key_at: u16,
+        /// True if the read may share the reply of an equal one that is under way: its client has no unanswered write.
+        may_join: bool,
+    },
+    /// A read of several keys whose reply is to be kept key by key.
+    FillEach(Each),
+    /// A change of the keys of this command.
+    Write(CommandId),
+    /// Neither reads nor changes a key, but may have an effect: never sent twice.
+    Effect,
+    /// Nothing is sent for the client; it is told when the link has caught up.
+    Fence,
+    /// As `Fence`, and the partition is emptied at that moment.
+    FenceAndEmpty,
+}
+
+/// How the reply to a read of several keys is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Each {
+    /// `MGET`: element i of the reply is what key i holds, under the variants of these commands.
+    Mget {
+        /// A string that is there is what `GET` would say, too.
+        get: CommandId,
+        /// A nil may stand for another type, where `GET` would be an error.
+        mget: CommandId,
+    },
+    /// `EXISTS`: a count of zero or of all keys tells what there is to know of each.
+    Exists(CommandId),
+}
+
+/// One frame that came from the upstream.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// The same bytes, if they may be passed on without copying.
+    pub shared: Option<&'a Bytes>,
+}
+
+/// Bounds and habits of a link.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkLimits {
+    /// Most requests that may wait for a reply (`link.in_flight_max`).
+    pub in_flight_max: usize,
+    /// Most bytes of requests that may wait for a reply (`link.in_flight_bytes_max`).
+    pub in_flight_bytes_max: usize,
+    /// How long a reply may take before the client is told of a timeout (`link.reply_ms_max`).
+    pub reply_max: Duration,
+    /// Deadline for entries where the upstream has no tracking (`l1.untracked_ttl_ms_max`); `None` keeps nothing then.
+    pub untracked_ttl: Option<Duration>,
+}
+
+/// Whether replies may be kept, and if not why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// The upstream tells us of changes.
+    Tracked,
+    /// It does not; entries live for a bounded time if the operator allows that.
+    Untracked,
+    /// PTTL is refused by the user's rights: no deadline can be known, so nothing is kept.
+    NoPttl,
+    /// Caching is off.
+    Off,
+}
+
+/// The upstream has sent what no upstream sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// A reply without a request.
+    #[error("a reply that nothing had asked for")]
+    Unexpected,
+    /// A push that cannot be read.
+    #[error("a push that makes no sense")]
+    Push,
+}
+
+/// What the link has done, for the metrics. Counters only grow.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinkCounts {
+    /// Replies put into L1.
+    pub fills: u64,
+    /// Replies not put into L1 because the key changed under the read.
+    pub fills_outrun: u64,
+    /// Reads that shared the reply of another.
+    pub joined: u64,
+    /// Entries dropped because of a push.
+    pub dropped_by_push: u64,
+    /// Entries dropped because of a write that went through.
+    pub dropped_by_write: u64,
+    /// Times that the partition was emptied.
+    pub emptied: u64,
+    /// PINGs sent for fences.
+    pub fences: u64,
+    /// Requests that timed out.
+    pub timeouts: u64,
+}
+
+/// The state machine of one link.
+pub struct LinkCore {
+    filler: Filler,
+    table: Arc<Table>,
+    limits: LinkLimits,
+    caching: Caching,
+    expected: VecDeque<Expected>,
+    flights: Slab<Flight>,
+    /// Keys of the flights under way.
+    keys: HashMap<Bytes, KeyState, foldhash::fast::RandomState>,
+    /// Counts null pushes and losses: a flight that saw another value is not stored.
+    empties: u64,
+    position: u64,
+    in_flight_bytes: usize,
+    outgoing: Outgoing,
+    /// Bytes ever written into `outgoing`, and of those the ones that have left it.
+    bytes_put: u64,
+    bytes_sent: u64,
+    awake: Vec<Arc<Port>>,
+    scanner: RequestScanner,
+    /// Keys whose reply was larger than an entry may be: their next reads go another way.
+    big_keys: Vec<Bytes>,
+    counts: LinkCounts,
+}
+
+/// What the next reply belongs to.
+#[derive(Debug)]
+struct Expected {
+    what: What,
+    sent_at: Time,
+    /// Where its bytes begin in the stream of all bytes put.
+    starts_at: u64,
+}
+
+#[derive(Debug)]
+enum What {
+    Reply { port: Arc<Port>, seq: Seq, request: Bytes, kind: OpKind, state: Patience },
+    Pttl { flight: usize, key: usize },
+    Flight(usize),
+    Fence { waiting: SmallVec<[(Arc<Port>, Seq); 1]>, empty: bool },
+    Ignored,
+}
+
+/// Whether a client still waits for its reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    Waiting,
+    Retried,
+    ToldOfTimeout,
+}
+
+/// A read under way whose reply may be kept and shared.
+#[derive(Debug)]
+struct Flight {
+    request: Bytes,
+    kind: OpKind,
+    keys: SmallVec<[FlightKey; 1]>,
+    waiting: SmallVec<[(Arc<Port>, Seq); 1]>,
+    position: u64,
+    patience: Patience,
+    sent_at: Time,
+    empties: u64,
+}
+
+#[derive(Debug)]
+struct FlightKey {
+    key: Bytes,
+    deadline: Option<Time>,
+    changes_seen: u64,
+}
+
+#[derive(Debug, Default)]
+struct KeyState {
+    flights: SmallVec<[usize; 2]>,
+    changes: u64,
+}
+
+// === impl LinkCore ===
+
+impl LinkCore {
+    /// A link without a connection, whose partition is `filler`'s.
+    pub fn new(filler: Filler, table: Arc<Table>, limits: LinkLimits) -> Self {
+        Self {
+            filler,
+            table,
+            limits,
+            caching: Caching::Off,
+            expected: VecDeque::new(),
+            flights: Slab::new(),
+            keys: HashMap::default(),
+            empties: 0,
+            position: 0,
+            in_flight_bytes: 0,
+            outgoing: Outgoing::default(),
+            bytes_put: 0,
+            bytes_sent: 0,
+            awake: Vec::new(),
+            scanner: RequestScanner::new(RequestLimits {
+                request_bytes_max: u32::MAX as usize,
+                args_max: usize::MAX,
+                bulk_bytes_max: u32::MAX as usize,
+                ..RequestLimits::default()
+            }),
+            big_keys: Vec::new(),
+            counts: LinkCounts::default(),
+        }
+    }
+
+    /// A connection has been set up; what may be kept from now on.
+    pub fn connected(&mut self, caching: Caching, table: Arc<Table>) {
+        self.caching = caching;
+        self.table = table;
+    }
+
+    /// What is to be written to the connection.
+    pub fn outgoing(&mut self) -> &mut Outgoing {
+        &mut self.outgoing
+    }
+
+    /// Tells how much of [`LinkCore::outgoing`] has been written: what has not been is safe to send again.
+    pub fn sent(&mut self) {
+        self.bytes_sent = self.bytes_put - self.outgoing.len() as u64;
+    }
+
+    /// Whether replies may be kept.
+    pub fn caching(&self) -> Caching {
+        self.caching
+    }
+
+    /// Requests and bytes of requests that wait for a reply.
+    pub fn in_flight(&self) -> (usize, usize) {
+        (self.expected.len(), self.in_flight_bytes)
+    }
+
+    /// True if the bounds of the link are reached: the shell takes no more jobs until replies have come.
+    pub fn is_full(&self) -> bool {
+        self.expected.len() >= self.limits.in_flight_max || self.in_flight_bytes >= self.limits.in_flight_bytes_max
+    }
+
+    /// When the oldest request that waits for a reply was sent.
+    pub fn oldest_sent_at(&self) -> Option<Time> {
+        self.expected.front().map(|e| e.sent_at)
+    }
+
+    /// What has been done so far.
+    pub fn counts(&self) -> LinkCounts {
+        self.counts
+    }
+
+    /// Keys whose reply turned out larger than an entry may be, since the last call.
+    pub fn take_big_keys(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.big_keys)
+    }
+
+    /// Wakes the clients that something was left for since the last call.
+    pub fn wake_clients(&mut self) {
+        for port in self.awake.drain(..) {
+            port.wake();
+        }
+    }
+
+    /// Takes a client's requests over: writes what is to be sent, expects what will come.
+    pub fn submit(&mut self, job: &Job, now: Time) {
+        for op in &job.ops {
+            let request = job.bytes.slice(op.bytes.start as usize..op.bytes.end as usize);
+            self.submit_one(&job.port, op.seq, op.kind, request, Patience::Waiting, now);
+        }
+    }
+
+    /// Sends a request of Larder's own, whose reply nobody waits for.
+    pub fn submit_own(&mut self, request: &[u8], now: Time) {
+        let starts_at = self.put(request);
+        self.expect(What::Ignored, starts_at, now);
+    }
+
+    /// Takes over one frame that came from the upstream.
+    pub fn frame(&mut self, frame: Frame<'_>, now: Time) -> Result<(), Violation> {
+        if frame.bytes.first() == Some(&b'>') {
+            return self.push(frame);
+        }
+        let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
+        match expected.what {
+            What::Reply { port, seq, request, kind, state } => {
+                self.in_flight_bytes -= request.len();
+                if let OpKind::Write(command) = kind {
+                    self.remove_keys_of(command, &request);
+                }
+                if state != Patience::ToldOfTimeout {
+                    self.hand_on(&port, seq, frame);
+                }
+            }
+            What::Pttl { flight, key } => self.pttl(flight, key, frame),
+            What::Flight(flight) => self.landed(flight, frame, now),
+            What::Fence { waiting, empty } => self.fenced(waiting, empty),
+            What::Ignored => {}
+        }
+        Ok(())
+    }
+
+    /// Tells clients whose request is older than allowed. Their places in the stream stay.
+    pub fn time_out(&mut self, now: Time) {
+        let limit = self.limits.reply_max;
+        let limit_ms = limit.as_millis() as u64;
+        let mut told: Vec<(Arc<Port>, Delivery)> = Vec::new();
+        for expected in &mut self.expected {
+            if now.saturating_since(expected.sent_at) < limit {
+                break;
+            }
+            match &mut expected.what {
+                What::Reply { port, seq, kind, state, .. } if *state != Patience::ToldOfTimeout => {
+                    *state = Patience::ToldOfTimeout;
+                    let failure =
+                        if kind.is_read() { Failure::ReadTimeout(limit_ms) } else { Failure::WriteTimeout(limit_ms) };
+                    told.push((port.clone(), Delivery::Failed(*seq, failure)));
+                }
+                What::Flight(flight) => {
+                    if let Some(flight) = self.flights.get_mut(*flight) {
+                        let failed = |seq| Delivery::Failed(seq, Failure::ReadTimeout(limit_ms));
+                        told.extend(flight.waiting.drain(..).map(|(port, seq)| (port, failed(seq))));
+                        flight.patience = Patience::ToldOfTimeout;
+                    }
+                }
+                // A fence that cannot be answered must not let its reply go: the client is told of a timeout, too.
+                What::Fence { waiting, .. } => told.extend(
+                    waiting.drain(..).map(|(p, seq)| (p, Delivery::Failed(seq, Failure::WriteTimeout(limit_ms)))),
+                ),
+                _ => {}
+            }
+        }
+        self.counts.timeouts += told.len() as u64;
+        for (port, delivery) in told {
+            self.leave(&port, delivery);
+        }
+    }
+
+    /// The connection is gone. Empties the partition before anything else, tells what became of what was under way,
+    /// and returns the reads that are to be sent once more on the next connection, oldest first.
+    pub fn lost(&mut self) -> Vec<Retry> {
+        self.filler.empty();
+        self.counts.emptied += 1;
+        self.empties += 1;
+        self.caching = Caching::Off;
+        let sent = self.bytes_sent;
+        let mut retries = Vec::new();
+        for expected in std::mem::take(&mut self.expected) {
+            let unsent = expected.starts_at >= sent;
+            match expected.what {
+                What::Reply { port, seq, request, kind, state } => {
+                    self.lost_one(port, seq, request, kind, state, unsent, expected.sent_at, &mut retries);
+                }
+                What::Flight(flight) => self.lost_flight(flight, &mut retries),
+                // What the fence was for, that L1 holds nothing older, is true of an empty L1.
+                What::Fence { waiting, .. } => {
+                    for (port, seq) in waiting {
+                        self.leave(&port, Delivery::Fenced(seq));
+                    }
+                }
+                What::Pttl { .. } | What::Ignored => {}
+            }
+        }
+        self.flights.clear();
+        self.keys.clear();
+        self.in_flight_bytes = 0;
+        self.outgoing = Outgoing::default();
+        self.bytes_put = 0;
+        self.bytes_sent = 0;
+        retries
+    }
+
+    /// Sends a read once more, after [`LinkCore::lost`].
+    pub fn retry(&mut self, retry: Retry, now: Time) {
+        let Retry { port, seq, request, kind, again, .. } = retry;
+        self.submit_one(&port, seq, kind, request, again, now);
+    }
+
+    fn submit_one(&mut self, port: &Arc<Port>, seq: Seq, kind: OpKind, request: Bytes, state: Patience, now: Time) {
+        match kind {
+            OpKind::Fill { key_at, may_join, .. } if self.keeps() => {
+                self.submit_fill(port, seq, kind, request, usize::from(key_at), may_join, state, now);
+            }
+            OpKind::FillEach(_) if self.keeps() => self.submit_fill_each(port, seq, kind, request, state, now),
+            OpKind::Fence | OpKind::FenceAndEmpty => self.submit_fence(port, seq, kind == OpKind::FenceAndEmpty, now),
+            _ => {
+                let starts_at = self.put_shared(&request);
+                self.in_flight_bytes += request.len();
+                self.expect(What::Reply { port: port.clone(), seq, request, kind, state }, starts_at, now);
+                port.set_link_position(self.position);
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request; a struct would be built to be taken apart")]
+    fn submit_fill(
+        &mut self,
+        port: &Arc<Port>,
+        seq: Seq,
+        kind: OpKind,
+        request: Bytes,
+        key_at: usize,
+        may_join: bool,
+        patience: Patience,
+        now: Time,
+    ) {
+        let Some(key) = argument(&request, key_at) else {
+            // Not a request as the session makes them: send it on and keep nothing.
+            return self.submit_one(port, seq, OpKind::Read, request, patience, now);
+        };
+        if may_join && self.join(port, seq, &key, &request) {
+            return;
+        }
+        self.take_off(port, seq, kind, request, smallvec![key], patience, now);
+    }
+
+    fn submit_fill_each(
+        &mut self,
+        port: &Arc<Port>,
+        seq: Seq,
+        kind: OpKind,
+        request: Bytes,
+        patience: Patience,
+        now: Time,
+    ) {
+        let keys = match self.scan(&request) {
+            Some(ranges) => ranges.iter().skip(1).map(|r| slice_of(&request, *r)).collect(),
+            None => SmallVec::new(),
+        };
+        self.take_off(port, seq, kind, request, keys, patience, now);
+    }
+
+    /// Shares the reply of an equal read that is under way, if the client's order allows it.
+    fn join(&mut self, port: &Arc<Port>, seq: Seq, key: &Bytes, request: &Bytes) -> bool {
+        let Some(state) = self.keys.get(&key[..]) else { return false };
+        let equal = |f: &&Flight| {
+            f.patience != Patience::ToldOfTimeout && f.request == *request && f.position >= port.link_position()
+        };
+        let found = state.flights.iter().copied().find(|&i| self.flights.get(i).as_ref().is_some_and(equal));
+        let Some(flight) = found.and_then(|i| self.flights.get_mut(i)) else { return false };
+        port.set_link_position(flight.position);
+        flight.waiting.push((port.clone(), seq));
+        self.counts.joined += 1;
+        true
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request; a struct would be built to be taken apart")]
+    fn take_off(
+        &mut self,
+        port: &Arc<Port>,
+        seq: Seq,
+        kind: OpKind,
+        request: Bytes,
+        keys: SmallVec<[Bytes; 1]>,
+        patience: Patience,
+        now: Time,
+    ) {
+        let flight = self.flights.insert(Flight {
+            request: request.clone(),
+            kind,
+            keys: keys.iter().map(|key| FlightKey { key: key.clone(), deadline: None, changes_seen: 0 }).collect(),
+            waiting: smallvec![(port.clone(), seq)],
+            position: 0,
+            patience,
+            sent_at: now,
+            empties: self.empties,
+        });
+        for (i, key) in keys.into_iter().enumerate() {
+            let mut digits = itoa(key.len());
+            let starts_at = self.put(b"*2\r\n$4\r\nPTTL\r\n$");
+            self.put(digits.text());
+            self.put(b"\r\n");
+            self.put(&key);
+            self.put(b"\r\n");
+            self.expect(What::Pttl { flight, key: i }, starts_at, now);
+            self.keys.entry(key).or_default().flights.push(flight);
+        }
+        let starts_at = self.put_shared(&request);
+        self.in_flight_bytes += request.len();
+        self.expect(What::Flight(flight), starts_at, now);
+        let position = self.position;
+        self.flights[flight].position = position;
+        port.set_link_position(position);
+    }
+
+    fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, empty: bool, now: Time) {
+        if self.filler.partition().is_empty() && self.flights.is_empty() && !empty {
+            self.leave(port, Delivery::Fenced(seq));
+            return;
+        }
+        // A PING that has not left yet will be sent after this moment, too.
+        let sent = self.bytes_put - self.outgoing.len() as u64;
+        if let Some(Expected { what: What::Fence { waiting, empty: also }, starts_at, .. }) = self.expected.back_mut()
+            && *starts_at >= sent
+        {
+            waiting.push((port.clone(), seq));
+            *also |= empty;
+            return;
+        }
+        let starts_at = self.put(b"*1\r\n$4\r\nPING\r\n");
+        self.expect(What::Fence { waiting: smallvec![(port.clone(), seq)], empty }, starts_at, now);
+        self.counts.fences += 1;
+    }
+
+    fn keeps(&self) -> bool {
+        match self.caching {
+            Caching::Tracked => true,
+            Caching::Untracked => self.limits.untracked_ttl.is_some(),
+            Caching::NoPttl | Caching::Off => false,
+        }
+    }
+
+    /// The reply to a PTTL: from here on a change of the key makes the fill void.
+    fn pttl(&mut self, flight: usize, key: usize, frame: Frame<'_>) {
+        let Some(flight) = self.flights.get_mut(flight) else { return };
+        let Some(k) = flight.keys.get_mut(key) else { return };
+        k.deadline = match Cursor::new(frame.bytes).next() {
+            Some(Item::Integer(-1 | -2)) => Some(Time::MAX),
+            Some(Item::Integer(ms)) if ms > 0 => {
+                Some(flight.sent_at.saturating_add(Duration::from_millis(ms.unsigned_abs())))
+            }
+            Some(Item::Error(text)) => {
+                if text.starts_with(b"NOPERM") && self.caching != Caching::NoPttl {
+                    tracing::warn!("the upstream refuses PTTL to this user: nothing is cached for it");
+                    self.caching = Caching::NoPttl;
+                }
+                None
+            }
+            _ => None,
+        };
+        if self.caching == Caching::Untracked {
+            let bound = self.limits.untracked_ttl.map(|ttl| flight.sent_at.saturating_add(ttl));
+            k.deadline = k.deadline.zip(bound).map(|(a, b)| a.min(b));
+        }
+        k.changes_seen = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
+        flight.empties = self.empties;
+    }
+
+    /// The reply to a read that may be kept: keep it, then hand it on.
+    fn landed(&mut self, flight: usize, frame: Frame<'_>, now: Time) {
+        let Some(flight_state) = self.flights.try_remove(flight) else { return };
+        self.in_flight_bytes -= flight_state.request.len();
+        let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
+        if !is_error && flight_state.empties == self.empties {
+            match flight_state.kind {
+                OpKind::Fill { command, key_at, .. } => {
+                    self.keep_one(&flight_state, command, usize::from(key_at), frame, now);
+                }
+                OpKind::FillEach(each) => self.keep_each(&flight_state, each, frame, now),
+                _ => {}
+            }
+        }
+        for k in &flight_state.keys {
+            if let Some(state) = self.keys.get_mut(&k.key[..]) {
+                state.flights.retain(|f| *f != flight);
+                if state.flights.is_empty() {
+                    self.keys.remove(&k.key[..]);
+                }
+            }
+        }
+        for (port, seq) in &flight_state.waiting {
+            self.hand_on(port, *seq, frame);
+        }
+    }
+
+    fn keep_one(&mut self, flight: &Flight, command: CommandId, key_at: usize, frame: Frame<'_>, now: Time) {
+        let Some(k) = flight.keys.first() else { return };
+        let Some(deadline) = self.fresh_until(k) else { return };
+        let Some(ranges) = self.scan(&flight.request) else { return };
+        let variant = Variant::new(command, Args::new(&flight.request, &ranges), key_at);
+        let filled = self.filler.fill(&k.key, variant, frame.bytes, deadline, now);
+        self.count_fill(filled, &k.key);
+        self.scanner_gives_back(ranges);
+    }
+
+    fn keep_each(&mut self, flight: &Flight, each: Each, frame: Frame<'_>, now: Time) {
+        let mut cursor = Cursor::new(frame.bytes);
+        let (count, mut total) = match (each, cursor.next()) {
+            (Each::Mget { .. }, Some(Item::Aggregate(_, n))) => (n, 0),
+            (Each::Exists(_), Some(Item::Integer(n))) => (flight.keys.len() as u64, n),
+            _ => return,
+        };
+        if count != flight.keys.len() as u64 {
+            return;
+        }
+        if let Each::Exists(_) = each {
+            // Only "none" and "all" tell what is true of each key.
+            if total != 0 && total != flight.keys.len() as i64 {
+                return;
+            }
+            total = total.min(1);
+        }
+        for k in &flight.keys {
+            let (command, element): (CommandId, &[u8]) = match each {
+                Each::Exists(exists) => (exists, if total == 0 { b":0\r\n" } else { b":1\r\n" }),
+                Each::Mget { get, mget } => match cursor.next_frame() {
+                    Some(nil) if nil.starts_with(b"_") => (mget, nil),
+                    Some(value) => (get, value),
+                    None => return,
+                },
+            };
+            if let Some(deadline) = self.fresh_until(k) {
+                let filled = self.filler.fill(&k.key, Variant::bare(command), element, deadline, now);
+                self.count_fill(filled, &k.key);
+            }
+        }
+    }
+
+    /// The deadline of a key that was read, unless it changed since its PTTL was answered.
+    fn fresh_until(&mut self, k: &FlightKey) -> Option<Time> {
+        let changes = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
+        if changes != k.changes_seen {
+            self.counts.fills_outrun += 1;
+            return None;
+        }
+        k.deadline
+    }
+
+    fn count_fill(&mut self, filled: Filled, key: &Bytes) {
+        match filled {
+            Filled::Stored => self.counts.fills += 1,
+            Filled::TooBig => self.big_keys.push(Bytes::copy_from_slice(key)),
+            Filled::Dead => {}
+        }
+    }
+
+    fn push(&mut self, frame: Frame<'_>) -> Result<(), Violation> {
+        let mut cursor = Cursor::new(frame.bytes);
+        let _count = cursor.next_count().ok_or(Violation::Push)?;
+        if cursor.next_bytes().ok_or(Violation::Push)? != b"invalidate" {
+            return Ok(());
+        }
+        match cursor.next().ok_or(Violation::Push)? {
+            Item::Null => {
+                self.filler.empty();
+                self.empties += 1;
+                self.counts.emptied += 1;
+            }
+            Item::Aggregate(_, n) => {
+                for _ in 0..n {
+                    let key = cursor.next_bytes().ok_or(Violation::Push)?;
+                    self.counts.dropped_by_push += u64::from(self.remove(key));
+                }
+            }
+            _ => return Err(Violation::Push),
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &[u8]) -> bool {
+        if let Some(state) = self.keys.get_mut(key) {
+            state.changes += 1;
+        }
+        self.filler.remove(key)
+    }
+
+    fn remove_keys_of(&mut self, command: CommandId, request: &Bytes) {
+        if self.filler.partition().is_empty() && self.keys.is_empty() {
+            return;
+        }
+        let Some(ranges) = self.scan(request) else { return };
+        let args = Args::new(request, &ranges);
+        let table = self.table.clone();
+        for key_at in table.command(command).keys(args) {
+            let removed = self.remove(args.arg(key_at));
+            self.counts.dropped_by_write += u64::from(removed);
+        }
+        self.scanner_gives_back(ranges);
+    }
+
+    fn fenced(&mut self, waiting: SmallVec<[(Arc<Port>, Seq); 1]>, empty: bool) {
+        if empty {
+            self.filler.empty();
+            self.empties += 1;
+            self.counts.emptied += 1;
+        }
+        for (port, seq) in waiting {
+            self.leave(&port, Delivery::Fenced(seq));
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one expected reply, taken apart by the caller")]
+    fn lost_one(
+        &mut self,
+        port: Arc<Port>,
+        seq: Seq,
+        request: Bytes,
+        kind: OpKind,
+        state: Patience,
+        unsent: bool,
+        sent_at: Time,
+        retries: &mut Vec<Retry>,
+    ) {
+        match state {
+            Patience::ToldOfTimeout => {}
+            _ if unsent => retries.push(Retry { port, seq, request, kind, again: state, sent_at }),
+            Patience::Waiting if kind.is_read() => {
+                retries.push(Retry { port, seq, request, kind, again: Patience::Retried, sent_at });
+            }
+            Patience::Retried => self.leave(&port, Delivery::Failed(seq, Failure::ReadLost)),
+            Patience::Waiting => self.leave(&port, Delivery::Failed(seq, Failure::WriteLost)),
+        }
+    }
+
+    fn lost_flight(&mut self, flight: usize, retries: &mut Vec<Retry>) {
+        let Some(flight) = self.flights.try_remove(flight) else { return };
+        for (port, seq) in flight.waiting {
+            if flight.patience == Patience::Retried {
+                self.leave(&port, Delivery::Failed(seq, Failure::ReadLost));
+                continue;
+            }
+            let (request, kind, sent_at) = (flight.request.clone(), flight.kind, flight.sent_at);
+            retries.push(Retry { port, seq, request, kind, again: Patience::Retried, sent_at });
+        }
+    }
+
+    fn hand_on(&mut self, port: &Arc<Port>, seq: Seq, frame: Frame<'_>) {
+        if port.reply(seq, frame.bytes, frame.shared) {
+            self.awake.push(port.clone());
+        }
+    }
+
+    fn leave(&mut self, port: &Arc<Port>, delivery: Delivery) {
+        if port.leave(delivery) {
+            self.awake.push(port.clone());
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> u64 {
+        let starts_at = self.bytes_put;
+        self.outgoing.put(bytes);
+        self.bytes_put += bytes.len() as u64;
+        starts_at
+    }
+
+    fn put_shared(&mut self, bytes: &Bytes) -> u64 {
+        let starts_at = self.bytes_put;
+        self.outgoing.put_shared(bytes.clone());
+        self.bytes_put += bytes.len() as u64;
+        starts_at
+    }
+
+    fn expect(&mut self, what: What, starts_at: u64, now: Time) {
+        self.position += 1;
+        self.expected.push_back(Expected { what, sent_at: now, starts_at });
+    }
+
+    /// The argument ranges of a request that a session has made. The vector is to be given back.
+    fn scan(&mut self, request: &[u8]) -> Option<Vec<ArgRange>> {
+        match self.scanner.scan(request) {
+            Ok(Step::Request { .. }) => Some(self.scanner.take_ranges()),
+            _ => {
+                self.scanner = RequestScanner::new(RequestLimits::default());
+                None
+            }
+        }
+    }
+
+    fn scanner_gives_back(&mut self, ranges: Vec<ArgRange>) {
+        self.scanner.give_ranges(ranges);
+    }
+}
+
+/// A read that is to be sent once more.
+#[derive(Debug)]
+pub struct Retry {
+    port: Arc<Port>,
+    seq: Seq,
+    request: Bytes,
+    kind: OpKind,
+    again: Patience,
+    /// When it was sent first: its deadline counts from there.
+    pub sent_at: Time,
+}
+
+// === impl Retry ===
+
+impl Retry {
+    /// Gives up: tells the client.
+    pub fn fail(self, failure: Failure) {
+        self.port.leave(Delivery::Failed(self.seq, failure));
+        self.port.wake();
+    }
+}
+
+// === impl OpKind ===
+
+impl OpKind {
+    /// True if the request can be sent twice without harm.
+    pub fn is_read(self) -> bool {
+        matches!(self, Self::Read | Self::Fill { .. } | Self::FillEach(_))
+    }
+}
+
+/// Argument `at` of a request as sessions make them, without looking at those behind it.
+fn argument(request: &Bytes, at: usize) -> Option<Bytes> {
+    let mut cursor = Cursor::new(request);
+    cursor.next_count()?;
+    for _ in 0..at {
+        cursor.next_bytes()?;
+    }
+    let key = cursor.next_bytes()?;
+    Some(request.slice_ref(key))
+}
+
+fn slice_of(request: &Bytes, range: ArgRange) -> Bytes {
+    request.slice(range.start as usize..range.start as usize + range.len as usize)
+}
+
+/// A length in decimal digits, without an allocation.
+struct Digits {
+    bytes: [u8; 20],
+    from: usize,
+}
+
+fn itoa(mut n: usize) -> Digits {
+    let mut digits = Digits { bytes: [b'0'; 20], from: 20 };
+    loop {
+        digits.from -= 1;
+        digits.bytes[digits.from] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            return digits;
+        }
+    }
+}
+
+// === impl Digits ===
+
+impl Digits {
+    fn text(&mut self) -> &[u8] {
+        &self.bytes[self.from..]
+    }
+}

@@ -1,0 +1,322 @@
+//! A connection to the upstream as it is: bytes in, bytes out, replies unchanged.
+//!
+//! What the pool lends out and what a link is made of. It speaks the protocol that it was set up with (RESP2 or RESP3),
+//! finds the ends of replies and nothing more. `is_broken` is honest: once bytes could be misread (an I/O error, bytes
+//! that are no reply, a reply that was not read to its end), the connection is never used again.
+
+use crate::outgoing::Outgoing;
+use bytes::{Bytes, BytesMut};
+use larder_protocol::scan::{ReplyError, ReplyLimits, ReplyScanner};
+use larder_protocol::args::OwnedArgs;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// Where the upstream listens. The name is resolved anew for each connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// Who a connection is for the upstream.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// No AUTH is sent.
+    Anonymous,
+    /// `AUTH password`: the default user, with the form that servers before 6 know.
+    Password(Arc<[u8]>),
+    /// `AUTH user password`.
+    User {
+        /// User name.
+        name: Arc<[u8]>,
+        /// Password. Never printed.
+        password: Arc<[u8]>,
+    },
+}
+
+/// The version of RESP that a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// RESP2, where every connection begins.
+    Resp2,
+    /// RESP3.
+    Resp3,
+}
+
+/// Why a connection could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum RawError {
+    /// No connection within the time allowed.
+    #[error("no connection within {0} ms")]
+    ConnectTimeout(u128),
+    /// The system refuses.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The peer has closed.
+    #[error("closed by the upstream")]
+    Closed,
+    /// The peer sends what is no reply.
+    #[error("not a reply: {0}")]
+    Reply(#[from] ReplyError),
+    /// The upstream answers the set-up with an error: its line, without the dash.
+    #[error("{}", String::from_utf8_lossy(.0))]
+    Refused(Bytes),
+}
+
+/// The connection.
+#[derive(Debug)]
+pub struct RawConnection {
+    stream: TcpStream,
+    input: BytesMut,
+    /// Bytes of `input` that the scanner has seen; they belong to the frame at hand.
+    seen: usize,
+    scanner: ReplyScanner,
+    /// What is to be written.
+    pub outgoing: Outgoing,
+    broken: bool,
+    /// Replies that are owed by the upstream.
+    owed: usize,
+}
+
+/// A piece of a reply.
+#[derive(Debug)]
+pub struct Piece {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// The first byte of the reply that they belong to.
+    pub kind: u8,
+    /// True if the reply ends with them.
+    pub ends: bool,
+}
+
+/// A read asks for this much at least.
+const READ_BYTES_MIN: usize = 16 * 1024;
+/// A read asks for this much at most, however large the reply at hand is.
+const READ_BYTES_MAX: usize = 1024 * 1024;
+
+// === impl Endpoint ===
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+// === impl Identity ===
+
+impl Identity {
+    /// The name under which the upstream knows the user.
+    pub fn name(&self) -> &[u8] {
+        match self {
+            Self::Anonymous | Self::Password(_) => b"default",
+            Self::User { name, .. } => name,
+        }
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Identity({})", String::from_utf8_lossy(self.name()))
+    }
+}
+
+// === impl RawConnection ===
+
+impl RawConnection {
+    /// Connects, within `within`.
+    pub async fn connect(endpoint: &Endpoint, within: Duration, limits: ReplyLimits) -> Result<Self, RawError> {
+        let connecting = TcpStream::connect((endpoint.host.as_str(), endpoint.port));
+        let stream = tokio::time::timeout(within, connecting)
+            .await
+            .map_err(|_| RawError::ConnectTimeout(within.as_millis()))??;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            input: BytesMut::new(),
+            seen: 0,
+            scanner: ReplyScanner::new(limits),
+            outgoing: Outgoing::default(),
+            broken: false,
+            owed: 0,
+        })
+    }
+
+    /// True if the connection must not be used any more, or is not at rest.
+    pub fn is_broken(&self) -> bool {
+        self.broken || self.owed > 0 || !self.outgoing.is_empty() || !self.scanner.is_at_boundary()
+    }
+
+    /// Marks the connection as not to be used again: its state cannot be undone.
+    pub fn condemn(&mut self) {
+        self.broken = true;
+    }
+
+    /// The socket.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Puts a request whose reply is owed from now on.
+    pub fn put_request(&mut self, request: &[u8]) {
+        self.outgoing.put(request);
+        self.owed += 1;
+    }
+
+    /// As [`RawConnection::put_request`], without copying what is large.
+    pub fn put_request_shared(&mut self, request: Bytes) {
+        self.outgoing.put_shared(request);
+        self.owed += 1;
+    }
+
+    /// Replies that are owed.
+    pub fn owed(&self) -> usize {
+        self.owed
+    }
+
+    /// Sends a request and waits for its whole reply; pushes in between are dropped.
+    pub async fn call<T: AsRef<[u8]>>(&mut self, args: impl IntoIterator<Item = T>) -> Result<Bytes, RawError> {
+        let request = OwnedArgs::new(args);
+        self.put_request(request.args().bytes());
+        let mut reply = BytesMut::new();
+        loop {
+            let piece = std::future::poll_fn(|cx| {
+                let _ = self.poll_flush(cx)?;
+                self.poll_piece(cx)
+            })
+            .await?;
+            if piece.kind == b'>' {
+                continue;
+            }
+            reply.extend_from_slice(&piece.bytes);
+            if piece.ends {
+                return Ok(reply.freeze());
+            }
+        }
+    }
+
+    /// Writes what waits; ready when all is written.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RawError>> {
+        loop {
+            if self.outgoing.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.stream.poll_write_ready(cx))?;
+            if let Err(e) = self.outgoing.write_to(&self.stream) {
+                self.broken = true;
+                return Poll::Ready(Err(e.into()));
+            }
+        }
+    }
+
+    /// The next piece of a reply, as it comes: a large reply comes in many pieces, a small one in one.
+    pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, RawError>> {
+        loop {
+            if !self.input.is_empty()
+                && let Some(piece) = self.take_piece()?
+            {
+                return Poll::Ready(Ok(piece));
+            }
+            ready!(self.poll_fill(cx))?;
+        }
+    }
+
+    /// Reads more into the buffer.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, RawError>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx)).inspect_err(|_| self.broken = true)?;
+            let wanted = (self.scanner.bytes_needed_min() as usize).clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+            self.input.reserve(wanted);
+            match self.stream.try_read_buf(&mut self.input) {
+                Ok(0) => {
+                    self.broken = true;
+                    return Poll::Ready(Err(RawError::Closed));
+                }
+                Ok(n) => return Poll::Ready(Ok(n)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => {
+                    self.broken = true;
+                    return Poll::Ready(Err(e.into()));
+                }
+            }
+        }
+    }
+
+    /// Scans on to the end of the frame at hand: its length, if it is all in the buffer.
+    pub fn frame_len(&mut self) -> Result<Option<usize>, RawError> {
+        if self.seen == self.input.len() {
+            return Ok(None);
+        }
+        let advance = self.scanner.advance(&self.input[self.seen..]).inspect_err(|_| self.broken = true)?;
+        self.seen += advance.consumed;
+        if !advance.complete {
+            return Ok(None);
+        }
+        let len = std::mem::take(&mut self.seen);
+        if self.input[0] != b'>' {
+            self.owed = self.owed.saturating_sub(1);
+        }
+        Ok(Some(len))
+    }
+
+    /// The received bytes, a frame first if [`RawConnection::frame_len`] has just said so.
+    pub fn input(&mut self) -> &mut BytesMut {
+        &mut self.input
+    }
+
+    fn take_piece(&mut self) -> Result<Option<Piece>, RawError> {
+        let advance = self.scanner.advance(&self.input).inspect_err(|_| self.broken = true)?;
+        let kind = self.scanner.kind();
+        if advance.consumed == 0 {
+            return Ok(None);
+        }
+        if advance.complete && kind != b'>' {
+            self.owed = self.owed.saturating_sub(1);
+        }
+        Ok(Some(Piece { bytes: self.input.split_to(advance.consumed).freeze(), kind, ends: advance.complete }))
+    }
+}
+
+/// The requests that set a connection up as `identity`: `AUTH`, then `HELLO 3` for RESP3, then `SELECT`.
+/// Errors of the upstream come back word for word.
+pub async fn set_up(
+    connection: &mut RawConnection,
+    identity: &Identity,
+    protocol: Protocol,
+    database: u32,
+) -> Result<Option<Bytes>, RawError> {
+    match identity {
+        Identity::Anonymous => {}
+        Identity::Password(password) => drop(accepted(connection.call([b"AUTH", &password[..]]).await?)?),
+        Identity::User { name, password } => {
+            drop(accepted(connection.call([b"AUTH", &name[..], &password[..]]).await?)?);
+        }
+    }
+    let hello = match protocol {
+        Protocol::Resp2 => None,
+        Protocol::Resp3 => Some(accepted(connection.call(["HELLO", "3"]).await?)?),
+    };
+    if database != 0 {
+        accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)?;
+    }
+    Ok(hello)
+}
+
+/// An error reply as an error.
+pub fn accepted(reply: Bytes) -> Result<Bytes, RawError> {
+    match reply.first() {
+        Some(b'-') => {
+            let line = reply.slice(1..reply.len().saturating_sub(2).max(1));
+            Err(RawError::Refused(line))
+        }
+        _ => Ok(reply),
+    }
+}
