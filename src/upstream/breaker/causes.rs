@@ -14,7 +14,8 @@ pub enum FailureCause {
     Resolve,
     /// No connection: refused, unreachable, or not made in time.
     Connect,
-    /// Connected, but the greeting failed: wrong password, no RESP3, no tracking.
+    /// Connected, but the greeting failed: wrong password, no RESP3, no tracking. Only for the credentials of Larder's
+    /// own configuration: a client's wrong password is its own fault and must not open the circuit for all.
     Handshake,
     /// No reply in time.
     Timeout,
