@@ -56,6 +56,12 @@ pub enum Failure {
     /// No reply to a write in time.
     #[error("UPSTREAMTIMEOUT no reply within {0} ms; the command may or may not have been executed")]
     WriteTimeout(u64),
+    /// The upstream has refused the connection on which the request would have gone: its line, without the dash.
+    #[error("{}", String::from_utf8_lossy(.0))]
+    Refused(Bytes),
+    /// No exclusive connection was free in time; nothing was sent.
+    #[error("POOLFULL no exclusive connection to the upstream became free within {0} ms; nothing was sent")]
+    PoolFull(u64),
     /// Too much is under way already; nothing was sent.
     #[error("BUSYLINK too many requests in flight to the upstream; nothing was sent")]
     Full,

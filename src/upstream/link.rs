@@ -282,6 +282,11 @@ impl LinkCore {
         self.table = table;
     }
 
+    /// True if replies may be kept for a bounded time where there is no tracking.
+    pub fn may_keep_untracked(&self) -> bool {
+        self.limits.untracked_ttl.is_some()
+    }
+
     /// What is to be written to the connection.
     pub fn outgoing(&mut self) -> &mut Outgoing {
         &mut self.outgoing
@@ -569,7 +574,8 @@ impl LinkCore {
         self.counts.fences += 1;
     }
 
-    fn keeps(&self) -> bool {
+    /// True if replies are kept at present.
+    pub fn keeps(&self) -> bool {
         match self.caching {
             Caching::Tracked => true,
             Caching::Untracked => self.limits.untracked_ttl.is_some(),
@@ -661,7 +667,7 @@ impl LinkCore {
             let (command, element): (CommandId, &[u8]) = match each {
                 Each::Exists(exists) => (exists, if total == 0 { b":0\r\n" } else { b":1\r\n" }),
                 Each::Mget { get, mget } => match cursor.next_frame() {
-                    Some(nil) if nil.starts_with(b"_") => (mget, nil),
+                    Some(nil) if nil.starts_with(b"_") || nil.starts_with(b"$-1") => (mget, nil),
                     Some(value) => (get, value),
                     None => return,
                 },
@@ -728,7 +734,8 @@ impl LinkCore {
         let Some(ranges) = self.scan(request) else { return };
         let args = Args::new(request, &ranges);
         let table = self.table.clone();
-        for key_at in table.command(command).keys(args) {
+        let Some(command) = table.get(command) else { return };
+        for key_at in command.keys(args) {
             let removed = self.remove(args.arg(key_at));
             self.counts.dropped_by_write += u64::from(removed);
         }

@@ -2,8 +2,20 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`link`] | CORE of the ordered link: fills and invalidations in the order of one stream |
+//! | [`link_io`] | the shell around it: connection, reconnects, batches |
+//! | [`pool`] | exclusive connections for what holds state: the only file that names bb8 |
+//! | [`raw`] | a connection as it is: bytes in, bytes out |
+//! | [`scope`] | (user, database) pairs: a link, a partition and pools each |
+//! | [`node`] | one server: where it is, whether it is well, what it understands |
+//! | [`breaker`] | CORE of the circuit breaker of one node |
 //! | [`backoff`] | how long to wait before the next connect attempt |
-//! | [`breaker`] | the circuit breaker of one upstream node |
 
 pub mod backoff;
 pub mod breaker;
+pub mod link;
+pub mod link_io;
+pub mod node;
+pub mod pool;
+pub mod raw;
+pub mod scope;

@@ -6,8 +6,9 @@
 
 use crate::outgoing::Outgoing;
 use bytes::{Bytes, BytesMut};
-use larder_protocol::scan::{ReplyError, ReplyLimits, ReplyScanner};
 use larder_protocol::args::OwnedArgs;
+use larder_protocol::scan::{ReplyError, ReplyLimits, ReplyScanner};
+use larder_protocol::shape::Protocol;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -37,15 +38,6 @@ pub enum Identity {
         /// Password. Never printed.
         password: Arc<[u8]>,
     },
-}
-
-/// The version of RESP that a connection speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// RESP2, where every connection begins.
-    Resp2,
-    /// RESP3.
-    Resp3,
 }
 
 /// Why a connection could not be made or used.

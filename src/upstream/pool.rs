@@ -1,0 +1,147 @@
+//! Exclusive connections: borrowed for as long as a client's state on them lasts. The only file that names bb8.
+//!
+//! A pool belongs to one scope and one protocol, so that a borrowed connection is already the right user, in the right
+//! database, and answers in the bytes that the client expects. There are two of each: one for transactions, scripts and
+//! the like, which are short, and one for clients that wait (blocking commands, MONITOR, client-side tracking).
+//!
+//! bb8 does the bookkeeping (how many, who waits, what is idle for too long); the connection is our own
+//! [`RawConnection`], whose [`RawConnection::is_broken`] decides whether it may come back. Checking at each check-out
+//! costs a round trip and is off: a connection that has died while idle shows itself by an error before anything was
+//! sent on it, or by one that is reported as what it is.
+
+use super::node::Node;
+use super::raw::{self, Identity, RawConnection, RawError};
+use crate::port::Failure;
+use bytes::Bytes;
+use larder_protocol::scan::ReplyLimits;
+use larder_protocol::shape::Protocol;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A borrowed connection: goes back to its pool when dropped, or is closed if it is broken.
+pub type Borrowed = bb8::PooledConnection<'static, Maker>;
+
+/// Bounds of the pools of one scope and protocol.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolLimits {
+    /// Connections for short use (`pool.size_max`).
+    pub size_max: u32,
+    /// Connections for clients that wait (`pool.blocking_max`).
+    pub blocking_max: u32,
+    /// How long an unused connection is kept (`pool.idle_ms_max`).
+    pub idle_max: Duration,
+    /// Longest wait for a free connection (`pool.wait_ms_max`).
+    pub wait_max: Duration,
+    /// Longest wait for a new connection (`link.connect_ms_max`).
+    pub connect_max: Duration,
+    /// Bounds of replies.
+    pub replies: ReplyLimits,
+}
+
+/// What a connection is borrowed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// For a moment.
+    Short,
+    /// For as long as a client waits.
+    Waiting,
+}
+
+/// The pools of one scope.
+pub struct Pools {
+    short: [bb8::Pool<Maker>; 2],
+    waiting: [bb8::Pool<Maker>; 2],
+    limits: PoolLimits,
+    node: Arc<Node>,
+}
+
+/// Makes connections of one scope and protocol.
+pub struct Maker {
+    node: Arc<Node>,
+    identity: Identity,
+    database: u32,
+    protocol: Protocol,
+    limits: PoolLimits,
+}
+
+// === impl Pools ===
+
+impl Pools {
+    /// Empty pools; connections are made when they are wanted.
+    pub fn new(node: &Arc<Node>, identity: &Identity, database: u32, limits: PoolLimits) -> Self {
+        let pool = |protocol, size| {
+            let maker = Maker { node: node.clone(), identity: identity.clone(), database, protocol, limits };
+            bb8::Pool::builder()
+                .max_size(size)
+                .connection_timeout(limits.wait_max)
+                .idle_timeout(Some(limits.idle_max))
+                .max_lifetime(None)
+                .test_on_check_out(false)
+                .retry_connection(false)
+                .build_unchecked(maker)
+        };
+        let both = |size| [pool(Protocol::Resp2, size), pool(Protocol::Resp3, size)];
+        Self { short: both(limits.size_max), waiting: both(limits.blocking_max), limits, node: node.clone() }
+    }
+
+    /// Borrows a connection.
+    ///
+    /// # Errors
+    /// Nothing has been sent: none was free in time, none could be made, or the upstream refuses the identity.
+    pub async fn borrow(&self, purpose: Use, protocol: Protocol) -> Result<Borrowed, Failure> {
+        let pools = if purpose == Use::Short { &self.short } else { &self.waiting };
+        let pool = &pools[usize::from(protocol == Protocol::Resp3)];
+        pool.get_owned().await.map_err(|error| match error {
+            bb8::RunError::TimedOut => Failure::PoolFull(self.limits.wait_max.as_millis() as u64),
+            bb8::RunError::User(RawError::Refused(line)) => Failure::Refused(line),
+            bb8::RunError::User(error) => {
+                let node = &self.node;
+                node.refusal().unwrap_or_else(|| node.unreachable(&error.to_string(), Duration::ZERO))
+            }
+        })
+    }
+
+    /// Connections in use and idle, short and waiting together.
+    pub fn counts(&self) -> (u32, u32) {
+        let states = self.short.iter().chain(&self.waiting).map(bb8::Pool::state);
+        states.fold((0, 0), |(used, idle), s| (used + s.connections - s.idle_connections, idle + s.idle_connections))
+    }
+}
+
+impl bb8::ManageConnection for Maker {
+    type Connection = RawConnection;
+    type Error = RawError;
+
+    async fn connect(&self) -> Result<RawConnection, RawError> {
+        let connecting = async {
+            let limits = &self.limits;
+            let mut connection = RawConnection::connect(&self.node.endpoint, limits.connect_max, limits.replies).await?;
+            raw::set_up(&mut connection, &self.identity, self.protocol, self.database).await?;
+            Ok(connection)
+        };
+        let limit = self.limits.connect_max;
+        tokio::time::timeout(limit, connecting).await.unwrap_or(Err(RawError::ConnectTimeout(limit.as_millis())))
+    }
+
+    async fn is_valid(&self, _: &mut RawConnection) -> Result<(), RawError> {
+        Ok(())
+    }
+
+    fn has_broken(&self, connection: &mut RawConnection) -> bool {
+        connection.is_broken()
+    }
+}
+
+/// A connection that has just been made for a client's AUTH, and the upstream's own reply to it.
+pub async fn try_identity(
+    node: &Node,
+    identity: &Identity,
+    limits: PoolLimits,
+) -> Result<Result<(), Bytes>, RawError> {
+    let mut connection = RawConnection::connect(&node.endpoint, limits.connect_max, limits.replies).await?;
+    match raw::set_up(&mut connection, identity, Protocol::Resp2, 0).await {
+        Ok(_) => Ok(Ok(())),
+        Err(RawError::Refused(line)) => Ok(Err(line)),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,228 @@
+//! Scopes: (user, database) pairs, each with a link, a partition of L1 and pools of its own.
+//!
+//! A client's scope decides whose rights its requests have and in which database they are looked up; a partition is
+//! never read from another scope, so what one user may see is not shown to another. With no AUTH and no SELECT there is
+//! exactly one.
+//!
+//! Invariants: one scope for an identity and a database at a time; a scope without clients ends after
+//! `limits.scope_idle_ms_max`, the first one never does; there are at most `limits.scopes_max`.
+
+use super::link::{LinkCore, LinkLimits};
+use super::link_io::{self, LinkHandle, LinkPurpose, LinkTimes};
+use super::node::Node;
+use super::pool::{PoolLimits, Pools};
+use super::raw::Identity;
+use crate::l1::L1;
+use bytes::Bytes;
+use mini_moka::sync::Cache;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// Bounds and habits of all that leads to an upstream.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamSettings {
+    /// Of each link's core.
+    pub link: LinkLimits,
+    /// Of each link's shell.
+    pub times: LinkTimes,
+    /// Of each scope's pools.
+    pub pool: PoolLimits,
+    /// Most scopes at once (`limits.scopes_max`).
+    pub scopes_max: usize,
+    /// How long a scope without clients lives (`limits.scope_idle_ms_max`).
+    pub scope_idle_max: Duration,
+}
+
+/// The upstream with its scopes.
+pub struct Upstream {
+    node: Arc<Node>,
+    l1: Arc<L1>,
+    settings: UpstreamSettings,
+    identity: Identity,
+    database: u32,
+    scopes: Mutex<HashMap<(Identity, u32), Held>>,
+    count: AtomicUsize,
+    next_seed: AtomicU64,
+    runtime: Handle,
+    big_keys: Cache<Bytes, ()>,
+}
+
+/// A (user, database) pair.
+pub struct Scope {
+    /// Whose rights apply.
+    pub identity: Identity,
+    /// Which database is selected.
+    pub database: u32,
+    /// The ordered link.
+    pub link: Arc<LinkHandle>,
+    /// Exclusive connections.
+    pub pools: Pools,
+}
+
+/// No further scope can be had.
+#[derive(Debug, thiserror::Error)]
+#[error("ERR too many (user, database) pairs are in use at once: the limit is {0} (limits.scopes_max)")]
+pub struct TooManyScopes(usize);
+
+struct Held {
+    scope: Arc<Scope>,
+    idle_for: Duration,
+}
+
+/// How many keys are remembered as too big for L1, and for how long: a small, count-bounded, time-to-live cache off the
+/// hot path.
+const BIG_KEYS_MAX: u64 = 10_000;
+const BIG_KEY_REMEMBERED: Duration = Duration::from_secs(60);
+/// How often idle scopes are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// The upstream `node`, with the scope of clients that neither authenticate nor select. Links run on `runtime`.
+    pub fn new(
+        node: Arc<Node>,
+        l1: Arc<L1>,
+        settings: UpstreamSettings,
+        identity: Identity,
+        database: u32,
+        runtime: Handle,
+        seed: u64,
+    ) -> Arc<Self> {
+        let big_keys = Cache::builder().max_capacity(BIG_KEYS_MAX).time_to_live(BIG_KEY_REMEMBERED).build();
+        let this = Arc::new(Self {
+            node,
+            l1,
+            settings,
+            identity,
+            database,
+            scopes: Mutex::new(HashMap::new()),
+            count: AtomicUsize::new(0),
+            next_seed: AtomicU64::new(seed),
+            runtime,
+            big_keys,
+        });
+        let sweeper = Arc::downgrade(&this);
+        this.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP_EVERY).await;
+                match sweeper.upgrade() {
+                    Some(upstream) => upstream.sweep(),
+                    None => return,
+                }
+            }
+        });
+        this
+    }
+
+    /// The server.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// The store of which each scope has a partition.
+    pub fn l1(&self) -> &Arc<L1> {
+        &self.l1
+    }
+
+    /// The bounds in force.
+    pub fn settings(&self) -> &UpstreamSettings {
+        &self.settings
+    }
+
+    /// The identity of clients that do not authenticate.
+    pub fn default_identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The scope of clients that neither authenticate nor select.
+    pub fn default_scope(&self) -> Result<Arc<Scope>, TooManyScopes> {
+        self.scope(&self.identity, self.database)
+    }
+
+    /// The database of clients that do not select.
+    pub fn default_database(&self) -> u32 {
+        self.database
+    }
+
+    /// The scope of an identity and a database; it is made if it is not there. That the upstream accepts them must have
+    /// been found out before.
+    pub fn scope(&self, identity: &Identity, database: u32) -> Result<Arc<Scope>, TooManyScopes> {
+        let mut scopes = self.lock();
+        if let Some(held) = scopes.get_mut(&(identity.clone(), database)) {
+            held.idle_for = Duration::ZERO;
+            return Ok(held.scope.clone());
+        }
+        if scopes.len() >= self.settings.scopes_max {
+            return Err(TooManyScopes(self.settings.scopes_max));
+        }
+        let scope = self.start(identity, database);
+        scopes.insert((identity.clone(), database), Held { scope: scope.clone(), idle_for: Duration::ZERO });
+        self.count.store(scopes.len(), Ordering::Release);
+        Ok(scope)
+    }
+
+    /// True if the scope of an identity and a database is there already.
+    pub fn has_scope(&self, identity: &Identity, database: u32) -> bool {
+        self.lock().contains_key(&(identity.clone(), database))
+    }
+
+    /// True if there is a scope beside the one that asks.
+    #[inline]
+    pub fn has_several_scopes(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 1
+    }
+
+    /// The other live scopes: all, or those of one database.
+    pub fn others(&self, than: &Scope, database: Option<u32>) -> Vec<Arc<Scope>> {
+        let scopes = self.lock();
+        let other = |s: &&Arc<Scope>| !std::ptr::eq(&***s, than) && database.is_none_or(|d| s.database == d);
+        scopes.values().map(|held| &held.scope).filter(other).cloned().collect()
+    }
+
+    /// All live scopes.
+    pub fn scopes(&self) -> Vec<Arc<Scope>> {
+        self.lock().values().map(|held| held.scope.clone()).collect()
+    }
+
+    /// True if the reply to a read of `key` was too large for L1 a short while ago.
+    pub fn is_big(&self, key: &[u8]) -> bool {
+        self.big_keys.entry_count() > 0 && self.big_keys.get(&Bytes::copy_from_slice(key)).is_some()
+    }
+
+    fn start(&self, identity: &Identity, database: u32) -> Arc<Scope> {
+        let (partition, filler) = self.l1.partition();
+        let big_keys = self.big_keys.clone();
+        let remember = Box::new(move |key| big_keys.insert(key, ()));
+        let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, remember);
+        let core = LinkCore::new(filler, self.node.table(), self.settings.link);
+        let purpose = LinkPurpose { identity: identity.clone(), database };
+        let seed = self.next_seed.fetch_add(1, Ordering::Relaxed);
+        self.runtime.spawn(link_io::run(link.clone(), core, purpose, seed));
+        let _guard = self.runtime.enter();
+        let pools = Pools::new(&self.node, identity, database, self.settings.pool);
+        Arc::new(Scope { identity: identity.clone(), database, link, pools })
+    }
+
+    fn sweep(&self) {
+        let mut scopes = self.lock();
+        scopes.retain(|(identity, database), held| {
+            let in_use = Arc::strong_count(&held.scope) > 1;
+            let is_default = *identity == self.identity && *database == self.database;
+            held.idle_for = if in_use || is_default { Duration::ZERO } else { held.idle_for + SWEEP_EVERY };
+            let ends = held.idle_for > self.settings.scope_idle_max;
+            if ends {
+                held.scope.link.close();
+            }
+            !ends
+        });
+        self.count.store(scopes.len(), Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Identity, u32), Held>> {
+        self.scopes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
