@@ -7,7 +7,13 @@
 //! | [`args`] | a borrowed request: argument ranges over the bytes that came |
 //! | [`scan`] | finds the ends of requests and replies, bounded and resumable |
 //! | [`cursor`] | reads a reply element by element, without a tree |
+//! | [`table`] | the command table: one row per command, its keys, its class |
+//! | [`shape`] | replies from RESP3 to RESP2 |
+//! | [`glob`] | the server's glob patterns |
 
 pub mod args;
 pub mod cursor;
+pub mod glob;
 pub mod scan;
+pub mod shape;
+pub mod table;

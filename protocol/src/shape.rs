@@ -1,0 +1,27 @@
+//! Replies from RESP3 to RESP2.
+
+/// The version of the protocol that a connection speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// RESP2: what a connection speaks until it says `HELLO 3`.
+    #[default]
+    Resp2,
+    /// RESP3.
+    Resp3,
+}
+
+/// How the replies of a command are turned into RESP2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ShapeRule {
+    /// By the frame alone.
+    Generic,
+    /// Not known.
+    Unknown,
+}
+
+impl ShapeRule {
+    /// The rule of a built-in command.
+    pub fn of(_name: &str) -> Self {
+        Self::Generic
+    }
+}
