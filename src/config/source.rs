@@ -500,14 +500,24 @@ fn mistyped_variable(name: &str, known: &[&str]) -> Option<ConfigError> {
     })
 }
 
-/// The known key that needs the fewest edits; being in another section costs a little only.
+/// The known key that looks most like this one, or the section, if the key stands in none.
 fn nearest_key(key: &str, known: &[&str]) -> String {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-    let distance = |known: &str| count_edits(key, known).min(count_edits(&last(key), &last(known)) + 1);
-    let sections = known.iter().filter_map(|key| Some(key.rsplit_once('.')?.0));
-    let nearest_section = sections.map(|section| (count_edits(key, section), format!("[{section}]"))).min();
-    let nearest_key = known.iter().map(|known| (distance(known), (*known).to_owned())).min();
-    nearest_section.into_iter().chain(nearest_key).min().map(|(_, name)| name).unwrap_or_default()
+    let likeness = |known: &str| rate_likeness(key, known).max(rate_likeness(&last(key), &last(known)) - 1);
+    let keys = known.iter().map(|known| (likeness(known), (*known).to_owned()));
+    let sections = known.iter().filter_map(|known| Some(known.rsplit_once('.')?.0));
+    let sections = sections.map(|section| (rate_likeness(key, section), format!("[{section}]")));
+    let nearest = match key.contains('.') {
+        true => keys.max(),
+        false => keys.chain(sections).max(),
+    };
+    nearest.map(|(_, name)| name).unwrap_or_default()
+}
+
+/// Rewards a common beginning, so that a shortened name finds the whole one, and punishes edits.
+fn rate_likeness(left: &str, right: &str) -> isize {
+    let common = left.chars().zip(right.chars()).take(SHOWN_CHARS_MAX).take_while(|(ours, theirs)| ours == theirs);
+    common.count().cast_signed() - count_edits(left, right).cast_signed()
 }
 
 /// Levenshtein's distance, of the first [`SHOWN_CHARS_MAX`] characters.

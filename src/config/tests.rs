@@ -213,6 +213,8 @@ fn unknown_key_is_refused_with_the_nearest() {
     let cases = [
         ("listn = 'x'", "larder.toml: unknown key listn, the nearest is listen"),
         ("[l1]\nsize_bytes = 1", "larder.toml: unknown key l1.size_bytes, the nearest is l1.size_bytes_max"),
+        ("[l1]\nsizes = 1", "larder.toml: unknown key l1.sizes, the nearest is l1.size_bytes_max"),
+        ("[log]\nformt = 1", "larder.toml: unknown key log.formt, the nearest is log.format"),
         ("entry_bytes_max = 1", "larder.toml: unknown key entry_bytes_max, the nearest is l1.entry_bytes_max"),
         ("[limit]\nargs_max = 1", "larder.toml: unknown key limit, the nearest is [limits]"),
         ("l1 = 5", "larder.toml: unknown key l1, the nearest is [l1]"),
