@@ -28,6 +28,9 @@ const ENVIRONMENT_PREFIX: &str = "LARDER_";
 /// A name further than this from every known one (in single-character edits) is not taken for a slip of the fingers.
 const TYPO_EDITS_MAX: usize = 2;
 
+/// How much less a key of another section resembles an unknown one, in single-character edits.
+const OTHER_SECTION_COST: isize = 3;
+
 /// Why a configuration was refused. The messages name the place, the key, the value and what was expected, and never
 /// hold a secret.
 #[derive(Debug, thiserror::Error)]
@@ -503,7 +506,8 @@ fn mistyped_variable(name: &str, known: &[&str]) -> Option<ConfigError> {
 /// The known key that looks most like this one, or the section, if the key stands in none.
 fn nearest_key(key: &str, known: &[&str]) -> String {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-    let likeness = |known: &str| rate_likeness(key, known).max(rate_likeness(&last(key), &last(known)) - 1);
+    let likeness =
+        |known: &str| rate_likeness(key, known).max(rate_likeness(&last(key), &last(known)) - OTHER_SECTION_COST);
     let keys = known.iter().map(|known| (likeness(known), (*known).to_owned()));
     let sections = known.iter().filter_map(|known| Some(known.rsplit_once('.')?.0));
     let sections = sections.map(|section| (rate_likeness(key, section), format!("[{section}]")));
