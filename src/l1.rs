@@ -358,7 +358,7 @@ impl<'a> Variant<'a> {
     }
 
     fn matches(&self, name: &[u8]) -> bool {
-        let Some(mut rest) = name.strip_prefix(&self.command.as_u16().to_le_bytes()) else { return false };
+        let Some(mut rest) = name.strip_prefix(&self.command.0.to_le_bytes()) else { return false };
         for argument in self.arguments() {
             let Some(tail) = rest.strip_prefix(&(argument.len() as u32).to_le_bytes()) else { return false };
             let Some(tail) = tail.strip_prefix(argument) else { return false };
@@ -368,7 +368,7 @@ impl<'a> Variant<'a> {
     }
 
     fn write_name(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.command.as_u16().to_le_bytes());
+        out.extend_from_slice(&self.command.0.to_le_bytes());
         for argument in self.arguments() {
             out.extend_from_slice(&(argument.len() as u32).to_le_bytes());
             out.extend_from_slice(argument);

@@ -1,4 +1,9 @@
 //! Larder: a coherent Redis-protocol cache proxy.
 
 pub mod clock;
+pub mod config;
+pub mod l1;
+pub mod outgoing;
+pub mod port;
+pub mod server;
 pub mod upstream;
