@@ -59,6 +59,7 @@ pub struct Partition {
     l1: Arc<L1>,
     id: AtomicU64,
     filled: AtomicBool,
+    removals: AtomicU64,
 }
 
 /// The right to change a partition. There is one for each, held by the reader task of the scope's link.
@@ -162,8 +163,12 @@ impl L1 {
 
     /// A new partition, empty, with the one right to fill it.
     pub fn partition(self: &Arc<Self>) -> (Arc<Partition>, Filler) {
-        let partition =
-            Arc::new(Partition { l1: self.clone(), id: AtomicU64::new(self.next_id()), filled: AtomicBool::new(false) });
+        let partition = Arc::new(Partition {
+            l1: self.clone(),
+            id: AtomicU64::new(self.next_id()),
+            filled: AtomicBool::new(false),
+            removals: AtomicU64::new(0),
+        });
         (partition.clone(), Filler { partition })
     }
 
@@ -221,7 +226,12 @@ impl Partition {
     pub fn holds(&self, hit: &Hit, now: Time) -> bool {
         hit.entry.0.header.header.deadline > now
             && hit.entry.0.header.header.partition == self.id.load(Ordering::Acquire)
-            && self.peek(hit.entry.key()).is_some_and(|e| ThinArc::ptr_eq(&e.0, &hit.entry.0))
+            && self.peek(hit.entry.key()).is_some_and(|e| e.is(&hit.entry))
+    }
+
+    /// A number that grows before anything is removed. Hits between two equal readings were all there at once.
+    pub fn removals(&self) -> u64 {
+        self.removals.load(Ordering::Acquire)
     }
 
     /// True if nothing has been filled since the partition was emptied: there is nothing that could be stale.
@@ -313,6 +323,7 @@ impl Filler {
         if self.partition.is_empty() {
             return false;
         }
+        self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let partition = self.partition.id.load(Ordering::Acquire);
         self.partition.l1.cache.remove(&SlotRef { partition, key }).is_some()
     }
@@ -322,6 +333,7 @@ impl Filler {
         if self.partition.is_empty() {
             return;
         }
+        self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let old = self.partition.id.swap(self.partition.l1.next_id(), Ordering::AcqRel);
         self.partition.filled.store(false, Ordering::Release);
         self.partition.l1.cache.retain(|slot, _| slot.0.header.header.partition != old);
@@ -394,6 +406,11 @@ impl Hit {
 // === impl Slot ===
 
 impl Slot {
+    /// True for the same entry, not just an equal one.
+    fn is(&self, other: &Slot) -> bool {
+        std::ptr::eq(self.0.slice.as_ptr(), other.0.slice.as_ptr())
+    }
+
     fn key(&self) -> &[u8] {
         &self.0.slice[..self.0.header.header.key_len as usize]
     }

@@ -1,0 +1,405 @@
+//! One client's connection: its socket on one side, its [`Session`] on the other.
+//!
+//! ```text
+//!   socket ──read──► scanner ──request──► Core::take ─┬─ answered from L1 or here ──► outgoing ──write──► socket
+//!                                                     ├─ slot + batch ──► link ──► port ──► slot leaves in order
+//!                                                     └─ apart: AUTH, SELECT, SUBSCRIBE ... and the tunnel
+//! ```
+//!
+//! A client is one task on one worker thread. A turn takes what has come for it from its port, reads once, looks at the
+//! requests in one pass, hands what goes upstream to the link as one job, and writes once. Requests that need to wait for
+//! something else than the link are handled *apart*, when nothing of the client is under way.
+//!
+//! Invariants: input is not read while `limits.client_in_flight_max` requests have no reply or too much output
+//! waits; a request is looked at again from its start if it could not be taken; an idle client holds no read buffer (the
+//! thread has one for all).
+//!
+//! How it fails: bytes that are no request get redis-server's error line and the connection is closed behind it; so is
+//! one whose client has gone or was killed.
+
+mod apart;
+mod core;
+mod local;
+mod tunnel;
+
+use self::core::{Core, Take};
+use crate::clients::Client;
+use crate::metrics::Counters;
+use crate::server::Shared;
+use bytes::{Buf, BytesMut};
+use larder_protocol::args::{ArgRange, Args};
+use larder_protocol::scan::{RequestError, RequestScanner, Step};
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use tokio::net::TcpStream;
+
+/// The size of the thread's read buffer.
+const READ_BYTES: usize = 64 * 1024;
+/// While so much output waits, nothing is read, so that a pipeline of large answers does not gather in memory.
+const OUTPUT_PAUSE_BYTES: usize = 256 * 1024;
+/// Reads of one client before others have a turn.
+const TURNS_MAX: usize = 8;
+/// A read of a large request asks for this much at most.
+const LARGE_READ_BYTES: usize = 1024 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
+}
+
+/// The connection's socket and what was read from it.
+struct Io {
+    stream: TcpStream,
+    /// Bytes that were read and not yet taken; begins with a request.
+    pending: BytesMut,
+    scanner: RequestScanner,
+    /// Bytes that the request at hand is known to lack.
+    lacks: usize,
+    state: Input,
+}
+
+/// Whether more may be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Input {
+    /// Nothing hinders.
+    Open,
+    /// The request at the start of `pending` waits for its turn.
+    Stalled,
+    /// The client will send no more.
+    Ended,
+    /// What it sent was no request, or it said QUIT: nothing more is taken.
+    Closed,
+}
+
+/// A request that was taken out of the input.
+struct Request {
+    bytes: bytes::Bytes,
+    ranges: Vec<ArgRange>,
+}
+
+/// Why a turn ended.
+enum Turn {
+    /// The connection is to be closed.
+    Close,
+    /// The request at the start of `pending` is to be handled apart.
+    Apart,
+}
+
+/// The end of a connection.
+pub(crate) enum End {
+    /// The client has gone, was killed or has said QUIT.
+    Closed,
+    /// The socket failed.
+    Io(io::Error),
+}
+
+/// Serves one client until it leaves.
+pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, counters: Arc<Counters>) {
+    let id = client.id;
+    let scanner = RequestScanner::new(shared.request_limits);
+    let mut connection = match Core::new(shared.clone(), client, counters) {
+        Ok(core) => {
+            Connection { io: Io { stream, pending: BytesMut::new(), scanner, lacks: 0, state: Input::Open }, core }
+        }
+        Err(line) => {
+            // The answer is a courtesy; there is nobody to tell if it cannot be written.
+            let _ = stream.try_write(format!("-{line}\r\n").as_bytes());
+            return shared.clients.leave(id);
+        }
+    };
+    if let End::Io(error) = connection.run().await {
+        tracing::debug!(client = id.0, cause = %error, "connection ended");
+    }
+    connection.core.leave();
+    shared.clients.leave(id);
+}
+
+struct Connection {
+    io: Io,
+    core: Core,
+}
+
+// === impl Connection ===
+
+impl Connection {
+    async fn run(&mut self) -> End {
+        loop {
+            let turn = match poll_fn(|cx| self.poll_turn(cx)).await {
+                Ok(turn) => turn,
+                Err(error) => return End::Io(error),
+            };
+            match turn {
+                Turn::Close => return End::Closed,
+                Turn::Apart => {
+                    if let Err(end) = self.apart().await {
+                        return end;
+                    }
+                    self.io.state = if self.io.state == Input::Stalled { Input::Open } else { self.io.state };
+                }
+            }
+        }
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
+        for _ in 0..TURNS_MAX {
+            let mut moved = false;
+            if self.core.client.port.poll_ready(cx).is_ready() {
+                if self.core.client.port.is_killed() {
+                    return Poll::Ready(Ok(Turn::Close));
+                }
+                self.core.take_deliveries();
+                moved = true;
+            }
+            match self.take_input(cx, moved)? {
+                Took::Something => moved = true,
+                Took::Nothing => {}
+                Took::Apart => {
+                    self.core.submit();
+                    if self.core.session.under_way() == 0 {
+                        return Poll::Ready(Ok(Turn::Apart));
+                    }
+                }
+            }
+            self.core.submit();
+            let drained = self.flush(cx)?;
+            if self.is_done(drained) {
+                return Poll::Ready(Ok(Turn::Close));
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_done(&self, drained: bool) -> bool {
+        let ended = matches!(self.io.state, Input::Ended | Input::Closed);
+        ended && drained && self.core.session.under_way() == 0
+    }
+
+    /// Takes requests from what was read, and reads more.
+    fn take_input(&mut self, cx: &mut Context<'_>, moved: bool) -> io::Result<Took> {
+        let mut took = Took::Nothing;
+        if self.io.state == Input::Stalled && moved {
+            self.io.state = Input::Open;
+        }
+        if !self.io.pending.is_empty() && self.io.state == Input::Open && self.core.may_take() {
+            took = self.take_pending();
+            if took == Took::Apart {
+                return Ok(took);
+            }
+        }
+        while self.io.state == Input::Open && self.core.may_take() {
+            match self.io.stream.poll_read_ready(cx) {
+                Poll::Pending => break,
+                Poll::Ready(ready) => ready?,
+            }
+            match self.read()? {
+                Some(Took::Apart) => return Ok(Took::Apart),
+                Some(_) => {
+                    took = Took::Something;
+                    break;
+                }
+                None => {}
+            }
+        }
+        Ok(took)
+    }
+
+    /// Reads once and takes the requests in it. `None` if there was nothing to read after all.
+    fn read(&mut self) -> io::Result<Option<Took>> {
+        if !self.io.pending.is_empty() || self.io.lacks > READ_BYTES {
+            return self.read_on();
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let n = match self.io.stream.try_read(scratch) {
+                Ok(0) => {
+                    self.io.state = Input::Ended;
+                    return Ok(Some(Took::Something));
+                }
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(e) => return Err(e),
+            };
+            let read = &scratch[..n];
+            let (taken, took) = self.core.take_requests(&mut self.io.scanner, read);
+            self.io.settle(took, &read[taken..]);
+            Ok(Some(took.into()))
+        })
+    }
+
+    /// Reads more of a request that is not complete.
+    fn read_on(&mut self) -> io::Result<Option<Took>> {
+        self.io.pending.reserve(self.io.lacks.clamp(READ_BYTES, LARGE_READ_BYTES));
+        match self.io.stream.try_read_buf(&mut self.io.pending) {
+            Ok(0) => {
+                self.io.state = Input::Ended;
+                Ok(Some(Took::Something))
+            }
+            Ok(_) => Ok(Some(self.take_pending())),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn take_pending(&mut self) -> Took {
+        let pending = std::mem::take(&mut self.io.pending);
+        let (taken, took) = self.core.take_requests(&mut self.io.scanner, &pending);
+        self.io.pending = pending;
+        self.io.pending.advance(taken);
+        self.io.settle(took, &[]);
+        took.into()
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        while !self.core.out.is_empty() {
+            match self.io.stream.poll_write_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => return Ok(false),
+            }
+            self.core.out.write_to(&self.io.stream)?;
+        }
+        Ok(true)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Took {
+    Nothing,
+    Something,
+    Apart,
+}
+
+/// How a pass over the input ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    /// At the end of what was read, in the middle of a request that lacks at least so much.
+    Short(usize),
+    /// At a request that waits.
+    Stalled,
+    /// At a request to be handled apart.
+    Apart,
+    /// At something that ends the connection.
+    Closed,
+}
+
+impl From<Pass> for Took {
+    fn from(pass: Pass) -> Self {
+        match pass {
+            Pass::Apart => Self::Apart,
+            _ => Self::Something,
+        }
+    }
+}
+
+// === impl Io ===
+
+impl Io {
+    /// Notes how a pass ended and keeps what it left.
+    fn settle(&mut self, pass: Pass, rest: &[u8]) {
+        self.pending.extend_from_slice(rest);
+        self.lacks = 0;
+        match pass {
+            Pass::Short(lacks) => {
+                self.lacks = lacks;
+                if self.pending.is_empty() && self.pending.capacity() > 0 {
+                    self.pending = BytesMut::new();
+                }
+                self.scanner.shrink();
+            }
+            Pass::Stalled | Pass::Apart => self.state = Input::Stalled,
+            Pass::Closed => self.state = Input::Closed,
+        }
+    }
+
+    /// Takes the next whole request out of `pending`, if there is one.
+    fn next_request(&mut self) -> Result<Option<Request>, RequestError> {
+        loop {
+            match self.scanner.scan(&self.pending)? {
+                Step::Incomplete { bytes_needed_min } => {
+                    self.lacks = bytes_needed_min;
+                    return Ok(None);
+                }
+                Step::Nothing { len } => self.pending.advance(len),
+                Step::Request { len } => {
+                    let args = self.scanner.args(&self.pending);
+                    let (ranges, is_inline) = (args.ranges().to_vec(), args.bytes().len() != len || self.pending[0] != b'*');
+                    let bytes = if is_inline {
+                        let bytes = bytes::Bytes::copy_from_slice(args.bytes());
+                        self.pending.advance(len);
+                        bytes
+                    } else {
+                        self.pending.split_to(len).freeze()
+                    };
+                    return Ok(Some(Request { bytes, ranges }));
+                }
+            }
+        }
+    }
+
+    /// Reads into `pending`; ready with the number of bytes, zero at the end.
+    fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            match self.stream.poll_read_ready(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(ready) => ready?,
+            }
+            self.pending.reserve(self.lacks.clamp(READ_BYTES / 4, LARGE_READ_BYTES));
+            match self.stream.try_read_buf(&mut self.pending) {
+                Ok(n) => return Poll::Ready(Ok(n)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+}
+
+// === impl Request ===
+
+impl Request {
+    fn args(&self) -> Args<'_> {
+        Args::new(&self.bytes, &self.ranges)
+    }
+}
+
+// === impl Core (the pass over the input) ===
+
+impl Core {
+    /// Takes requests from `input` as far as possible: how many bytes were taken, and why no more.
+    fn take_requests(&mut self, scanner: &mut RequestScanner, input: &[u8]) -> (usize, Pass) {
+        let mut at = 0;
+        let pass = self.with_surroundings(|core, around| {
+            loop {
+                if !core.may_take() {
+                    return Pass::Stalled;
+                }
+                let step = match scanner.scan(&input[at..]) {
+                    Ok(step) => step,
+                    Err(error) => {
+                        core.refuse_input(error);
+                        return Pass::Closed;
+                    }
+                };
+                match step {
+                    Step::Incomplete { bytes_needed_min } => return Pass::Short(bytes_needed_min),
+                    Step::Nothing { len } => at += len,
+                    Step::Request { len } => match core.take(scanner.args(&input[at..]), around) {
+                        Take::Taken => at += len,
+                        Take::Wait => return Pass::Stalled,
+                        Take::Apart => return Pass::Apart,
+                        Take::Close => {
+                            at += len;
+                            return Pass::Closed;
+                        }
+                    },
+                }
+            }
+        });
+        self.client.heard_at_s.store(self.shared.clock.now().as_micros() / 1_000_000, Ordering::Relaxed);
+        (at, pass)
+    }
+}

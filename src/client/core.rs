@@ -1,0 +1,417 @@
+//! What a connection knows and decides, without its socket.
+
+use crate::clients::Client;
+use crate::l1::Partition;
+use crate::metrics::Counters;
+use crate::outgoing::Outgoing;
+use crate::port::{Delivery, Seq, Taken};
+use crate::server::{Backend, Shared};
+use crate::session::{Advanced, Again, Batch, Flow, Session, Surroundings};
+use crate::upstream::link::{Job, Op, OpKind};
+use crate::upstream::raw::Identity;
+use crate::upstream::scope::{Scope, Upstream};
+use bytes::Bytes;
+use larder_protocol::args::{ArgRange, Args};
+use larder_protocol::scan::{RequestError, RequestLimits, RequestScanner, Step};
+use larder_protocol::shape::Protocol;
+use larder_protocol::table::{Class, Command, Resolved, Table};
+use smallvec::smallvec;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A client, as the server sees it.
+pub(crate) struct Core {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) client: Arc<Client>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) session: Session,
+    pub(crate) out: Outgoing,
+    pub(crate) batch: Batch,
+    taken: Taken,
+    pub(crate) place: Place,
+    pub(crate) login: Login,
+    pub(crate) subscriptions: crate::hub::Subscriptions,
+    /// Fences that something else than a slot waits for, with how many links are still to answer.
+    pub(crate) fences: BTreeMap<Seq, u32>,
+}
+
+/// Where a client's data is.
+pub(crate) enum Place {
+    /// In the embedded store, in this database.
+    Embedded(u32),
+    /// Behind this scope.
+    Upstream(Arc<Scope>),
+}
+
+/// Whether a client has shown who it is, where Larder has users of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Login {
+    /// It has, or need not.
+    Done,
+    /// It has not.
+    Missing,
+}
+
+/// What became of a request.
+pub(crate) enum Take {
+    /// It was taken.
+    Taken,
+    /// It was not taken; offer it again when something has moved.
+    Wait,
+    /// It was not taken: it is to be handled apart.
+    Apart,
+    /// It was taken, and the connection ends behind its answer.
+    Close,
+}
+
+// === impl Core ===
+
+impl Core {
+    /// The state of a client that has just connected, or the line that it is to be refused with.
+    pub(crate) fn new(shared: Arc<Shared>, client: Arc<Client>, counters: Arc<Counters>) -> Result<Self, String> {
+        let place = shared.first_place()?;
+        let login = if shared.has_own_users() { Login::Missing } else { Login::Done };
+        if let Place::Upstream(scope) = &place {
+            client.database.store(scope.database, Ordering::Relaxed);
+        }
+        Ok(Self {
+            shared,
+            client,
+            counters,
+            session: Session::new(),
+            out: Outgoing::default(),
+            batch: Batch::default(),
+            taken: Taken::default(),
+            place,
+            login,
+            subscriptions: crate::hub::Subscriptions::default(),
+            fences: BTreeMap::new(),
+        })
+    }
+
+    /// True while another request may be taken.
+    pub(crate) fn may_take(&self) -> bool {
+        self.session.under_way() < self.shared.config.limits.client_in_flight_max
+            && self.out.len() < super::OUTPUT_PAUSE_BYTES
+            && self.batch.len() < super::OUTPUT_PAUSE_BYTES
+    }
+
+    /// The scope, if there is an upstream.
+    pub(crate) fn scope(&self) -> Option<&Arc<Scope>> {
+        match &self.place {
+            Place::Upstream(scope) => Some(scope),
+            Place::Embedded(_) => None,
+        }
+    }
+
+    /// The upstream, if there is one.
+    pub(crate) fn upstream(&self) -> Option<Arc<Upstream>> {
+        match &self.shared.backend {
+            Backend::Upstream(upstream) => Some(upstream.clone()),
+            Backend::Embedded(_) => None,
+        }
+    }
+
+    /// Gathers once for many requests what each needs to know.
+    pub(super) fn with_surroundings<T>(&mut self, work: impl FnOnce(&mut Self, &Surroundings<'_>) -> T) -> T {
+        let clock = self.shared.clock;
+        let now = move || clock.now();
+        let counters = self.counters.clone();
+        let (scope, upstream) = match (&self.place, &self.shared.backend) {
+            (Place::Upstream(scope), Backend::Upstream(upstream)) => (scope.clone(), upstream.clone()),
+            _ => {
+                let shared = self.shared.clone();
+                let around = Surroundings {
+                    table: &shared.table,
+                    partition: None,
+                    upstream_is_resp2: false,
+                    has_field_ttls: false,
+                    fences_writes: false,
+                    is_big: &|_| false,
+                    now: &now,
+                    counters: &counters,
+                };
+                return work(self, &around);
+            }
+        };
+        let facts = upstream.node().facts();
+        let partition: Option<&Partition> = scope.link.caches().then(|| &**scope.link.partition());
+        let around = Surroundings {
+            table: &facts.table,
+            partition,
+            upstream_is_resp2: facts.is_known && facts.hello.is_none(),
+            has_field_ttls: facts.has_field_ttls,
+            fences_writes: upstream.has_several_scopes(),
+            is_big: &|key| upstream.is_big(key),
+            now: &now,
+            counters: &counters,
+        };
+        work(self, &around)
+    }
+
+    /// Takes one request.
+    pub(super) fn take(&mut self, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+        self.counters.commands.add(1);
+        let command = match around.table.resolve(args) {
+            Resolved::Known(command) => command,
+            Resolved::Unknown => return self.take_unknown(None, args),
+            Resolved::UnknownSubcommand(container) => return self.take_unknown(Some(container), args),
+        };
+        self.client.last_command.store(command.id.0, Ordering::Relaxed);
+        if let Some(line) = self.refusal(command) {
+            return self.answer(line.as_bytes());
+        }
+        match command.class {
+            Class::Local => self.take_local(command, args),
+            Class::Refused => {
+                let name = String::from_utf8_lossy(args.arg(0)).to_uppercase();
+                self.answer(format!("-ERR '{name}' is refused: a proxy cannot take part in replication\r\n").as_bytes())
+            }
+            Class::PubSub if self.session.under_way() == 0 => Take::Apart,
+            Class::PubSub => Take::Wait,
+            _ => match &self.place {
+                Place::Upstream(_) => self.take_shared(command, args, around),
+                Place::Embedded(database) => self.take_embedded(*database, args),
+            },
+        }
+    }
+
+    fn take_shared(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+        match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
+            Flow::Taken => Take::Taken,
+            Flow::Wait => Take::Wait,
+            Flow::Exclusive => Take::Apart,
+        }
+    }
+
+    fn take_unknown(&mut self, container: Option<&Command>, args: Args<'_>) -> Take {
+        if let Some(line) = container.and_then(|c| self.refusal(c)) {
+            return self.answer(line.as_bytes());
+        }
+        match &self.place {
+            Place::Embedded(database) => {
+                let database = *database;
+                self.take_embedded(database, args)
+            }
+            Place::Upstream(_) if self.session.under_way() > 0 => Take::Wait,
+            // The upstream words the error.
+            Place::Upstream(_) => Take::Apart,
+        }
+    }
+
+    fn take_embedded(&mut self, database: u32, args: Args<'_>) -> Take {
+        let answer = self.shared.execute_embedded(database, self.session.protocol(), args);
+        self.answer(&answer)
+    }
+
+    /// Why a command may not be used now, as an error reply; `None` if it may.
+    fn refusal(&self, command: &Command) -> Option<String> {
+        let always = matches!(&*command.name, "auth" | "hello" | "quit" | "reset");
+        if !always {
+            if self.login == Login::Missing {
+                return Some("-NOAUTH Authentication required.\r\n".into());
+            }
+            if command.class == Class::Local
+                && let Some(line) = self.scope().and_then(|scope| scope.link.refused())
+            {
+                return Some(format!("-{}\r\n", String::from_utf8_lossy(&line)));
+            }
+        }
+        if self.shared.denied.denies(command) {
+            let name = command.name.replace('|', " ");
+            return Some(format!("-NOPERM larder: the operator has denied the '{name}' command\r\n"));
+        }
+        if self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0 && !may_run_subscribed(command) {
+            let name = command.name.as_ref();
+            return Some(format!(
+                "-ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context\r\n"
+            ));
+        }
+        None
+    }
+
+    /// Answers a request.
+    pub(crate) fn answer(&mut self, answer: &[u8]) -> Take {
+        self.session.answer(answer, &mut self.out);
+        Take::Taken
+    }
+
+    /// Answers bytes that are no request.
+    pub(super) fn refuse_input(&mut self, error: RequestError) {
+        tracing::debug!(client = self.client.id.0, cause = %error, "protocol error");
+        self.session.answer(format!("-ERR {error}\r\n").as_bytes(), &mut self.out);
+    }
+
+    /// Hands what was gathered to the link.
+    pub(crate) fn submit(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let job = self.batch.take(&self.client.port);
+        let seqs: Vec<Seq> = job.ops.iter().map(|op| op.seq).collect();
+        let Some(scope) = self.scope() else { return };
+        if let Err(failure) = scope.link.submit(job) {
+            for seq in seqs {
+                self.session.failed(seq, &failure);
+            }
+            self.advance();
+        }
+    }
+
+    /// Takes everything out of the port and moves on.
+    pub(crate) fn take_deliveries(&mut self) {
+        let mut taken = std::mem::take(&mut self.taken);
+        self.client.port.take(&mut taken);
+        let mut at = 0;
+        for delivery in taken.deliveries.drain(..) {
+            match delivery {
+                Delivery::Small { seq, len } => {
+                    let end = at + len;
+                    self.session.replied(seq, Bytes::copy_from_slice(&taken.bytes[at..end]));
+                    at = end;
+                }
+                Delivery::Large(seq, reply) => self.session.replied(seq, reply),
+                Delivery::Failed(seq, failure) => {
+                    // A fence that failed has failed for the reply that waits for it.
+                    if self.fences.remove(&seq).is_some() {
+                        self.fences.insert(seq, u32::MAX);
+                    }
+                    self.session.failed(seq, &failure);
+                }
+                Delivery::Fenced(seq) => {
+                    if let Some(missing) = self.fences.get_mut(&seq) {
+                        *missing -= u32::from(*missing != u32::MAX);
+                    }
+                    self.session.fenced(seq);
+                }
+                Delivery::Message(message) => self.put_message(&message),
+            }
+        }
+        taken.recycle();
+        self.taken = taken;
+        self.advance();
+    }
+
+    /// Moves what may leave to the output; does again what must be.
+    pub(crate) fn advance(&mut self) {
+        loop {
+            let (moved, again) = self.with_surroundings(|core, around| {
+                let Advanced { again, fence } = core.session.advance(around, &mut core.out);
+                let fenced = !fence.is_empty();
+                for seq in fence {
+                    core.fence_others(seq);
+                }
+                let redone = !again.is_empty();
+                for one in again {
+                    core.request_again(one, around);
+                }
+                (fenced, redone)
+            });
+            if again {
+                self.submit();
+            }
+            if !moved && !again {
+                return;
+            }
+        }
+    }
+
+    fn request_again(&mut self, again: Again, around: &Surroundings<'_>) {
+        let resolve = |args: Args<'_>| match around.table.resolve(args) {
+            Resolved::Known(command) => Some(command.id),
+            _ => None,
+        };
+        self.session.request_again(again, resolve, scan_again, around, &mut self.batch, &mut self.out);
+    }
+
+    /// Asks the links of the other scopes for a fence behind a write.
+    fn fence_others(&mut self, seq: Seq) {
+        let others = match (self.upstream(), self.scope()) {
+            (Some(upstream), Some(scope)) => upstream.others(scope, Some(scope.database)),
+            _ => Vec::new(),
+        };
+        self.session.fencing(seq, others.len() as u32);
+        for other in others {
+            other.link.submit_fence(fence_job(&self.client.port, seq, OpKind::Fence));
+        }
+    }
+
+    /// Starts a fence on links; [`Core::fence_state`] tells when it is done.
+    pub(crate) fn start_fence(&mut self, scopes: &[Arc<Scope>], kind: OpKind) -> Seq {
+        let seq = self.session.fresh_seq();
+        self.fences.insert(seq, scopes.len() as u32);
+        for scope in scopes {
+            scope.link.submit_fence(fence_job(&self.client.port, seq, kind));
+        }
+        seq
+    }
+
+    /// `None` while links are still to answer; then whether all did.
+    pub(crate) fn fence_state(&mut self, seq: Seq) -> Option<Result<(), ()>> {
+        match self.fences.get(&seq) {
+            None | Some(0) => {
+                self.fences.remove(&seq);
+                Some(Ok(()))
+            }
+            Some(&u32::MAX) => {
+                self.fences.remove(&seq);
+                Some(Err(()))
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// The scope's own link and, if `widely`, those of all other scopes.
+    pub(crate) fn links_to_fence(&self, widely: bool) -> Vec<Arc<Scope>> {
+        let Some(scope) = self.scope() else { return Vec::new() };
+        let mut scopes = vec![scope.clone()];
+        if widely && let Some(upstream) = self.upstream().filter(|u| u.has_several_scopes()) {
+            scopes.extend(upstream.others(scope, None));
+        }
+        scopes
+    }
+
+    /// The command table in force.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        match &self.shared.backend {
+            Backend::Upstream(upstream) => upstream.node().table(),
+            Backend::Embedded(_) => self.shared.table.clone(),
+        }
+    }
+
+    /// Moves the client to another scope.
+    pub(crate) fn enter(&mut self, scope: Arc<Scope>) {
+        self.client.database.store(scope.database, Ordering::Relaxed);
+        self.client.with_names(|names| names.user = scope.identity.name().to_vec());
+        self.place = Place::Upstream(scope);
+    }
+
+    /// Who the client is for the upstream.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.scope().map(|scope| scope.identity.clone())
+    }
+
+    /// The client has gone.
+    pub(crate) fn leave(&mut self) {
+        self.shared.hub_leave(&self.client, &mut self.subscriptions);
+    }
+}
+
+/// Argument ranges of a request that has been scanned before.
+pub(super) fn scan_again(request: &Bytes) -> Option<Vec<ArgRange>> {
+    let limits = RequestLimits { args_max: usize::MAX, request_bytes_max: u32::MAX as usize, ..RequestLimits::default() };
+    let mut scanner = RequestScanner::new(limits);
+    match scanner.scan(request) {
+        Ok(Step::Request { .. }) => Some(scanner.take_ranges()),
+        _ => None,
+    }
+}
+
+fn fence_job(port: &Arc<crate::port::Port>, seq: Seq, kind: OpKind) -> Job {
+    Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![Op { seq, bytes: 0..0, kind }] }
+}
+
+fn may_run_subscribed(command: &Command) -> bool {
+    command.class == Class::PubSub || matches!(&*command.name, "ping" | "quit" | "reset")
+}

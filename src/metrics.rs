@@ -1,0 +1,159 @@
+//! Counters: what was answered from where, and why L1 was passed by.
+//!
+//! Each worker thread has counters of its own, written only by it (a load and a store, no locked instruction) and read
+//! by whoever sums them up. A sum is therefore never torn, but may miss the last few operations of other threads.
+
+use larder_protocol::table::Bypass;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A counter that one thread writes and any thread reads.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+/// Why a read did not look in L1, or its reply was not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    /// What the command table says of the command.
+    Table(Bypass),
+    /// The client has an unanswered write: its reads follow it down the link.
+    UnansweredWrite,
+    /// The link is not there, or the upstream has no tracking.
+    NotTracked,
+    /// The upstream has hash-field TTLs, whose expiry sends no push.
+    FieldTtls,
+    /// The reply is known to be larger than an entry may be.
+    TooBig,
+    /// Within WATCH, MULTI, client-side tracking: on a connection of its own.
+    Exclusive,
+}
+
+/// The counters of one worker thread.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests of clients.
+    pub commands: Counter,
+    /// Reads (for MGET and EXISTS: keys) answered from L1.
+    pub hits: Counter,
+    /// Reads that looked in L1 and did not find.
+    pub misses: Counter,
+    /// Writes that went through.
+    pub writes: Counter,
+    /// Requests that borrowed a connection.
+    pub exclusive: Counter,
+    /// Hits that were read again because their key changed before their turn came.
+    pub redone: Counter,
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Connections refused at the limit.
+    pub refused: Counter,
+    passed: [Counter; Bypass::ALL.len() + 5],
+}
+
+/// All workers' counters.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    workers: Mutex<Vec<Arc<Counters>>>,
+}
+
+// === impl Counter ===
+
+impl Counter {
+    /// Adds; only the owning thread may.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The count.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+// === impl Passed ===
+
+impl Passed {
+    /// Every reason.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let own = [Self::UnansweredWrite, Self::NotTracked, Self::FieldTtls, Self::TooBig, Self::Exclusive];
+        Bypass::ALL.into_iter().map(Self::Table).chain(own)
+    }
+
+    /// The reason in snake case.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Table(bypass) => bypass.label(),
+            Self::UnansweredWrite => "unanswered_write",
+            Self::NotTracked => "not_tracked",
+            Self::FieldTtls => "field_ttls",
+            Self::TooBig => "too_big",
+            Self::Exclusive => "exclusive",
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Self::Table(bypass) => Bypass::ALL.iter().position(|b| *b == bypass).unwrap_or(0),
+            Self::UnansweredWrite => Bypass::ALL.len(),
+            Self::NotTracked => Bypass::ALL.len() + 1,
+            Self::FieldTtls => Bypass::ALL.len() + 2,
+            Self::TooBig => Bypass::ALL.len() + 3,
+            Self::Exclusive => Bypass::ALL.len() + 4,
+        }
+    }
+}
+
+// === impl Counters ===
+
+impl Counters {
+    /// Counts a read that passed L1 by.
+    pub fn pass(&self, reason: Passed) {
+        self.passed[reason.index()].add(1);
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Counters for a worker thread.
+    pub fn worker(&self) -> Arc<Counters> {
+        let counters = Arc::new(Counters::default());
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(counters.clone());
+        counters
+    }
+
+    /// The sum of one counter over all workers.
+    pub fn sum(&self, of: impl Fn(&Counters) -> &Counter) -> u64 {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.iter().map(|w| of(w).value()).sum()
+    }
+
+    /// How many reads passed L1 by for `reason`.
+    pub fn passed(&self, reason: Passed) -> u64 {
+        self.sum(|c| &c.passed[reason.index()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_a_counter_of_its_own() {
+        let metrics = Metrics::default();
+        let (a, b) = (metrics.worker(), metrics.worker());
+        for reason in Passed::all() {
+            a.pass(reason);
+            b.pass(reason);
+        }
+        a.pass(Passed::TooBig);
+        for reason in Passed::all() {
+            assert_eq!(metrics.passed(reason), if reason == Passed::TooBig { 3 } else { 2 }, "{}", reason.label());
+        }
+        let mut labels: Vec<_> = Passed::all().map(Passed::label).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), Passed::all().count());
+    }
+}

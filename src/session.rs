@@ -1,0 +1,736 @@
+//! CORE of a client's session: which requests are answered from L1, which go down the link, and in which order their
+//! replies leave.
+//!
+//! A request either is answered at once (nothing of the client is under way and L1 or Larder itself knows the answer)
+//! or takes a *slot*. Slots leave in order. What makes the order of answers the order of one history:
+//!
+//! * While the client has an unanswered write, its reads follow it down the link.
+//! * A hit behind an unanswered read is *held*: it leaves only if its entry is still the one in L1 when its turn comes.
+//!   It was then the key's value all the time between, so it fits behind what was answered before it and in front of
+//!   what is answered after it. If not, the request and all reads behind it are done again, in order, past L1.
+//! * A write behind a held hit waits until the hit has left: nothing that cannot be done again stands behind one.
+//! * MGET and EXISTS whose keys are partly in L1 are held likewise, so that a reply is never torn.
+//!
+//! Nothing here does I/O. Requests come in with [`Session::request`]; what is to go down the link is gathered in
+//! [`Batch`]; replies come in with [`Session::replied`] and its siblings; [`Session::advance`] moves what may leave to the
+//! output.
+//!
+//! Bounds: the shell takes no more requests while [`Session::under_way`] is at `limits.client_in_flight_max`.
+
+use crate::clock::Time;
+use crate::l1::{Hit, Partition, Variant};
+use crate::metrics::{Counters, Passed};
+use crate::outgoing::Outgoing;
+use crate::port::{Failure, Seq};
+use crate::upstream::link::{Each, Job, Op, OpKind};
+use bytes::{Bytes, BytesMut};
+use larder_protocol::args::Args;
+use larder_protocol::cursor::{Cursor, Item};
+use larder_protocol::shape::{self, Protocol, Shape};
+use larder_protocol::table::{Cacheability, Class, Command, CommandId, PerKey, Table};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+
+/// What a session needs to know of its surroundings to take one request.
+pub struct Surroundings<'a> {
+    /// The command table in force.
+    pub table: &'a Table,
+    /// The scope's part of L1; `None` while nothing is kept.
+    pub partition: Option<&'a Partition>,
+    /// True if the upstream speaks RESP2 only: its replies are passed on as they are.
+    pub upstream_is_resp2: bool,
+    /// True if the upstream has hash-field TTLs.
+    pub has_field_ttls: bool,
+    /// True if there are other scopes, which may hold keys of this database: writes are to be fenced there.
+    pub fences_writes: bool,
+    /// Whether the reply to a read of a key is known to be large.
+    pub is_big: &'a dyn Fn(&[u8]) -> bool,
+    /// The clock.
+    pub now: &'a dyn Fn() -> Time,
+    /// The thread's counters.
+    pub counters: &'a Counters,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// It was taken.
+    Taken,
+    /// It was not taken: offer it again when something has left.
+    Wait,
+    /// It was not taken: nothing is under way, and it needs a connection of its own.
+    Exclusive,
+}
+
+/// Requests that go down the link together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: BytesMut,
+    ops: SmallVec<[Op; 1]>,
+}
+
+/// A client's session.
+#[derive(Debug)]
+pub struct Session {
+    protocol: Protocol,
+    slots: VecDeque<Slot>,
+    next_seq: u64,
+    /// Slots of writes whose reply has not come.
+    writes_out: usize,
+    /// Slots that are held.
+    held: usize,
+    /// Reads that are not held but sent down the link: what a client that mixes reads and writes is better served by.
+    follows: u32,
+    muted: Muted,
+}
+
+/// `CLIENT REPLY`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Muted {
+    /// Replies are sent.
+    #[default]
+    No,
+    /// The reply to the next request is not sent.
+    Next,
+    /// No replies are sent.
+    All,
+}
+
+#[derive(Debug)]
+struct Slot {
+    seq: Seq,
+    state: State,
+    shape: Option<Shape>,
+    muted: bool,
+    /// The request, where it may have to be done again.
+    request: Option<Bytes>,
+    /// A write whose effect other scopes' links may not have heard of yet.
+    to_fence: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Its reply has not come.
+    Waiting { writes: bool },
+    /// Its reply has come, in the upstream's protocol.
+    Arrived(Bytes),
+    /// Its reply is known, in the client's protocol.
+    Ready(Bytes),
+    /// An answer from L1, complete or with parts that have been asked for.
+    Held(Held),
+    /// The reply has come; so many other links have not caught up.
+    Fencing { reply: Bytes, missing: u32 },
+}
+
+#[derive(Debug)]
+struct Held {
+    what: HeldKind,
+    hits: Vec<Option<Hit>>,
+    missing: Missing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HeldKind {
+    Single,
+    Mget,
+    Exists,
+}
+
+#[derive(Debug)]
+enum Missing {
+    Nothing,
+    AskedFor,
+    Came(Bytes),
+}
+
+/// What is left to do after [`Session::advance`].
+#[derive(Debug, Default)]
+pub struct Advanced {
+    /// Requests to be offered again by [`Session::request_again`], in order, before any other.
+    pub again: Vec<Again>,
+    /// Writes whose reply waits for other links: send each a fence with this number, then tell
+    /// [`Session::fencing`] how many.
+    pub fence: SmallVec<[Seq; 1]>,
+}
+
+/// A slot that is done again.
+#[derive(Debug)]
+pub enum Again {
+    /// A request.
+    Request {
+        /// Its bytes.
+        request: Bytes,
+        /// Whether its reply is not to be sent.
+        muted: bool,
+    },
+    /// An answer of Larder's own, that stands between requests.
+    Answer {
+        /// Its bytes, in the client's protocol.
+        answer: Bytes,
+        /// Whether it is not to be sent.
+        muted: bool,
+    },
+}
+
+/// How many reads of a client follow its requests down the link after one of its writes had to wait for a held hit.
+const FOLLOWS_AFTER_A_WAIT: u32 = 64;
+
+// === impl Session ===
+
+impl Session {
+    /// The session of a client that has just connected.
+    pub fn new() -> Self {
+        Self {
+            protocol: Protocol::Resp2,
+            slots: VecDeque::new(),
+            next_seq: 1,
+            writes_out: 0,
+            held: 0,
+            follows: 0,
+            muted: Muted::No,
+        }
+    }
+
+    /// The protocol that the client speaks.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Changes the protocol. Only when nothing is under way.
+    pub fn set_protocol(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
+    }
+
+    /// Changes what `CLIENT REPLY` says.
+    pub fn set_muted(&mut self, muted: Muted) {
+        self.muted = muted;
+    }
+
+    /// Requests that have no reply yet.
+    #[inline]
+    pub fn under_way(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// A number for something that is not a request (a fence of the shell's).
+    pub fn fresh_seq(&mut self) -> Seq {
+        let seq = Seq(self.next_seq);
+        self.next_seq += 1;
+        seq
+    }
+
+    /// Whether the reply to the request at hand is to be swallowed; call once for each request.
+    pub fn take_muted(&mut self) -> bool {
+        match self.muted {
+            Muted::No => false,
+            Muted::All => true,
+            Muted::Next => {
+                self.muted = Muted::No;
+                true
+            }
+        }
+    }
+
+    /// Takes an answer of Larder's own, in the client's protocol.
+    pub fn answer(&mut self, answer: &[u8], out: &mut Outgoing) {
+        let muted = self.take_muted();
+        self.put_answer(answer, muted, out);
+    }
+
+    fn put_answer(&mut self, answer: &[u8], muted: bool, out: &mut Outgoing) {
+        if self.slots.is_empty() {
+            if !muted {
+                out.put(answer);
+            }
+            return;
+        }
+        let seq = self.fresh_seq();
+        let state = State::Ready(Bytes::copy_from_slice(answer));
+        self.slots.push_back(Slot { seq, state, shape: None, muted, request: None, to_fence: false });
+    }
+
+    /// Takes a request of a class that uses the link, or says what else is to be done with it.
+    #[inline]
+    pub fn request(
+        &mut self,
+        command: &Command,
+        args: Args<'_>,
+        around: &Surroundings<'_>,
+        batch: &mut Batch,
+        out: &mut Outgoing,
+    ) -> Flow {
+        match command.classify(args, self.protocol) {
+            Class::Read(Cacheability::Single) => self.read(command, args, around, batch, out),
+            Class::Read(Cacheability::PerKey(per_key)) => self.read_each(command, per_key, args, around, batch, out),
+            Class::Read(Cacheability::No(bypass)) => {
+                around.counters.pass(Passed::Table(bypass));
+                self.send(command, args, OpKind::Read, around, batch);
+                Flow::Taken
+            }
+            Class::Write => self.write(command, args, OpKind::Write(command.id), around, batch),
+            Class::Plain => self.write(command, args, OpKind::Effect, around, batch),
+            _ if self.slots.is_empty() => Flow::Exclusive,
+            _ => Flow::Wait,
+        }
+    }
+
+    /// Takes a request that is done again: it does not look in L1.
+    pub fn request_again(
+        &mut self,
+        again: Again,
+        command: impl FnOnce(Args<'_>) -> Option<CommandId>,
+        args: impl FnOnce(&Bytes) -> Option<Vec<larder_protocol::args::ArgRange>>,
+        around: &Surroundings<'_>,
+        batch: &mut Batch,
+        out: &mut Outgoing,
+    ) {
+        let (request, muted) = match again {
+            Again::Answer { answer, muted } => return self.put_answer(&answer, muted, out),
+            Again::Request { request, muted } => (request, muted),
+        };
+        let ranges = args(&request).unwrap_or_default();
+        let args = Args::new(&request, &ranges);
+        let Some(command) = command(args).and_then(|id| around.table.get(id)) else { return };
+        let kind = match command.classify(args, self.protocol) {
+            Class::Read(Cacheability::Single) => fill_of(command, args, false),
+            Class::Read(Cacheability::PerKey(per_key)) => OpKind::FillEach(each_of(per_key, command, around.table)),
+            _ => OpKind::Read,
+        };
+        let held_before = std::mem::replace(&mut self.muted, if muted { Muted::Next } else { Muted::No });
+        self.send(command, args, kind, around, batch);
+        self.muted = held_before;
+    }
+
+    fn read(
+        &mut self,
+        command: &Command,
+        args: Args<'_>,
+        around: &Surroundings<'_>,
+        batch: &mut Batch,
+        out: &mut Outgoing,
+    ) -> Flow {
+        let Some(key_at) = command.keys(args).next() else {
+            self.send(command, args, OpKind::Read, around, batch);
+            return Flow::Taken;
+        };
+        let Some(partition) = self.may_keep(command, around) else {
+            self.send(command, args, OpKind::Read, around, batch);
+            return Flow::Taken;
+        };
+        let key = args.arg(key_at);
+        let hit = partition.read(key, Variant::new(command.id, args, key_at), around.now);
+        if self.writes_out > 0 {
+            around.counters.pass(Passed::UnansweredWrite);
+            let kind = if hit.is_some() { OpKind::Read } else { fill_of(command, args, false) };
+            self.send(command, args, kind, around, batch);
+            return Flow::Taken;
+        }
+        if let Some(hit) = hit {
+            around.counters.hits.add(1);
+            return self.found(command, args, hit, around, batch, out);
+        }
+        around.counters.misses.add(1);
+        if (around.is_big)(key) {
+            around.counters.pass(Passed::TooBig);
+            return if self.slots.is_empty() { Flow::Exclusive } else { Flow::Wait };
+        }
+        self.send(command, args, fill_of(command, args, true), around, batch);
+        Flow::Taken
+    }
+
+    #[inline]
+    fn found(
+        &mut self,
+        command: &Command,
+        args: Args<'_>,
+        hit: Hit,
+        around: &Surroundings<'_>,
+        batch: &mut Batch,
+        out: &mut Outgoing,
+    ) -> Flow {
+        if self.slots.is_empty() {
+            if self.take_muted() {
+                return Flow::Taken;
+            }
+            if self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2 {
+                out.put(hit.reply());
+            } else {
+                put_resp2(shape::shape_of(command, args), hit.reply(), out);
+            }
+            return Flow::Taken;
+        }
+        if self.follows > 0 {
+            self.follows -= 1;
+            self.send(command, args, OpKind::Read, around, batch);
+            return Flow::Taken;
+        }
+        let held = Held { what: HeldKind::Single, hits: vec![Some(hit)], missing: Missing::Nothing };
+        self.hold(command, args, held, around);
+        Flow::Taken
+    }
+
+    fn read_each(
+        &mut self,
+        command: &Command,
+        per_key: PerKey,
+        args: Args<'_>,
+        around: &Surroundings<'_>,
+        batch: &mut Batch,
+        out: &mut Outgoing,
+    ) -> Flow {
+        let each = each_of(per_key, command, around.table);
+        let Some(partition) = self.may_keep(command, around) else {
+            self.send(command, args, OpKind::Read, around, batch);
+            return Flow::Taken;
+        };
+        if self.writes_out > 0 {
+            around.counters.pass(Passed::UnansweredWrite);
+            self.send(command, args, OpKind::FillEach(each), around, batch);
+            return Flow::Taken;
+        }
+        let removals = partition.removals();
+        let hits: Vec<Option<Hit>> =
+            args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
+        let found = hits.iter().flatten().count();
+        around.counters.hits.add(found as u64);
+        around.counters.misses.add((hits.len() - found) as u64);
+        if found == 0 {
+            self.send(command, args, OpKind::FillEach(each), around, batch);
+            return Flow::Taken;
+        }
+        let what = if per_key == PerKey::Mget { HeldKind::Mget } else { HeldKind::Exists };
+        if found == hits.len() && self.slots.is_empty() && partition.removals() == removals {
+            if !self.take_muted() {
+                let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
+            }
+            return Flow::Taken;
+        }
+        if found == hits.len() {
+            self.hold(command, args, Held { what, hits, missing: Missing::Nothing }, around);
+            return Flow::Taken;
+        }
+        let missing = args.iter().skip(1).zip(&hits).filter(|(_, hit)| hit.is_none()).map(|(key, _)| key);
+        let words = std::iter::once(args.arg(0)).chain(missing);
+        let part = larder_protocol::args::OwnedArgs::new(words);
+        let seq = self.hold(command, args, Held { what, hits, missing: Missing::AskedFor }, around);
+        batch.push(seq, part.args().bytes(), OpKind::FillEach(each));
+        Flow::Taken
+    }
+
+    fn write(
+        &mut self,
+        command: &Command,
+        args: Args<'_>,
+        kind: OpKind,
+        around: &Surroundings<'_>,
+        batch: &mut Batch,
+    ) -> Flow {
+        if self.held > 0 {
+            self.follows = FOLLOWS_AFTER_A_WAIT;
+            return Flow::Wait;
+        }
+        around.counters.writes.add(1);
+        self.send(command, args, kind, around, batch);
+        Flow::Taken
+    }
+
+    /// The partition, if this command's replies may be kept at all; counts why not.
+    fn may_keep<'a>(&self, command: &Command, around: &Surroundings<'a>) -> Option<&'a Partition> {
+        if around.partition.is_none() {
+            around.counters.pass(Passed::NotTracked);
+        } else if around.has_field_ttls && command.reads_hash_fields() {
+            around.counters.pass(Passed::FieldTtls);
+            return None;
+        }
+        around.partition
+    }
+
+    /// Sends a request down the link and gives it a slot.
+    fn send(
+        &mut self,
+        command: &Command,
+        args: Args<'_>,
+        kind: OpKind,
+        around: &Surroundings<'_>,
+        batch: &mut Batch,
+    ) {
+        let writes = !kind.is_read();
+        let slot = Slot {
+            seq: self.fresh_seq(),
+            state: State::Waiting { writes },
+            shape: self.shape_for(command, args, around),
+            muted: self.take_muted(),
+            request: (self.held > 0).then(|| Bytes::copy_from_slice(args.bytes())),
+            to_fence: writes,
+        };
+        self.writes_out += usize::from(writes);
+        batch.push(slot.seq, args.bytes(), kind);
+        self.slots.push_back(slot);
+    }
+
+    fn hold(&mut self, command: &Command, args: Args<'_>, held: Held, around: &Surroundings<'_>) -> Seq {
+        let seq = self.fresh_seq();
+        let slot = Slot {
+            seq,
+            state: State::Held(held),
+            shape: self.shape_for(command, args, around),
+            muted: self.take_muted(),
+            request: Some(Bytes::copy_from_slice(args.bytes())),
+            to_fence: false,
+        };
+        self.held += 1;
+        self.slots.push_back(slot);
+        seq
+    }
+
+    /// How the reply is to be turned into RESP2, if it is.
+    fn shape_for(&self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Option<Shape> {
+        let converts = self.protocol == Protocol::Resp2 && !around.upstream_is_resp2;
+        converts.then(|| shape::shape_of(command, args))
+    }
+
+    fn merges_to(&self, around: &Surroundings<'_>) -> Protocol {
+        if around.upstream_is_resp2 { Protocol::Resp3 } else { self.protocol }
+    }
+
+    /// A reply has come. A number that is not known belongs to a request that was done again, or has ended.
+    pub fn replied(&mut self, seq: Seq, reply: Bytes) {
+        let Some(at) = self.find(seq) else { return };
+        let slot = &mut self.slots[at];
+        match &mut slot.state {
+            State::Waiting { writes } => {
+                self.writes_out -= usize::from(*writes);
+                slot.state = State::Arrived(reply);
+            }
+            State::Held(held) => held.missing = Missing::Came(reply),
+            _ => {}
+        }
+    }
+
+    /// A request has failed.
+    pub fn failed(&mut self, seq: Seq, failure: &Failure) {
+        let Some(at) = self.find(seq) else { return };
+        let line = Bytes::from(format!("-{failure}\r\n"));
+        let slot = &mut self.slots[at];
+        match &slot.state {
+            State::Waiting { writes } => self.writes_out -= usize::from(*writes),
+            State::Held(_) => self.held -= 1,
+            // A write that was executed, but other links do not answer: its reply must not be given as if all were well.
+            State::Fencing { .. } => {}
+            State::Arrived(_) | State::Ready(_) => return,
+        }
+        slot.to_fence = false;
+        slot.state = State::Ready(line);
+    }
+
+    /// So many links have been asked for a fence behind this write.
+    pub fn fencing(&mut self, seq: Seq, links: u32) {
+        let Some(at) = self.find(seq) else { return };
+        let slot = &mut self.slots[at];
+        slot.to_fence = false;
+        if links > 0
+            && let State::Arrived(reply) = &slot.state
+        {
+            slot.state = State::Fencing { reply: reply.clone(), missing: links };
+        }
+    }
+
+    /// A link has caught up.
+    pub fn fenced(&mut self, seq: Seq) {
+        let Some(at) = self.find(seq) else { return };
+        let slot = &mut self.slots[at];
+        if let State::Fencing { reply, missing } = &mut slot.state {
+            *missing -= 1;
+            if *missing == 0 {
+                slot.state = State::Arrived(std::mem::take(reply));
+            }
+        }
+    }
+
+    /// Moves what may leave to `out`, in order.
+    pub fn advance(&mut self, around: &Surroundings<'_>, out: &mut Outgoing) -> Advanced {
+        let mut advanced = Advanced::default();
+        while let Some(slot) = self.slots.front_mut() {
+            match &slot.state {
+                State::Waiting { .. } | State::Fencing { .. } => break,
+                State::Arrived(_) if slot.to_fence && around.fences_writes => break,
+                State::Arrived(reply) => {
+                    if !slot.muted {
+                        put_reply(slot.shape, reply, out);
+                    }
+                }
+                State::Ready(answer) => {
+                    if !slot.muted {
+                        out.put_shared(answer.clone());
+                    }
+                }
+                State::Held(held) => match held.missing {
+                    Missing::AskedFor => break,
+                    _ if put_held(held, slot.shape, slot.muted, around, out) => self.held -= 1,
+                    _ => {
+                        advanced.again = self.take_back(around.counters);
+                        break;
+                    }
+                },
+            }
+            self.slots.pop_front();
+        }
+        if around.fences_writes {
+            let arrived = |slot: &&Slot| slot.to_fence && matches!(slot.state, State::Arrived(_));
+            advanced.fence = self.slots.iter().filter(arrived).map(|slot| slot.seq).collect();
+        }
+        advanced
+    }
+
+    /// Forgets all slots: a held hit has become void, so it and all behind it are done again.
+    fn take_back(&mut self, counters: &Counters) -> Vec<Again> {
+        self.held = 0;
+        self.writes_out = 0;
+        counters.redone.add(self.slots.len() as u64);
+        let again = |slot: Slot| match (slot.state, slot.request) {
+            (State::Ready(answer), _) => Some(Again::Answer { answer, muted: slot.muted }),
+            (_, Some(request)) => Some(Again::Request { request, muted: slot.muted }),
+            _ => None,
+        };
+        std::mem::take(&mut self.slots).into_iter().filter_map(again).collect()
+    }
+
+    fn find(&self, seq: Seq) -> Option<usize> {
+        match self.slots.front() {
+            Some(front) if front.seq == seq => Some(0),
+            _ => self.slots.binary_search_by_key(&seq, |slot| slot.seq).ok(),
+        }
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// === impl Batch ===
+
+impl Batch {
+    /// True if nothing is to be sent.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// Bytes gathered.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The requests as a job for `port`; the batch is empty then.
+    pub fn take(&mut self, port: &std::sync::Arc<crate::port::Port>) -> Job {
+        Job { port: port.clone(), bytes: self.bytes.split().freeze(), ops: std::mem::take(&mut self.ops) }
+    }
+
+    fn push(&mut self, seq: Seq, request: &[u8], kind: OpKind) {
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(request);
+        self.ops.push(Op { seq, bytes: start..self.bytes.len() as u32, kind });
+    }
+}
+
+fn fill_of(command: &Command, args: Args<'_>, may_join: bool) -> OpKind {
+    match command.keys(args).next() {
+        Some(key_at) => OpKind::Fill { command: command.id, key_at: key_at as u16, may_join },
+        None => OpKind::Read,
+    }
+}
+
+fn each_of(per_key: PerKey, command: &Command, table: &Table) -> Each {
+    match per_key {
+        PerKey::Exists => Each::Exists(command.id),
+        PerKey::Mget => {
+            Each::Mget { get: table.lookup(b"get").map_or(command.id, |get| get.id), mget: command.id }
+        }
+    }
+}
+
+fn read_one(partition: &Partition, each: Each, key: &[u8], now: &dyn Fn() -> Time) -> Option<Hit> {
+    match each {
+        Each::Exists(exists) => partition.read(key, Variant::bare(exists), now),
+        Each::Mget { get, mget } => {
+            let value = partition.read(key, Variant::bare(get), now);
+            value.or_else(|| partition.read(key, Variant::bare(mget), now))
+        }
+    }
+}
+
+fn put_reply(shape: Option<Shape>, reply: &Bytes, out: &mut Outgoing) {
+    match shape {
+        Some(shape) if !shape::same_in_both(reply) => put_resp2(shape, reply, out),
+        _ => out.put_shared(reply.clone()),
+    }
+}
+
+fn put_resp2(shape: Shape, reply: &[u8], out: &mut Outgoing) {
+    let mut converted = Vec::with_capacity(reply.len() + 16);
+    match shape::to_resp2(shape, reply, &mut converted) {
+        Ok(()) => out.put_shared(converted.into()),
+        Err(_) => out.put(b"-ERR larder: the upstream's reply cannot be put into RESP2\r\n"),
+    }
+}
+
+/// Puts a held answer, if what it rests on is still true.
+fn put_held(held: &Held, shape: Option<Shape>, muted: bool, around: &Surroundings<'_>, out: &mut Outgoing) -> bool {
+    let now = (around.now)();
+    let Some(partition) = around.partition else { return false };
+    if !held.hits.iter().flatten().all(|hit| partition.holds(hit, now)) {
+        return false;
+    }
+    let came: &[u8] = match &held.missing {
+        Missing::Came(reply) => reply,
+        _ => &[],
+    };
+    if muted {
+        return true;
+    }
+    match (held.what, &held.hits[..]) {
+        (HeldKind::Single, [Some(hit)]) => match shape {
+            Some(shape) if !hit.same_in_both() => put_resp2(shape, hit.reply(), out),
+            _ => out.put(hit.reply()),
+        },
+        (what, hits) => {
+            let protocol = if shape.is_some() { Protocol::Resp2 } else { Protocol::Resp3 };
+            return put_merged(what, hits, came, protocol, out);
+        }
+    }
+    true
+}
+
+/// Puts the reply to MGET or EXISTS together from hits and from the reply for the missing keys. False if the latter is
+/// not what it should be (an error, say).
+fn put_merged(what: HeldKind, hits: &[Option<Hit>], came: &[u8], protocol: Protocol, out: &mut Outgoing) -> bool {
+    let mut cursor = Cursor::new(came);
+    if what == HeldKind::Exists {
+        let mut total: i64 = match (came.is_empty(), cursor.next()) {
+            (true, _) => 0,
+            (false, Some(Item::Integer(n))) => n,
+            _ => return false,
+        };
+        total += hits.iter().flatten().filter(|hit| hit.reply() == b":1\r\n").count() as i64;
+        out.put(format!(":{total}\r\n").as_bytes());
+        return true;
+    }
+    let missing = hits.iter().filter(|hit| hit.is_none()).count() as u64;
+    if missing > 0 && cursor.next_count() != Some(missing) {
+        return false;
+    }
+    out.put(format!("*{}\r\n", hits.len()).as_bytes());
+    for hit in hits {
+        let element = match hit {
+            Some(hit) => hit.reply(),
+            None => cursor.next_frame().unwrap_or(b"_\r\n"),
+        };
+        if protocol == Protocol::Resp2 && element.starts_with(b"_") {
+            out.put(b"$-1\r\n");
+        } else {
+            out.put(element);
+        }
+    }
+    true
+}
