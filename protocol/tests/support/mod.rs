@@ -128,15 +128,23 @@ fn valkey_binary() -> Option<PathBuf> {
 impl Connection {
     /// Sends a command and returns the raw bytes of its reply.
     pub(crate) fn call<T: AsRef<[u8]>>(&mut self, parts: &[T]) -> Vec<u8> {
-        let mut request = format!("*{}\r\n", parts.len()).into_bytes();
-        for part in parts {
-            let part = part.as_ref();
-            request.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
-            request.extend_from_slice(part);
-            request.extend_from_slice(b"\r\n");
-        }
+        let mut request = Vec::new();
+        encode(parts, &mut request);
         self.stream.write_all(&request).expect("the server takes the request");
         self.reply()
+    }
+
+    /// Sends all commands (words separated by blanks) at once; panics if one of them fails.
+    pub(crate) fn prepare(&mut self, lines: &[&str]) {
+        let mut request = Vec::new();
+        for line in lines {
+            encode(&line.split(' ').collect::<Vec<_>>(), &mut request);
+        }
+        self.stream.write_all(&request).expect("the server takes the requests");
+        for line in lines {
+            let reply = self.reply();
+            assert!(!reply.starts_with(b"-"), "{line}: {}", String::from_utf8_lossy(&reply));
+        }
     }
 
     /// Like [`Connection::call`], and panics on an error reply.
@@ -172,6 +180,16 @@ impl Connection {
             assert!(n > 0, "the server closed the connection");
             self.buffer.extend_from_slice(&chunk[..n]);
         }
+    }
+}
+
+fn encode<T: AsRef<[u8]>>(parts: &[T], out: &mut Vec<u8>) {
+    out.extend_from_slice(format!("*{}\r\n", parts.len()).as_bytes());
+    for part in parts {
+        let part = part.as_ref();
+        out.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+        out.extend_from_slice(part);
+        out.extend_from_slice(b"\r\n");
     }
 }
 
