@@ -4,6 +4,7 @@
 #
 #   ./test.sh                    everything
 #   ./test.sh --lib config::     some
+#   ./test.sh --prepare          none: only gets what is missing
 #
 # LARDER_TEST_REDIS_SERVER and LARDER_TEST_VALKEY_SERVER name other server binaries.
 set -eu
@@ -89,4 +90,5 @@ for server in "$LARDER_TEST_REDIS_SERVER" "$LARDER_TEST_VALKEY_SERVER"; do
     esac
 done
 
+[ "${1:-}" != --prepare ] || exit 0
 exec cargo test --workspace --locked "$@"

@@ -169,11 +169,11 @@ pub struct BreakerConfig {
     pub window_ms: Duration,
     /// Calls within the window before their rates mean anything.
     pub calls_min: usize,
-    /// Above this part of failed calls the breaker opens; above 0, up to 1.
+    /// Above this part of failed calls the breaker opens; above 0, up to 1, where it never does for this.
     pub failure_rate_max: f64,
-    /// A call that takes longer is a slow one.
+    /// A call that takes this long or longer is a slow one.
     pub slow_ms: Duration,
-    /// Above this part of slow calls the breaker opens; above 0, up to 1.
+    /// Above this part of slow calls the breaker opens; above 0, up to 1, where it never does for this.
     pub slow_rate_max: f64,
     /// How long the breaker stays open the first time.
     pub open_ms_min: Duration,
@@ -377,7 +377,7 @@ impl BreakerConfig {
             slow_rate_max: from.rate("breaker.slow_rate_max", 0.8),
             open_ms_min: from.millis("breaker.open_ms_min", SECOND_MS, 1..=HOUR_MS),
             open_ms_max: from.millis("breaker.open_ms_max", 30 * SECOND_MS, 1..=HOUR_MS),
-            probes_max: from.count("breaker.probes_max", 1, 1..=1024),
+            probes_max: from.count("breaker.probes_max", 1, 1..=64),
         }
     }
 }
