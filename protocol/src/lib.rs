@@ -5,5 +5,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`args`] | a borrowed request: argument ranges over the bytes that came |
+//! | [`glob`] | glob patterns of keys, channels and settings |
 
 pub mod args;
+pub mod glob;
