@@ -1,1 +1,3 @@
 //! Larder: a coherent Redis-protocol cache proxy.
+
+pub mod origin;
