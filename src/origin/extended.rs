@@ -81,7 +81,7 @@ impl Number {
                 let wide = u128::from(mantissa) << 63;
                 let addend = shift_right_sticky(u128::from(small_mantissa) << 63, exponent - small_exponent);
                 let sum = if negative == small_negative { wide + addend } else { wide - addend };
-                round(negative, sum, false, exponent - 63).unwrap_or(Self::Infinite)
+                round(negative, sum, exponent - 63).unwrap_or(Self::Infinite)
             }
             _ => Self::Infinite,
         }
@@ -206,8 +206,9 @@ fn written_exponent(text: &[u8]) -> Option<i64> {
 
 /// `over / under * 2^exponent` for natural numbers above zero, rounded to 64 bits.
 fn divide(negative: bool, mut over: Natural, mut under: Natural, exponent: i64) -> Option<Number> {
-    // Scaled so that the quotient has 65 or 66 bits.
-    const QUOTIENT_BITS_MAX: i64 = MANTISSA_BITS + 2;
+    // Scaled so that the quotient has 66 or 67 bits: two below the mantissa at least, the lowest of which tells whether
+    // anything is left over.
+    const QUOTIENT_BITS_MAX: i64 = MANTISSA_BITS + 3;
     let scale = QUOTIENT_BITS_MAX - 1 - (over.bits() - under.bits());
     if scale >= 0 {
         over.shift_left(scale as usize)
@@ -224,17 +225,16 @@ fn divide(negative: bool, mut over: Natural, mut under: Natural, exponent: i64) 
             quotient |= 1;
         }
     }
-    round(negative, quotient, over.bits() > 0, exponent - scale)
+    round(negative, quotient | u128::from(over.bits() > 0), exponent - scale)
 }
 
-/// Rounds `value * 2^exponent`, with something below it if `sticky`, to 64 bits; `None` if that is out of range.
-fn round(negative: bool, value: u128, sticky: bool, exponent: i64) -> Option<Number> {
+/// Rounds `value * 2^exponent` to 64 bits; `None` if that is out of range.
+fn round(negative: bool, value: u128, exponent: i64) -> Option<Number> {
     if value == 0 {
         return Some(Number::ZERO);
     }
     let excess = (i64::from(u128::BITS - value.leading_zeros()) - MANTISSA_BITS).max(0);
-    // One bit more, so that the sticky bit stands below the half.
-    let rounded = if excess == 0 { value } else { round_to_even((value << 1) | u128::from(sticky), excess + 1) };
+    let rounded = if excess == 0 { value } else { round_to_even(value, excess) };
     let power = exponent + excess + i64::from(u128::BITS - rounded.leading_zeros());
     if !(POWER_MIN + 1..=POWER_MAX).contains(&power) {
         return None;

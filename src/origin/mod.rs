@@ -25,7 +25,8 @@
 //! - A key is never found after its deadline, whether it has been removed already or not.
 //!
 //! # Where it differs from the server
-//! - Strings only; no notifications, no persistence, no configuration. `OBJECT HELP` has its own words.
+//! - Strings only; no notifications, no persistence, no configuration. `OBJECT HELP` has its own words, and `OBJECT
+//!   REFCOUNT` calls every integer below 10,000 shared, which the server does not do after a COPY.
 //! - TIME has the resolution of the clock that is passed in: milliseconds.
 //! - A name or an option that an error repeats is cut after 128 bytes.
 //! - SCAN answers COUNT entries (the server looks at COUNT buckets), in another order, and never one twice.

