@@ -125,7 +125,7 @@ fn launch(kind: Kind, flags: &[String], files: &TempDir, port: Option<u16>) -> P
         let mut command = Command::new(&binary);
         command.current_dir(files.path()).args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
         command.args(["--save", "", "--appendonly", "no", "--enable-debug-command", "yes"]);
-        command.args(["--enable-protected-configs", "yes"]).args(flags);
+        command.args(["--enable-protected-configs", "yes", "--loglevel", "warning"]).args(flags);
         command
     })
 }

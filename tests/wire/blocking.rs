@@ -16,7 +16,7 @@ fn a_blocked_client_gets_what_it_waits_for(protocol: u8) {
     waker.run("XGROUP CREATE stream group $ MKSTREAM");
     for (wait, wake) in [
         ("BLPOP list 0", "RPUSH list a"),
-        ("BRPOP none list 0", "RPUSH list a b"),
+        ("BRPOP none list1 0", "RPUSH list1 a b"),
         ("BLMOVE list to LEFT RIGHT 0", "RPUSH list c"),
         ("BRPOPLPUSH list2 to 0", "RPUSH list2 d"),
         ("BLMPOP 0 2 none list3 LEFT COUNT 2", "RPUSH list3 a b c"),
