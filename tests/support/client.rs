@@ -114,6 +114,11 @@ impl Client {
         frame
     }
 
+    /// Whether a push was met while replies were read.
+    pub(crate) fn has_push(&self) -> bool {
+        !self.pushes.is_empty()
+    }
+
     /// Sends one command and returns its reply, raw.
     #[track_caller]
     pub(crate) fn cmd<A: AsRef<[u8]>>(&mut self, args: &[A]) -> Vec<u8> {
