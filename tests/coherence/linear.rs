@@ -1,0 +1,324 @@
+//! One Larder, many clients, all ways to read and write: every key is linearizable.
+
+use std::time::Instant;
+
+use crate::history::{Call, History, Op};
+use crate::support::{Client, Rng, Value, encode};
+use crate::{Scene, assert_not_before, number};
+
+const CLIENTS: usize = 8;
+/// Operations of one client in one round: enough to meet every race, few enough to be checked at once.
+const OPERATIONS_MAX: usize = 4000;
+const KEYS: u64 = 4;
+/// How long one round lasts at most; each has keys of its own.
+const ROUND_SECONDS_MAX: u64 = 2;
+
+/// A client whose operations are recorded.
+struct Recorder {
+    client: Client,
+    id: usize,
+    /// What stands before the key in the history: another database holds another key.
+    database: u64,
+    /// Written values are unique: this counts them.
+    written: i64,
+    began: Instant,
+    history: History,
+}
+
+#[test]
+fn all_clients_of_one_larder_see_one_history_of_each_key() {
+    let mut scene = Scene::start("linear", &[]);
+    let mut direct = scene.upstream.client();
+    for user in ["alice", "bob"] {
+        direct.ok(&["ACL", "SETUSER", user, "on", ">pw", "~*", "&*", "+@all"]);
+    }
+    let (mut rounds, mut operations) = (0, 0);
+    while scene.goes_on() {
+        let history = round(&mut scene, rounds);
+        operations += history.len();
+        rounds += 1;
+        if let Err(e) = history.check() {
+            panic!("round {rounds}: {e}");
+        }
+    }
+    println!("linear: {operations} operations in {rounds} rounds");
+}
+
+fn round(scene: &mut Scene, round: u64) -> History {
+    let began = Instant::now();
+    let recorders: Vec<(Recorder, Rng)> =
+        (0..CLIENTS).map(|id| (recorder(scene, id, began), scene.rng.fork())).collect();
+    let mut all = History::default();
+    std::thread::scope(|scope| {
+        let running: Vec<_> = recorders
+            .into_iter()
+            .map(|(mut recorder, mut rng)| {
+                scope.spawn(move || {
+                    for _ in 0..OPERATIONS_MAX {
+                        if began.elapsed().as_secs() >= ROUND_SECONDS_MAX {
+                            break;
+                        }
+                        recorder.act(&mut rng, round);
+                    }
+                    recorder.history
+                })
+            })
+            .collect();
+        for thread in running {
+            all.merge(thread.join().expect("a client's thread"));
+        }
+    });
+    all
+}
+
+/// Clients of both protocols, of three users, and one of another database.
+fn recorder(scene: &Scene, id: usize, began: Instant) -> Recorder {
+    let protocol = if id.is_multiple_of(2) { 2 } else { 3 };
+    let mut client = Client::speaking(protocol, scene.larder.address());
+    match id {
+        4 | 5 => client.ok(&["AUTH", "alice", "pw"]),
+        6 => client.ok(&["AUTH", "bob", "pw"]),
+        _ => {}
+    }
+    let database = u64::from(id == 7);
+    client.ok(&["SELECT", &database.to_string()]);
+    Recorder { client, id, database, written: 0, began, history: History::default() }
+}
+
+// === impl Recorder ===
+
+impl Recorder {
+    fn act(&mut self, rng: &mut Rng, round: u64) {
+        let key = |rng: &mut Rng| format!("r{round}:k{}", rng.below(KEYS));
+        let number = |rng: &mut Rng| format!("r{round}:n{}", rng.below(2));
+        let (one, two) = (key(rng), key(rng));
+        match rng.below(20) {
+            0..=7 => self.get(&one),
+            8 | 9 => self.set(&one),
+            10 => self.delete(&one),
+            11 => self.increment(&number(rng)),
+            12 => self.get(&number(rng)),
+            13 => self.mget(&one, &two),
+            14 => self.mset(&one, &two),
+            15 => self.transaction(&one, &two),
+            16 => self.script(&one),
+            17 => self.set_in_another_database(&one),
+            _ => self.pipeline(rng, &one, &two),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).expect("less than 500 years")
+    }
+
+    fn fresh(&mut self) -> i64 {
+        self.written += 1;
+        i64::try_from(self.id).expect("a small number") * 1_000_000_000 + 1_000_000_000 + self.written
+    }
+
+    fn note(&mut self, key: &str, op: Op, called: u64) {
+        self.note_in(self.database, key, op, called);
+    }
+
+    fn note_in(&mut self, database: u64, key: &str, op: Op, called: u64) {
+        let returned = Some(self.now());
+        self.history.record(&format!("{database}/{key}"), Call { client: self.id, op, called, returned });
+    }
+
+    fn get(&mut self, key: &str) {
+        let called = self.now();
+        let seen = self.client.value(&["GET", key]).int_or_null();
+        self.note(key, Op::Read(seen), called);
+    }
+
+    fn set(&mut self, key: &str) {
+        let value = self.fresh();
+        let called = self.now();
+        self.client.ok(&["SET", key, &value.to_string()]);
+        self.note(key, Op::Write(value), called);
+    }
+
+    fn delete(&mut self, key: &str) {
+        let called = self.now();
+        let existed = self.client.value(&["DEL", key]).int() == 1;
+        self.note(key, Op::Delete(Some(existed)), called);
+    }
+
+    fn increment(&mut self, key: &str) {
+        let called = self.now();
+        let answer = self.client.value(&["INCR", key]).int();
+        self.note(key, Op::Increment(Some(answer)), called);
+    }
+
+    fn mget(&mut self, one: &str, two: &str) {
+        let called = self.now();
+        let reply = self.client.value(&["MGET", one, two]);
+        for (key, value) in [one, two].into_iter().zip(reply.items()) {
+            self.note(key, Op::Read(value.int_or_null()), called);
+        }
+    }
+
+    fn mset(&mut self, one: &str, two: &str) {
+        let (first, second) = (self.fresh(), self.fresh());
+        let called = self.now();
+        self.client.ok(&["MSET", one, &first.to_string(), two, &second.to_string()]);
+        if one != two {
+            self.note(one, Op::Write(first), called);
+        }
+        self.note(two, Op::Write(second), called);
+    }
+
+    fn transaction(&mut self, one: &str, two: &str) {
+        let value = self.fresh();
+        self.client.ok(&["MULTI"]);
+        self.client.cmd(&["SET", one, &value.to_string()]);
+        self.client.cmd(&["GET", two]);
+        let called = self.now();
+        let reply = self.client.value(&["EXEC"]);
+        self.note(one, Op::Write(value), called);
+        self.note(two, Op::Read(reply.items()[1].int_or_null()), called);
+    }
+
+    /// The key is not declared: only what follows the script's reply can tell of it.
+    fn script(&mut self, key: &str) {
+        let value = self.fresh();
+        let called = self.now();
+        let script = format!("redis.call('set', '{key}', ARGV[1]); return redis.call('get', '{key}')");
+        let seen = self.client.value(&["EVAL", &script, "0", &value.to_string()]);
+        assert_eq!(seen.int(), value);
+        self.note(key, Op::Write(value), called);
+    }
+
+    fn set_in_another_database(&mut self, key: &str) {
+        let other = 1 - self.database;
+        let value = self.fresh();
+        let script = format!("redis.call('select', {other}); return redis.call('set', KEYS[1], ARGV[1])");
+        let called = self.now();
+        self.client.ok(&["EVAL", &script, "1", key, &value.to_string()]);
+        self.note_in(other, key, Op::Write(value), called);
+    }
+
+    /// Reads and writes of two keys in one batch, the operations of each in its order.
+    fn pipeline(&mut self, rng: &mut Rng, one: &str, two: &str) {
+        let plan: Vec<(&str, Option<i64>)> = (0..2 + rng.below(8))
+            .map(|_| {
+                let key = if rng.one_in(2) { one } else { two };
+                (key, rng.one_in(3).then(|| self.fresh()))
+            })
+            .collect();
+        let batch: Vec<u8> = plan
+            .iter()
+            .flat_map(|(key, write)| match write {
+                Some(value) => encode(&["SET", key, &value.to_string()]),
+                None => encode(&["GET", key]),
+            })
+            .collect();
+        let called = self.now();
+        self.client.send_raw(&batch);
+        for (key, write) in plan {
+            let reply = Value::parse(&self.client.reply());
+            let op = write.map_or_else(|| Op::Read(reply.int_or_null()), Op::Write);
+            self.note(key, op, called);
+        }
+    }
+}
+
+/// Both keys of a pair are always written together: an MGET that shows different values has mixed two states.
+#[test]
+fn mget_is_never_torn() {
+    let mut scene = Scene::start("torn", &[]);
+    let mut writers = [scene.larder.client(), scene.larder.client(), scene.upstream.client()];
+    let mut rng = scene.rng.fork();
+    let until = scene.until;
+    let read: u64 = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..4)
+            .map(|n| {
+                let (mut client, mut rng) = (Client::speaking(2 + n % 2, scene.larder.address()), rng.fork());
+                scope.spawn(move || read_pairs(&mut client, &mut rng, until))
+            })
+            .collect();
+        let mut n = 0;
+        while Instant::now() < until {
+            n += 1;
+            write_pair(rng.pick(&[0, 1, 2, 3]), &mut writers[n % 3], n);
+        }
+        readers.into_iter().map(|reader| reader.join().expect("a reader's thread")).sum()
+    });
+    println!("torn: {read} pairs read");
+}
+
+fn write_pair(how: &u8, writer: &mut Client, n: usize) {
+    let text = n.to_string();
+    match how {
+        0 | 1 => writer.ok(&["MSET", "a", &text, "b", &text]),
+        2 => {
+            let batch = ["MULTI", &format!("SET a {n}"), &format!("SET b {n}"), "EXEC"].map(|line| {
+                let words: Vec<&str> = line.split(' ').collect();
+                encode(&words)
+            });
+            writer.pipeline(&batch.concat(), 4);
+        }
+        _ => {
+            let script = "redis.call('set', 'a', ARGV[1]); return redis.call('set', 'b', ARGV[1])";
+            writer.ok(&["EVAL", script, "0", &text]);
+        }
+    }
+}
+
+fn read_pairs(client: &mut Client, rng: &mut Rng, until: Instant) -> u64 {
+    let mut read = 0;
+    while Instant::now() < until {
+        // Now and then one of the two alone, so that one is cached and the other is not.
+        match rng.below(4) {
+            0 => drop(client.cmd(&["GET", "a"])),
+            1 => drop(client.cmd(&["GET", "b"])),
+            _ => {
+                let reply = client.value(&["MGET", "a", "b"]);
+                assert_eq!(reply.items()[0], reply.items()[1], "a pair that was never there");
+                read += 1;
+            }
+        }
+    }
+    read
+}
+
+/// Read, then write under WATCH: if an EXEC succeeds though its read was stale, the sum is wrong.
+#[test]
+fn an_optimistic_lock_loses_no_update() {
+    let scene = Scene::start("lock", &[]);
+    let until = scene.until;
+    let done: i64 = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..6)
+            .map(|n| {
+                // The last one works at the upstream directly.
+                let address = if n == 5 { scene.upstream.address() } else { scene.larder.address() };
+                let mut client = Client::speaking(2 + n % 2, address);
+                scope.spawn(move || {
+                    let mut done = 0;
+                    while Instant::now() < until {
+                        done += add_one(&mut client);
+                        if n == 5 {
+                            // Without the relay's delay it would win every time.
+                            std::thread::sleep(crate::DELAY_MAX);
+                        }
+                    }
+                    done
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().expect("a worker's thread")).sum()
+    });
+    println!("lock: {done} updates");
+    assert!(done > 0);
+    assert_eq!(number(&mut scene.upstream.client(), "total"), done);
+}
+
+fn add_one(client: &mut Client) -> i64 {
+    let before = number(client, "total");
+    client.ok(&["WATCH", "total"]);
+    let watched = number(client, "total");
+    assert_not_before("the watched read", before, watched);
+    client.ok(&["MULTI"]);
+    client.cmd(&["SET", "total", &(watched + 1).to_string()]);
+    i64::from(client.value(&["EXEC"]) != Value::Null)
+}

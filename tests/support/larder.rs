@@ -1,0 +1,122 @@
+//! Larder, started as its users start it.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use super::client::Client;
+use super::process::{Process, TempDir};
+use super::relay::Relay;
+use super::server::Server;
+
+/// A running Larder, or, with `LARDER_TEST_PLAIN=1`, its upstream in its place.
+#[derive(Debug)]
+pub(crate) struct Larder {
+    address: SocketAddr,
+    process: Option<Process>,
+    _files: TempDir,
+}
+
+impl Larder {
+    /// Starts Larder in front of `upstream` (or with its embedded store) with further flags.
+    pub(crate) fn start(upstream: Option<&Server>, flags: &[&str]) -> Self {
+        match upstream {
+            Some(server) => Self::before(server.address(), flags),
+            None => Self::launch(None, flags),
+        }
+    }
+
+    /// Starts Larder in front of a relay.
+    pub(crate) fn behind(relay: &Relay, flags: &[&str]) -> Self {
+        Self::before(relay.address(), flags)
+    }
+
+    /// Starts Larder in front of whatever is, or will be, at `upstream`.
+    pub(crate) fn before(upstream: SocketAddr, flags: &[&str]) -> Self {
+        if Self::is_plain() {
+            return Self { address: upstream, process: None, _files: TempDir::new() };
+        }
+        Self::launch(Some(format!("redis://{upstream}")), flags)
+    }
+
+    /// Starts Larder with an upstream URL of the test's own making (a password, a database).
+    pub(crate) fn with_url(url: &str, flags: &[&str]) -> Self {
+        Self::launch(Some(url.to_owned()), flags)
+    }
+
+    fn launch(upstream: Option<String>, flags: &[&str]) -> Self {
+        let files = TempDir::new();
+        let process = Process::start("larder", &files.path().join("log"), None, |port| {
+            let mut command = Command::new(binary());
+            // What the environment of the person who runs the tests says about Larder must not change the result.
+            for (name, _) in std::env::vars_os() {
+                if name.to_string_lossy().starts_with("LARDER_") {
+                    command.env_remove(name);
+                }
+            }
+            command.current_dir(files.path()).args(["--listen", &format!("127.0.0.1:{port}")]);
+            if let Some(url) = &upstream {
+                command.args(["--upstream", url]);
+            }
+            command.args(flags);
+            command
+        });
+        Self { address: process.address(), process: Some(process), _files: files }
+    }
+
+    /// Whether the upstream stands in Larder's place, so that nothing is spared, fenced or refused.
+    pub(crate) fn is_plain() -> bool {
+        std::env::var("LARDER_TEST_PLAIN").is_ok_and(|v| v == "1")
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A connection through Larder.
+    #[track_caller]
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// A connection through Larder that speaks RESP3.
+    #[track_caller]
+    pub(crate) fn client3(&self) -> Client {
+        Client::resp3(self.address)
+    }
+
+    /// Sends the process a signal by name.
+    #[track_caller]
+    pub(crate) fn signal(&self, signal: &str) {
+        self.process.as_ref().expect("Larder runs as a process of its own").signal(signal);
+    }
+
+    /// Waits until the process ends by itself, for its exit code.
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        self.process.as_mut().expect("Larder runs as a process of its own").wait()
+    }
+
+    /// All that it has written to stdout and stderr.
+    #[track_caller]
+    pub(crate) fn output(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+}
+
+impl Drop for Larder {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            // A Larder that has died is a failure of every test, whatever else the test was about.
+            let running = process.is_running();
+            if !running && !std::thread::panicking() {
+                let code = process.wait();
+                assert_eq!(code, Some(0), "larder ended during the test:\n{}", process.log());
+            }
+        }
+    }
+}
+
+/// The binary under test.
+pub(crate) fn binary() -> String {
+    std::env::var("LARDER_TEST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_larder").to_owned())
+}

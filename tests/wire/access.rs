@@ -1,0 +1,239 @@
+//! Users and rights: the upstream decides, and what one user's rights have read is never given to another.
+
+use crate::support::{Client, Larder, Server, Value, assert_same, encode, wait_until};
+use crate::{NIL2, OK, assert_spared, bulk};
+
+/// An upstream with a password for the default user, and with users of different rights.
+fn start() -> (Server, Larder) {
+    let upstream = Server::redis(&["--requirepass", "secret"]);
+    let mut admin = signed_in(&upstream, "default", "secret");
+    for line in [
+        "ACL SETUSER alice on >alice-pw ~a:* ~shared &* +@all",
+        "ACL SETUSER bob on >bob-pw ~b:* ~shared &* +@read +@connection",
+        "ACL SETUSER writer on >writer-pw ~* &* +@all",
+        "ACL SETUSER off off >off-pw ~* +@all",
+        "MSET a:1 of-a b:1 of-b shared 0",
+    ] {
+        assert_eq!(admin.run(line), OK, "{line}");
+    }
+    let larder = Larder::start(Some(&upstream), &[]);
+    (upstream, larder)
+}
+
+fn signed_in(upstream: &Server, user: &str, password: &str) -> Client {
+    let mut client = upstream.client();
+    client.ok(&["AUTH", user, password]);
+    client
+}
+
+fn through(larder: &Larder, user: &str) -> Client {
+    let mut client = larder.client();
+    client.ok(&["AUTH", user, &format!("{user}-pw")]);
+    client
+}
+
+#[test]
+fn nothing_works_before_auth_and_the_words_are_the_servers() {
+    let (upstream, larder) = start();
+    let mut direct = upstream.client();
+    let mut client = larder.client();
+    for line in [
+        "GET a:1",
+        "SET a:1 x",
+        "PING",
+        "MULTI",
+        "SUBSCRIBE ch",
+        "HELLO 3",
+        "HELLO",
+        "CLIENT ID",
+        "SELECT 1",
+        "NOSUCHCOMMAND",
+        "AUTH",
+        "AUTH wrong",
+        "AUTH alice wrong",
+        "AUTH nobody at-all",
+        "AUTH off off-pw",
+        "AUTH a b c",
+        "HELLO 3 AUTH alice wrong",
+        "GET a:1",
+        "CACHE INFO",
+    ] {
+        let wanted = direct.run(line);
+        let reply = client.run(line);
+        if line.starts_with("CACHE") {
+            assert!(reply.starts_with(b"-NOAUTH") || Larder::is_plain(), "{}", reply.escape_ascii());
+        } else {
+            assert_same(line, &wanted, &reply);
+        }
+    }
+    for line in ["AUTH secret", "GET a:1", "GET a:1", "ACL WHOAMI", "AUTH alice alice-pw", "ACL WHOAMI", "GET b:1"] {
+        assert_same(line, &direct.run(line), &client.run(line));
+    }
+}
+
+#[test]
+fn hello_signs_in() {
+    let (_upstream, larder) = start();
+    let mut client = larder.client();
+    let hello = client.ask("HELLO 3 AUTH alice alice-pw SETNAME me");
+    assert!(matches!(hello, Value::Map(_)), "{hello:?}");
+    assert_eq!(client.run("ACL WHOAMI"), bulk("alice"));
+    assert_eq!(client.run("CLIENT GETNAME"), bulk("me"));
+    assert_eq!(client.run("GET a:1"), bulk("of-a"));
+}
+
+/// Alice has read it and it lies in the cache; Bob may not read it and does not get it.
+#[test]
+fn a_cached_entry_is_not_given_to_a_user_without_the_right() {
+    let (upstream, larder) = start();
+    let (mut alice, mut bob) = (through(&larder, "alice"), through(&larder, "bob"));
+    let mut bob_direct = signed_in(&upstream, "bob", "bob-pw");
+    for _ in 0..3 {
+        assert_eq!(alice.run("GET a:1"), bulk("of-a"));
+        assert_eq!(bob.run("GET b:1"), bulk("of-b"));
+    }
+    for line in [
+        "GET a:1",
+        "GET a:1",
+        "MGET b:1 a:1",
+        "EXISTS a:1",
+        "STRLEN a:1",
+        "SET b:1 x",
+        "FLUSHALL",
+        "DEL b:1",
+        "EVAL return(1) 0",
+        "MULTI",
+        "SET b:1 x",
+        "GET b:1",
+        "EXEC",
+        "GET b:1",
+        "CONFIG GET maxmemory",
+        "ACL LIST",
+    ] {
+        assert_same(line, &bob_direct.run(line), &bob.run(line));
+    }
+    // In one pipeline, on one connection that changes its user.
+    let batch = [
+        encode(&["GET", "a:1"]),
+        encode(&["AUTH", "bob", "bob-pw"]),
+        encode(&["GET", "a:1"]),
+        encode(&["GET", "b:1"]),
+        encode(&["AUTH", "alice", "alice-pw"]),
+        encode(&["GET", "a:1"]),
+    ];
+    let replies = alice.pipeline(&batch.concat(), batch.len());
+    assert_eq!(replies[0], bulk("of-a"));
+    assert!(replies[2].starts_with(b"-NOPERM"), "{}", replies[2].escape_ascii());
+    assert_eq!(replies[3], bulk("of-b"));
+    assert_eq!(replies[5], bulk("of-a"));
+}
+
+#[test]
+fn each_user_has_a_cache_of_its_own_and_both_see_every_write() {
+    let (upstream, larder) = start();
+    let (mut alice, mut bob, mut writer) =
+        (through(&larder, "alice"), through(&larder, "bob"), through(&larder, "writer"));
+    for n in 0..200 {
+        let text = n.to_string();
+        alice.run("GET shared");
+        bob.run("GET shared");
+        match n % 3 {
+            0 => writer.ok(&["SET", "shared", &text]),
+            1 => alice.ok(&["SET", "shared", &text]),
+            _ => drop(writer.cmd(&["EVAL", "return redis.call('set', 'shared', ARGV[1])", "0", &text])),
+        }
+        assert_eq!(alice.run("GET shared"), bulk(&text));
+        assert_eq!(bob.run("GET shared"), bulk(&text));
+    }
+    let counted = |alice: &mut Client, bob: &mut Client| {
+        alice.run("GET shared");
+        bob.run("GET shared");
+    };
+    let calls = |upstream: &Server| {
+        let info = signed_in(upstream, "default", "secret").ask("INFO commandstats").text();
+        info.lines().find(|line| line.starts_with("cmdstat_get:")).unwrap_or_default().to_owned()
+    };
+    let before = calls(&upstream);
+    counted(&mut alice, &mut bob);
+    assert!(calls(&upstream) == before || Larder::is_plain(), "both are served by the cache");
+}
+
+#[test]
+fn a_right_that_is_taken_away_through_larder_is_gone_at_once() {
+    let (upstream, larder) = start();
+    let (mut alice, mut admin) = (through(&larder, "alice"), larder.client());
+    admin.ok(&["AUTH", "secret"]);
+    alice.run("GET a:1");
+    alice.run("GET a:1");
+    assert_eq!(admin.run("ACL SETUSER alice resetkeys ~other:*"), OK);
+    let mut direct = signed_in(&upstream, "alice", "alice-pw");
+    assert_same("GET a:1", &direct.run("GET a:1"), &alice.run("GET a:1"));
+}
+
+#[test]
+fn a_user_that_is_removed_directly_reads_no_more() {
+    let (upstream, larder) = start();
+    let mut alice = through(&larder, "alice");
+    alice.run("GET a:1");
+    signed_in(&upstream, "default", "secret").run("ACL DELUSER alice");
+    let refused = |client: &mut Client| {
+        // The server closes the connections of a user that is removed: an error or a closed connection will do.
+        client.try_cmd(&["GET", "a:1"]).map_or(true, |reply| reply[0] == b'-')
+    };
+    wait_until("the removed user is refused", || refused(&mut alice));
+    let mut again = larder.client();
+    assert!(again.run("AUTH alice alice-pw").starts_with(b"-WRONGPASS"));
+}
+
+#[test]
+fn a_user_without_pttl_is_served_uncached() {
+    let (upstream, larder) = start();
+    let mut admin = signed_in(&upstream, "default", "secret");
+    assert_eq!(admin.run("ACL SETUSER narrow on >narrow-pw ~* &* +get +set +auth +ping"), OK);
+    let mut narrow = through(&larder, "narrow");
+    for n in 0..50 {
+        let text = n.to_string();
+        narrow.ok(&["SET", "n", &text]);
+        assert_eq!(narrow.run("GET n"), bulk(&text));
+        admin.run(&format!("SET n direct{n}"));
+        assert_eq!(narrow.run("GET n"), bulk(&format!("direct{n}")));
+    }
+    assert!(narrow.run("PTTL n").starts_with(b"-NOPERM"));
+}
+
+/// The password in the URL is Larder's own; clients need none, as the default user of a server without a password.
+#[test]
+fn a_password_in_the_url_serves_clients_that_have_none() {
+    let (upstream, _) = start();
+    if Larder::is_plain() {
+        return;
+    }
+    let url = format!("redis://:secret@{}", upstream.address());
+    let larder = Larder::with_url(&url, &[]);
+    let mut client = larder.client();
+    assert_eq!(client.run("GET a:1"), bulk("of-a"));
+    assert_eq!(client.run("SET fresh 1"), OK);
+    assert_eq!(client.run("GET fresh"), bulk("1"));
+
+    let url = format!("redis://alice:alice-pw@{}/2", upstream.address());
+    let larder = Larder::with_url(&url, &[]);
+    let mut client = larder.client();
+    assert_eq!(client.run("GET a:1"), NIL2, "database 2 is empty");
+    assert!(client.run("GET b:1").starts_with(b"-NOPERM"));
+    assert!(!larder.output().contains("alice-pw") && !larder.output().contains("secret"), "no secret in the log");
+}
+
+#[test]
+fn without_a_password_auth_answers_as_the_server() {
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &[]);
+    let (mut direct, mut client) = (upstream.client(), larder.client());
+    for line in ["AUTH any", "AUTH default any", "AUTH nobody any", "ACL WHOAMI", "GET k", "HELLO 3 AUTH default any"] {
+        if line.starts_with("HELLO") {
+            assert_eq!(direct.run(line)[0], client.run(line)[0]);
+        } else {
+            assert_same(line, &direct.run(line), &client.run(line));
+        }
+    }
+    assert_spared(&upstream, "get", || client.run("GET k"));
+}
