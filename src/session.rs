@@ -355,7 +355,7 @@ impl Session {
             if self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2 {
                 out.put(hit.reply());
             } else {
-                put_resp2(shape::shape_of(command, args), hit.reply(), out);
+                put_reply_bytes(Shape::of(command, args), hit.reply(), out);
             }
             return Flow::Taken;
         }
@@ -486,7 +486,7 @@ impl Session {
     /// How the reply is to be turned into RESP2, if it is.
     fn shape_for(&self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Option<Shape> {
         let converts = self.protocol == Protocol::Resp2 && !around.upstream_is_resp2;
-        converts.then(|| shape::shape_of(command, args))
+        if converts { Shape::of(command, args) } else { None }
     }
 
     fn merges_to(&self, around: &Surroundings<'_>) -> Protocol {
@@ -667,11 +667,19 @@ fn put_reply(shape: Option<Shape>, reply: &Bytes, out: &mut Outgoing) {
     }
 }
 
+fn put_reply_bytes(shape: Option<Shape>, reply: &[u8], out: &mut Outgoing) {
+    match shape {
+        Some(shape) if !shape::same_in_both(reply) => put_resp2(shape, reply, out),
+        _ => out.put(reply),
+    }
+}
+
 fn put_resp2(shape: Shape, reply: &[u8], out: &mut Outgoing) {
-    let mut converted = Vec::with_capacity(reply.len() + 16);
-    match shape::to_resp2(shape, reply, &mut converted) {
-        Ok(()) => out.put_shared(converted.into()),
-        Err(_) => out.put(b"-ERR larder: the upstream's reply cannot be put into RESP2\r\n"),
+    let tail = out.tail();
+    let before = tail.len();
+    if shape::to_resp2(shape, reply, tail).is_err() {
+        tail.truncate(before);
+        tail.extend_from_slice(b"-ERR larder: the upstream's reply cannot be put into RESP2\r\n");
     }
 }
 

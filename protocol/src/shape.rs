@@ -537,8 +537,3 @@ mod tests {
         }
     }
 }
-#[derive(Clone, Copy, Debug)]
-pub struct Shape;
-pub fn shape_of(_c: &crate::table::Command, _a: crate::args::Args<'_>) -> Shape { Shape }
-pub fn to_resp2(_s: Shape, frame: &[u8], out: &mut Vec<u8>) -> Result<(), ()> { if frame.starts_with(b"_") { out.extend_from_slice(b"$-1\r\n") } else {out.extend_from_slice(frame)} Ok(()) }
-pub fn same_in_both(f: &[u8]) -> bool { matches!(f.first(), Some(b'$' | b'+' | b'-' | b':')) }
