@@ -1,0 +1,672 @@
+//! The tunnel: a client on a connection of its own, for as long as the state on it lasts.
+//!
+//! ```text
+//!   client ──request──► owed ──► borrowed connection ──► upstream
+//!   client ◄─ released ◄─ fenced ◄─ pieces of replies ◄──┘
+//! ```
+//!
+//! Transactions, blocking commands, scripts, MONITOR, client-side tracking, and replies that may be very large. Requests
+//! and replies pass unchanged, in the client's own protocol; a large reply passes in pieces and is never gathered.
+//!
+//! * A reply is *released* only when the scope's link has answered a PING that was sent after the reply's first piece
+//!   had come: L1 then knows all that the reply tells. One PING serves all pieces that wait. A request that may have
+//!   changed keys is fenced on the other scopes' links, too.
+//! * The connection goes back to its pool when nothing is owed and no state is left (no WATCH, MULTI, tracking); what
+//!   cannot be undone closes it.
+//! * While the tunnel is open nothing of the client goes down the link, so its order holds.
+//!
+//! How it fails: a lost connection answers everything that is owed with `UPSTREAMLOST`, and ends the client's connection
+//! if it held state: as with the server itself, what was watched or queued is gone.
+
+use super::core::Core;
+use super::{Connection, End, Input, Request};
+use crate::port::{Failure, Seq};
+use crate::upstream::link::OpKind;
+use crate::upstream::pool::{Borrowed, Use};
+use crate::upstream::raw::{Piece, RawError};
+use crate::upstream::scope::Scope;
+use bytes::Bytes;
+use larder_protocol::args::Args;
+use larder_protocol::scan::{RequestError, Step};
+use larder_protocol::shape::Protocol;
+use larder_protocol::table::{Class, Command, Flags, Resolved, Table};
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Sleep, sleep};
+
+/// While so many bytes wait to be released, nothing is read from the upstream.
+const WAITING_BYTES_MAX: usize = 1024 * 1024;
+/// Requests that may be owed a reply at a time.
+const OWED_MAX: usize = 1024;
+
+/// A client's time on a connection of its own.
+struct Tunnel {
+    connection: Borrowed,
+    scope: Arc<Scope>,
+    table: Arc<Table>,
+    owed: VecDeque<Owed>,
+    state: Held,
+    /// Pieces that wait for the fence under way, and pieces that came after it was sent.
+    covered: VecDeque<Bytes>,
+    uncovered: VecDeque<Bytes>,
+    waiting_bytes: usize,
+    fence: Option<Seq>,
+    /// The pieces that came after the last fence hold the reply to a request that may have changed keys.
+    fence_widely: bool,
+    patience: Pin<Box<Sleep>>,
+    reply_max: Duration,
+    /// The database that a queued SELECT names.
+    selects: Option<u32>,
+    /// SWAPDB was queued or sent: all partitions are suspended until it is over.
+    swap: Option<Swap>,
+    /// True while the reply at hand has begun.
+    in_reply: bool,
+}
+
+/// State on the connection.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    watching: bool,
+    in_multi: bool,
+    tracking: bool,
+    monitoring: bool,
+}
+
+/// A reply that is owed to the client.
+struct Owed {
+    what: What,
+    muted: bool,
+    /// True if the request may have changed keys.
+    writes: bool,
+}
+
+enum What {
+    /// Whatever the upstream says.
+    Reply,
+    /// As `Reply`; nothing that L1 could contradict.
+    Acknowledgement,
+    /// As `Reply`, and it may take as long as it takes.
+    Blocking,
+    /// The reply to EXEC.
+    Exec,
+    /// The reply to MULTI: an error means that there is no transaction.
+    Multi,
+    /// The upstream's reply is dropped for this one.
+    Instead(Bytes),
+    /// Nothing comes from the upstream: Larder's own answer, in its place.
+    Answer(Bytes),
+}
+
+/// L1 is suspended in all scopes until the databases have been swapped.
+struct Swap {
+    scopes: Vec<Arc<Scope>>,
+}
+
+/// What to do with the next request.
+enum Next {
+    /// Send it.
+    Send(Owed),
+    /// Larder's own answer.
+    Answer(Vec<u8>),
+    /// It is not for this connection: leave the tunnel first.
+    Leave,
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Handles `first`, and what belongs to it, on a connection of its own.
+    pub(super) async fn tunnel(&mut self, first: Request) -> Result<(), End> {
+        let Some(scope) = self.core.scope().cloned() else { return Ok(()) };
+        let table = self.core.table();
+        let purpose = purpose_of(&table, first.args());
+        self.core.counters.exclusive.add(1);
+        if let Some(failure) = scope.link.node().refusal() {
+            self.core.answer(format!("-{failure}\r\n").as_bytes());
+            return Ok(());
+        }
+        let borrowed = match self.borrow(&scope, purpose).await? {
+            Ok(borrowed) => borrowed,
+            Err(failure) => {
+                self.core.answer(format!("-{failure}\r\n").as_bytes());
+                return Ok(());
+            }
+        };
+        let upstream_id = borrowed.upstream_id();
+        self.core.client.upstream_id.store(upstream_id, Ordering::Release);
+        let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.config.link.reply_ms_max);
+        tunnel.take(&mut self.core, first);
+        let ended = poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await;
+        self.core.client.upstream_id.store(0, Ordering::Release);
+        self.core.client.blocked.store(false, Ordering::Relaxed);
+        self.core.client.in_transaction.store(false, Ordering::Relaxed);
+        if let Some(seq) = tunnel.fence {
+            self.core.fences.remove(&seq);
+        }
+        if ended.is_err() && !tunnel.state.is_none() {
+            tunnel.connection.condemn();
+        }
+        ended
+    }
+
+    /// Borrows a connection; meanwhile notices if the client is killed.
+    async fn borrow(&mut self, scope: &Arc<Scope>, purpose: Use) -> Result<Result<Borrowed, Failure>, End> {
+        let port = self.core.client.port.clone();
+        let borrowing = scope.pools.borrow(purpose, self.core.session.protocol());
+        tokio::pin!(borrowing);
+        poll_fn(|cx| {
+            if let Poll::Ready(borrowed) = borrowing.as_mut().poll(cx) {
+                return Poll::Ready(Ok(borrowed));
+            }
+            if port.poll_ready(cx).is_ready() {
+                if port.is_killed() {
+                    return Poll::Ready(Err(End::Closed));
+                }
+                self.core.take_deliveries();
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn poll_tunnel(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        loop {
+            let mut moved = false;
+            if self.core.client.port.poll_ready(cx).is_ready() {
+                if self.core.client.port.is_killed() {
+                    return Poll::Ready(Err(End::Closed));
+                }
+                self.core.take_deliveries();
+                moved = true;
+            }
+            moved |= self.feed(tunnel, cx)?;
+            match tunnel.exchange(&mut self.core, cx) {
+                Ok(exchanged) => moved |= exchanged,
+                Err(error) => return Poll::Ready(self.tunnel_lost(tunnel, &error)),
+            }
+            match tunnel.release(&mut self.core) {
+                Ok(released) => moved |= released,
+                Err(failure) => return Poll::Ready(self.fence_failed(tunnel, &failure)),
+            }
+            self.flush(cx).map_err(End::Io)?;
+            if tunnel.is_at_rest() {
+                tunnel.leave(&mut self.core);
+                return Poll::Ready(Ok(()));
+            }
+            if tunnel.is_out_of_patience(cx) {
+                return Poll::Ready(self.timed_out(tunnel));
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes requests that belong into the tunnel from the client.
+    fn feed(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        loop {
+            if self.io.state == Input::Closed || tunnel.owed.len() >= OWED_MAX {
+                return Ok(moved);
+            }
+            match self.io.peek() {
+                Err(error) => {
+                    tunnel.answer(&mut self.core, format!("-ERR {error}\r\n").into());
+                    self.io.state = Input::Closed;
+                    return Ok(true);
+                }
+                Ok(Some(len)) => {
+                    let next = tunnel.decide(&mut self.core, self.io.scanner.args(&self.io.pending));
+                    if let Next::Leave = next {
+                        return Ok(moved);
+                    }
+                    let Some(request) = self.io.take_peeked(len) else { return Ok(moved) };
+                    tunnel.put(&mut self.core, request, next);
+                    moved = true;
+                }
+                Ok(None) => {
+                    if self.io.state == Input::Ended {
+                        return Err(End::Closed);
+                    }
+                    match self.io.poll_read_more(cx) {
+                        Poll::Pending => return Ok(moved),
+                        Poll::Ready(Ok(0)) => {
+                            // Nobody waits any more: the connection is closed, and the upstream notices.
+                            tunnel.connection.condemn();
+                            return Err(End::Closed);
+                        }
+                        Poll::Ready(Ok(_)) => {}
+                        Poll::Ready(Err(e)) => return Err(End::Io(e)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The upstream has closed, or talks nonsense.
+    fn tunnel_lost(&mut self, tunnel: &mut Tunnel, error: &RawError) -> Result<(), End> {
+        tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
+        self.fail_owed(tunnel, |owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost })
+    }
+
+    fn timed_out(&mut self, tunnel: &mut Tunnel) -> Result<(), End> {
+        let ms = tunnel.reply_max.as_millis() as u64;
+        self.fail_owed(tunnel, |owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) })
+    }
+
+    fn fence_failed(&mut self, tunnel: &mut Tunnel, failure: &Failure) -> Result<(), End> {
+        // What waits for the fence may tell what L1 does not know yet: it is not shown.
+        let waits = !tunnel.covered.is_empty() || !tunnel.uncovered.is_empty();
+        tunnel.covered.clear();
+        tunnel.uncovered.clear();
+        if waits {
+            self.core.answer(format!("-{failure}\r\n").as_bytes());
+        }
+        self.fail_owed(tunnel, |_| failure.clone())
+    }
+
+    fn fail_owed(&mut self, tunnel: &mut Tunnel, failure: impl Fn(&Owed) -> Failure) -> Result<(), End> {
+        tunnel.connection.condemn();
+        for piece in tunnel.covered.drain(..).chain(tunnel.uncovered.drain(..)) {
+            self.core.out.put_shared(piece);
+        }
+        let broken_off = tunnel.in_reply;
+        for owed in tunnel.owed.drain(..) {
+            match &owed.what {
+                What::Answer(answer) | What::Instead(answer) => self.core.out.put(answer),
+                _ if !owed.muted => self.core.out.put(format!("-{}\r\n", failure(&owed)).as_bytes()),
+                _ => {}
+            }
+        }
+        tunnel.leave(&mut self.core);
+        if broken_off || !tunnel.state.is_none() {
+            // Half a reply cannot be taken back, nor can lost state be told otherwise.
+            self.io.state = Input::Closed;
+        }
+        Ok(())
+    }
+}
+
+fn purpose_of(table: &Table, args: Args<'_>) -> Use {
+    match table.resolve(args) {
+        Resolved::Known(command) if command.class == Class::Monitor => Use::Waiting,
+        Resolved::Known(command) if &*command.name == "client|tracking" => Use::Waiting,
+        Resolved::Known(command) if command.blocks(args) => Use::Waiting,
+        _ => Use::Short,
+    }
+}
+
+// === impl Tunnel ===
+
+impl Tunnel {
+    fn new(connection: Borrowed, scope: Arc<Scope>, table: Arc<Table>, reply_max: Duration) -> Self {
+        Self {
+            connection,
+            scope,
+            table,
+            owed: VecDeque::new(),
+            state: Held::default(),
+            covered: VecDeque::new(),
+            uncovered: VecDeque::new(),
+            waiting_bytes: 0,
+            fence: None,
+            fence_widely: false,
+            patience: Box::pin(sleep(reply_max)),
+            reply_max,
+            selects: None,
+            swap: None,
+            in_reply: false,
+        }
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.owed.is_empty()
+            && self.state.is_none()
+            && self.covered.is_empty()
+            && self.uncovered.is_empty()
+            && self.fence.is_none()
+            && self.connection.outgoing.is_empty()
+    }
+
+    /// Takes the request that opened the tunnel.
+    fn take(&mut self, core: &mut Core, first: Request) {
+        let next = match self.decide(core, first.args()) {
+            // It was found to need a connection of its own: whatever it is, it is sent.
+            Next::Leave => Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
+            next => next,
+        };
+        self.put(core, first, next);
+    }
+
+    /// What is to be done with a request while the tunnel is open.
+    fn decide(&mut self, core: &mut Core, args: Args<'_>) -> Next {
+        let table = self.table.clone();
+        let command = match table.resolve(args) {
+            Resolved::Known(command) => command,
+            _ => return Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
+        };
+        if let Some(line) = core.refusal(command) {
+            // In a transaction the upstream must hear of it, so that EXEC is refused.
+            return if self.state.in_multi {
+                Next::Send(Owed { what: What::Instead(line.into()), muted: false, writes: false })
+            } else {
+                Next::Answer(line.into_bytes())
+            };
+        }
+        let writes = !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive;
+        let owed = |what| Next::Send(Owed { what, muted: false, writes });
+        match command.class {
+            Class::Transaction => self.decide_transaction(command),
+            _ if self.state.in_multi => owed(What::Acknowledgement),
+            Class::Monitor => owed(What::Reply),
+            Class::Blocking if command.blocks(args) => owed(What::Blocking),
+            Class::Exclusive | Class::Blocking => owed(What::Reply),
+            Class::Local => self.decide_local(core, command, args),
+            Class::PubSub | Class::Refused => Next::Leave,
+            _ if self.state.is_none() && !self.owed.is_empty() => Next::Leave,
+            _ => owed(What::Reply),
+        }
+    }
+
+    fn decide_transaction(&self, command: &Command) -> Next {
+        let (what, writes) = match &*command.name {
+            "multi" => (What::Multi, false),
+            "exec" => (What::Exec, true),
+            _ => (What::Acknowledgement, false),
+        };
+        Next::Send(Owed { what, muted: false, writes })
+    }
+
+    fn decide_local(&self, core: &mut Core, command: &Command, args: Args<'_>) -> Next {
+        match &*command.name {
+            "client|tracking" => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
+            "client|caching" | "client|trackinginfo" | "client|getredir" if self.state.tracking => {
+                Next::Send(Owed { what: What::Reply, muted: false, writes: false })
+            }
+            "client|pause" | "client|unpause" => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
+            "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" | "client|unblock" => Next::Leave,
+            _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
+            _ => match core.local_answer(command, args) {
+                Some(answer) => Next::Answer(answer),
+                None => Next::Leave,
+            },
+        }
+    }
+
+    /// Puts a request, or Larder's answer to it, behind what is owed.
+    fn put(&mut self, core: &mut Core, request: Request, next: Next) {
+        let mut owed = match next {
+            Next::Send(owed) => owed,
+            Next::Answer(answer) => return self.answer(core, answer.into()),
+            Next::Leave => return,
+        };
+        owed.muted = core.session.take_muted();
+        self.note_state(core, request.args());
+        if self.owed.is_empty() {
+            self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
+        }
+        match owed.what {
+            // Not a command of any server: it marks the transaction as failed.
+            What::Instead(_) => self.connection.put_request(b"*1\r\n$15\r\nlarder.refused.\r\n"),
+            _ => self.connection.put_request_shared(request.bytes),
+        }
+        if let What::Blocking = owed.what {
+            core.client.blocked.store(true, Ordering::Relaxed);
+        }
+        self.owed.push_back(owed);
+    }
+
+    fn answer(&mut self, core: &mut Core, answer: Bytes) {
+        let muted = core.session.take_muted();
+        if self.owed.is_empty() && self.covered.is_empty() && self.uncovered.is_empty() {
+            if !muted {
+                core.out.put(&answer);
+            }
+            return;
+        }
+        self.owed.push_back(Owed { what: What::Answer(answer), muted, writes: false });
+    }
+
+    /// What the request does to the state on the connection.
+    fn note_state(&mut self, core: &Core, args: Args<'_>) {
+        let table = self.table.clone();
+        let Resolved::Known(command) = table.resolve(args) else { return };
+        let name = &*command.name;
+        match name {
+            "multi" => self.state.in_multi = true,
+            "exec" | "discard" => {
+                self.state.in_multi = false;
+                self.state.watching = false;
+            }
+            "watch" if !self.state.in_multi => self.state.watching = true,
+            "unwatch" if !self.state.in_multi => self.state.watching = false,
+            "monitor" => self.state.monitoring = true,
+            "client|tracking" if !self.state.in_multi => {
+                self.state.tracking = args.get(2).is_some_and(|on| on.eq_ignore_ascii_case(b"on"));
+                self.connection.condemn_later();
+            }
+            "select" => {
+                self.selects = args.get(1).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+                self.connection.condemn_later();
+            }
+            "swapdb" if self.swap.is_none() => self.swap = Some(Swap::begin(core)),
+            // State that a connection cannot be given back with.
+            _ if self.state.in_multi && command.class == Class::Local => self.connection.condemn_later(),
+            _ if self.state.in_multi && command.class == Class::PubSub => self.connection.condemn_later(),
+            "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn_later(),
+            _ => {}
+        }
+        core.client.in_transaction.store(self.state.in_multi, Ordering::Relaxed);
+    }
+
+    /// Writes what waits and takes what has come.
+    fn exchange(&mut self, core: &mut Core, cx: &mut Context<'_>) -> Result<bool, RawError> {
+        let mut moved = false;
+        if let Poll::Ready(flushed) = self.connection.poll_flush(cx) {
+            flushed?;
+        }
+        while self.waiting_bytes + core.out.len() < WAITING_BYTES_MAX {
+            moved |= self.put_answers(core);
+            match self.connection.poll_piece(cx) {
+                Poll::Pending => break,
+                Poll::Ready(piece) => self.came(core, piece?),
+            }
+            moved = true;
+        }
+        moved |= self.put_answers(core);
+        Ok(moved)
+    }
+
+    /// Larder's own answers whose turn it is.
+    fn put_answers(&mut self, core: &mut Core) -> bool {
+        let mut moved = false;
+        while !self.in_reply && matches!(self.owed.front(), Some(Owed { what: What::Answer(_), .. })) {
+            let Some(Owed { what: What::Answer(answer), muted, .. }) = self.owed.pop_front() else { break };
+            if !muted {
+                self.pass(core, answer, false);
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// A piece of a reply, or of a push, has come.
+    fn came(&mut self, core: &mut Core, piece: Piece) {
+        if piece.kind == b'>' || self.state.monitoring && self.owed.is_empty() {
+            return self.pass(core, piece.bytes, true);
+        }
+        let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
+        let first = !self.in_reply;
+        self.in_reply = !piece.ends;
+        let (writes, muted) = (owed.writes, owed.muted);
+        let fenced = match &owed.what {
+            What::Acknowledgement | What::Multi => piece.kind != b'+',
+            _ => true,
+        };
+        if let (What::Multi, b'-', true) = (&owed.what, piece.kind, first)
+            && !piece.bytes.starts_with(b"-ERR MULTI calls")
+        {
+            self.state.in_multi = false;
+        }
+        let executed = matches!(owed.what, What::Exec) && first && matches!(piece.kind, b'*');
+        let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
+        if executed && let Some(database) = self.selects.take() {
+            core.selected_in_transaction = Some(database);
+        }
+        if first && fenced && writes {
+            self.fence_widely = true;
+        }
+        if piece.ends {
+            self.owed.pop_front();
+            core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
+            self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
+        }
+        match instead {
+            Some(line) if piece.ends && !muted => self.pass(core, line, false),
+            None if !muted => self.pass(core, piece.bytes, fenced && first),
+            // Nobody is told, but what was changed must be known in time all the same.
+            _ if fenced && first && writes => self.pass(core, Bytes::new(), true),
+            _ => {}
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed { what: What::Blocking, .. }))
+    }
+
+    /// Passes a piece to the client, or lets it wait for a fence.
+    fn pass(&mut self, core: &mut Core, piece: Bytes, fenced: bool) {
+        if !fenced && self.covered.is_empty() && self.uncovered.is_empty() {
+            core.out.put_shared(piece);
+            return;
+        }
+        self.waiting_bytes += piece.len();
+        self.uncovered.push_back(piece);
+    }
+
+    /// Releases what has been fenced; starts the next fence.
+    fn release(&mut self, core: &mut Core) -> Result<bool, Failure> {
+        let mut moved = false;
+        if let Some(seq) = self.fence {
+            match core.fence_state(seq) {
+                None => return Ok(false),
+                Some(fenced) => {
+                    self.fence = None;
+                    fenced.map_err(|()| Failure::WriteTimeout(self.reply_max.as_millis() as u64))?;
+                    for piece in self.covered.drain(..) {
+                        self.waiting_bytes -= piece.len();
+                        core.out.put_shared(piece);
+                    }
+                    moved = true;
+                }
+            }
+        }
+        if self.uncovered.is_empty() {
+            return Ok(moved);
+        }
+        std::mem::swap(&mut self.covered, &mut self.uncovered);
+        let swap_over = self.swap.is_some() && self.owed.is_empty() && !self.state.in_multi;
+        let swap = if swap_over { self.swap.take() } else { None };
+        let seq = match swap {
+            Some(swap) => {
+                let scopes = core.links_to_fence(true);
+                let seq = core.start_fence(&scopes, OpKind::FenceAndEmpty);
+                drop(swap);
+                seq
+            }
+            None => {
+                let scopes = core.links_to_fence(std::mem::take(&mut self.fence_widely));
+                core.start_fence(&scopes, OpKind::Fence)
+            }
+        };
+        self.fence = Some(seq);
+        Ok(true)
+    }
+
+    fn is_out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
+        let endless = self.owed.is_empty() || self.is_blocked();
+        !endless && self.patience.as_mut().poll(cx).is_ready()
+    }
+
+    /// Nothing is left to do: the client goes back to its link.
+    fn leave(&mut self, core: &mut Core) {
+        core.client.in_transaction.store(false, Ordering::Relaxed);
+        self.connection.settle();
+        drop(self.swap.take());
+        tracing::trace!(database = self.scope.database, "tunnel closed");
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    fn is_none(self) -> bool {
+        !(self.watching || self.in_multi || self.tracking || self.monitoring)
+    }
+}
+
+// === impl Swap ===
+
+impl Swap {
+    /// From now on nothing is answered from L1, in any scope.
+    fn begin(core: &Core) -> Self {
+        let scopes = core.links_to_fence(true);
+        for scope in &scopes {
+            scope.link.partition().suspend();
+        }
+        Self { scopes }
+    }
+}
+
+impl Drop for Swap {
+    /// The partitions are emptied by their links before they answer again: a job that does so is in their queues, or is
+    /// put there now.
+    fn drop(&mut self) {
+        for scope in &self.scopes {
+            scope.link.empty_and_resume();
+        }
+    }
+}
+
+// === impl Io (looking before taking) ===
+
+impl super::Io {
+    /// The length of the next whole request, if it is there; empty lines are passed over.
+    fn peek(&mut self) -> Result<Option<usize>, RequestError> {
+        loop {
+            match self.scanner.scan(&self.pending)? {
+                Step::Incomplete { bytes_needed_min } => {
+                    self.lacks = bytes_needed_min;
+                    return Ok(None);
+                }
+                Step::Nothing { len } => drop(self.pending.split_to(len)),
+                Step::Request { len } => return Ok(Some(len)),
+            }
+        }
+    }
+
+    fn take_peeked(&mut self, len: usize) -> Option<Request> {
+        let args = self.scanner.args(&self.pending);
+        let ranges = args.ranges().to_vec();
+        let is_inline = self.pending.first() != Some(&b'*');
+        let inline = is_inline.then(|| Bytes::copy_from_slice(args.bytes()));
+        let raw = self.pending.split_to(len).freeze();
+        Some(Request { bytes: inline.unwrap_or(raw), ranges })
+    }
+
+    /// Takes the next whole request.
+    pub(super) fn next_request(&mut self) -> Result<Option<Request>, RequestError> {
+        Ok(self.peek()?.and_then(|len| self.take_peeked(len)))
+    }
+}
+
+/// The first byte of a push in a protocol.
+pub(super) fn push_byte(protocol: Protocol) -> u8 {
+    if protocol == Protocol::Resp3 { b'>' } else { b'*' }
+}
