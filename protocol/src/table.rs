@@ -108,8 +108,8 @@ impl Table {
         }
     }
 
-    /// The command with this index.
-    pub fn get(&self, id: CommandId) -> Option<&Command> {
+    /// The command with this index; `None` only for an index of another table.
+    pub fn command(&self, id: CommandId) -> Option<&Command> {
         self.rows.get(usize::from(id.0))
     }
 
