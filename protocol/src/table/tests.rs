@@ -38,7 +38,18 @@ fn lookup_finds_every_row_in_any_case_and_nothing_else() {
         assert_eq!(table.by_full_name(&row.name.to_uppercase()).map(|found| found.id), Some(row.id));
         assert_eq!(row.parent.is_some(), row.name.contains('|'), "{}", row.name);
     }
-    for name in ["", "ge", "gett", "client|list", "list", "no-such-command-with-a-long-name"] {
+    for name in [
+        "",
+        "ge",
+        "gett",
+        "sort\x7fro",
+        "client|\u{e}o-evict",
+        "ge\u{14}",
+        "georadiusbymember_r",
+        "client|list",
+        "list",
+        "no-such-command-with-a-long-name",
+    ] {
         assert!(table.lookup(name.as_bytes()).is_none(), "{name}");
     }
 }
