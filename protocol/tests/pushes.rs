@@ -116,6 +116,12 @@ impl Reader {
                 }
             }
         }
+        for row in
+            table.iter().filter(|row| matches!(row.class, Class::Read(Cacheability::Single | Cacheability::PerKey(_))))
+        {
+            let name = row.name.to_ascii_uppercase();
+            assert!(READS.iter().any(|read| read.split(' ').next() == Some(&name)), "{name} is not among the reads");
+        }
         Self { connection, reads }
     }
 
