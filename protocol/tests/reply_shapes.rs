@@ -1,8 +1,9 @@
 //! What a RESP2 client gets from Larder is what the server itself sends on RESP2.
 //!
-//! Two connections, one for each protocol, stand in databases of equal content on one server. Every command that may use
-//! the shared link is sent to both; the RESP3 reply, converted, must be the RESP2 reply, byte for byte. The commands
-//! come from a list (every option that changes a shape) and from the documented grammar (made up from a seed).
+//! Two connections, one for each protocol, stand in databases of equal content on one server. Every command that may
+//! use the shared link is sent to both; the RESP3 reply, converted, must be the RESP2 reply, byte for byte. The
+//! commands come from a list (every option that changes a shape) and from the documented grammar (made up from a
+//! seed).
 
 mod support;
 

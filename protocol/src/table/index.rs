@@ -1,9 +1,9 @@
 //! Open addressing over command names: one hash, linear probing, at most a quarter full.
 //!
 //! Names are hashed and compared as two words, their first and last eight bytes, with case folded by setting bit 5 of
-//! every byte. That makes letters equal in either case, and a few other bytes too: so a name that is not all letters, or is
-//! longer than 16 bytes, is compared byte by byte after that. Subcommands live in the same index, salted with their
-//! container's id.
+//! every byte. That makes letters equal in either case, and a few other bytes too: so a name that is not all letters,
+//! or is longer than 16 bytes, is compared byte by byte after that. Subcommands live in the same index, salted with
+//! their container's id.
 
 use super::command::{Command, CommandId};
 

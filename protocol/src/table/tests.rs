@@ -362,7 +362,12 @@ proptest! {
     }
 
     #[test]
-    fn no_reply_makes_completing_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..NEWER.len(), at in 0..NEWER.len(), byte: u8) {
+    fn no_reply_makes_completing_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        cut in 0..NEWER.len(),
+        at in 0..NEWER.len(),
+        byte: u8,
+    ) {
         let table = Table::builtin();
         let _ = table.completed(&bytes);
         prop_assert!(table.completed(&NEWER.as_bytes()[..cut]).is_err());
