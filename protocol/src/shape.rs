@@ -1,9 +1,10 @@
 //! Replies from RESP3 to RESP2, byte for byte as the server itself would have sent them.
 //!
-//! L1 and the link hold RESP3; a client that speaks RESP2 gets its form from [`to_resp2`]. Most of it follows from the
-//! frame: maps and sets become arrays, doubles and big numbers bulk strings, booleans integers. What does not is said by the
-//! command: whether a null was a null bulk or a null array, and whether the server nests pairs that RESP2 has flat. Each row of the
-//! table has a [`ShapeRule`]; [`Shape::of`] turns it into the [`Shape`] of one request's reply.
+//! L1 and the link hold RESP3; a client that speaks RESP2 gets its form from [`to_resp2`]. Most of it follows from
+//! the frame: maps and sets become arrays, doubles and big numbers bulk strings, booleans integers. What does not is
+//! said by the command: whether a null was a null bulk or a null array, and whether the server nests pairs that RESP2
+//! has flat. Each row of the table has a [`ShapeRule`]; [`Shape::of`] turns it into the [`Shape`] of one request's
+//! reply.
 //!
 //! What is right is decided by the test `reply_shapes`: every command that may use the shared link, on real servers,
 //! in both protocols.

@@ -2,12 +2,12 @@
 //!
 //! The rows are data, read at development time from live servers by the example `generate_table` and committed as
 //! `table/rows.txt`. At run time [`Table::completed`] adds what the upstream's own `COMMAND` knows beyond them.
-//! Everything that Larder decides about a command follows from its row: where its keys stand ([`keys`]), what is done with
-//! it ([`class`]), and how its reply is turned into RESP2 ([`crate::shape`]).
+//! Everything that Larder decides about a command follows from its row: where its keys stand ([`keys`]), what is done
+//! with it ([`class`]), and how its reply is turned into RESP2 ([`crate::shape`]).
 //!
-//! Invariants: ids are dense and never change meaning between a table and the tables completed from it; what is unknown
-//! never gets a class that could make a reply stale. Looking up a name takes one hash and usually one comparison, without allocation or
-//! locks; tables are immutable and shared by reference.
+//! Invariants: ids are dense and never change meaning between a table and the tables completed from it; what is
+//! unknown never gets a class that could make a reply stale. Looking up a name takes one hash and usually one
+//! comparison, without allocation or locks; tables are immutable and shared by reference.
 
 pub mod class;
 pub mod command;
@@ -108,8 +108,8 @@ impl Table {
         }
     }
 
-    /// The command with this index.
-    pub fn get(&self, id: CommandId) -> Option<&Command> {
+    /// The command with this index; `None` only for an index of another table.
+    pub fn command(&self, id: CommandId) -> Option<&Command> {
         self.rows.get(usize::from(id.0))
     }
 

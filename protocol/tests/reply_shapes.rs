@@ -1,8 +1,9 @@
 //! What a RESP2 client gets from Larder is what the server itself sends on RESP2.
 //!
-//! Two connections, one for each protocol, stand in databases of equal content on one server. Every command that may use
-//! the shared link is sent to both; the RESP3 reply, converted, must be the RESP2 reply, byte for byte. The commands
-//! come from a list (every option that changes a shape) and from the documented grammar (made up from a seed).
+//! Two connections, one for each protocol, stand in databases of equal content on one server. Every command that may
+//! use the shared link is sent to both; the RESP3 reply, converted, must be the RESP2 reply, byte for byte. The
+//! commands come from a list (every option that changes a shape) and from the documented grammar (made up from a
+//! seed).
 
 mod support;
 
@@ -11,46 +12,11 @@ use std::collections::BTreeMap;
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::shape::{Protocol, Shape, same_in_both, to_resp2};
 use larder_protocol::table::{Class, Command, Resolved, Table, Tips};
-use support::grammar::{Argument, Grammar};
-use support::{Connection, Random, Server};
+use support::grammar::Grammar;
+use support::{Connection, Random, Server, content};
 
 /// Invocations made up for each command and server.
 const ROUNDS: usize = 100;
-
-/// What both databases hold before each command. Every type, some of them with one element, with elements like numbers,
-/// with infinite scores, in other encodings; a stream with groups, entries pending and deleted.
-const CONTENT: &[&str] = &[
-    "FLUSHDB",
-    "SET str hello",
-    "SET num 41",
-    "SET float 3.25",
-    "SETBIT bits 17 1",
-    "SET ex v",
-    "EXPIREAT ex 32503680000",
-    "RPUSH list a b c a d 1 2 3",
-    "RPUSH list1 a",
-    "SADD set a b c 1 2",
-    "SADD set1 a",
-    "SADD ints 1 2 3",
-    "HSET hash a 1 b 2.5 c x",
-    "HSET hash1 a 1",
-    "ZADD zset 1 a 2 b 2.5 c 3e20 d 0.1 e",
-    "ZADD zset1 1 a",
-    "ZADD zinf -inf a inf b 1 c",
-    "ZADD lex 0 a 0 b 0 c 0 d",
-    "PFADD hll a b c",
-    "PFADD hll2 c d",
-    "GEOADD geo 13.361389 38.115556 Palermo 15.087269 37.502669 Catania",
-    "XADD stream 1-1 f v",
-    "XADD stream 1-2 f v g w",
-    "XADD stream 2-0 f v",
-    "XGROUP CREATE stream g 0",
-    "XGROUP CREATE stream empty $",
-    "XREADGROUP GROUP g c COUNT 2 STREAMS stream >",
-    "XDEL stream 1-2",
-    "XADD stream1 1-1 f v",
-    "XDEL stream1 1-1",
-];
 
 /// Commands whose reply differs between two calls or databases though nothing is wrong: times and counters.
 const VARYING: &[&str] =
@@ -327,7 +293,7 @@ impl Pair {
     fn new(server: &Server) -> Self {
         let mut resp2 = server.connect();
         let mut resp3 = server.connect_resp3();
-        let table = Table::builtin().completed(&resp3.must(&["COMMAND"])).unwrap();
+        let table = Table::builtin().completed(&resp3.must(&["COMMAND"])).expect("a well-formed reply");
         resp2.must(&["SELECT", "2"]);
         resp3.must(&["SELECT", "3"]);
         Self {
@@ -356,8 +322,8 @@ impl Pair {
             return;
         }
         if !self.is_fresh {
-            self.resp2.prepare(CONTENT);
-            self.resp3.prepare(CONTENT);
+            self.resp2.prepare(content::LINES);
+            self.resp3.prepare(content::LINES);
         }
         let wanted = self.resp2.call(parts);
         let frame = self.resp3.call(parts);
@@ -405,7 +371,7 @@ fn skeleton(reply: &[u8]) -> String {
             b'$' if line == b"$-1\r\n" => out.push_str("null "),
             b'$' => {
                 out.push_str("bulk ");
-                let len: usize = String::from_utf8_lossy(&line[1..]).trim().parse().unwrap();
+                let len: usize = String::from_utf8_lossy(&line[1..]).trim().parse().expect("a well-formed reply");
                 at = end + len + 2;
                 continue;
             }
@@ -433,17 +399,15 @@ fn made_up_commands_have_their_resp2_form() {
     for server in Server::all() {
         let mut pair = Pair::new(&server);
         let grammar = Grammar::read(&mut server.connect_resp3());
-        pair.resp2.prepare(CONTENT);
-        let dump = pair.resp2.must(&["DUMP", "list"]);
-        let start = dump.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-        let dump = dump[start..dump.len() - 2].to_vec();
+        let dump = content::dump(&mut pair.resp2);
         for (n, name) in grammar.names().enumerate() {
             let seed = n as u64 + 1000;
             let mut random = Random(seed);
             for round in 0..ROUNDS {
                 let group = name.to_owned();
-                let parts = grammar
-                    .invocation(name, &mut random, &mut |argument, random| value(&group, argument, random, &dump));
+                let parts = grammar.invocation(name, &mut random, &mut |argument, random| {
+                    content::value(&group, argument, random, &dump)
+                });
                 pair.compare(&parts, &format!("seed {seed} round {round}"));
             }
         }
@@ -458,56 +422,4 @@ fn made_up_commands_have_their_resp2_form() {
         }
         assert!(never.is_empty(), "{}: nothing but errors from {never:?}", pair.name);
     }
-}
-
-/// A value for an argument that makes success likely and failure possible.
-fn value(command: &str, argument: &Argument, random: &mut Random, dump: &[u8]) -> Vec<u8> {
-    let name = argument.name.to_ascii_lowercase();
-    let options: &[&str] = match (&*argument.kind, &*name) {
-        ("key", _) => return key(command, random),
-        ("unix-time", name) if name.contains("milli") => &["32503680000000"],
-        ("unix-time", _) => &["32503680000", "1"],
-        (_, "serialized-value") => return dump.to_vec(),
-        (_, "milliseconds" | "seconds" | "ttl") => &["100000", "0"],
-        (_, "longitude" | "latitude") => &["15", "37.5"],
-        (_, "radius" | "width" | "height") => &["300", "0.5"],
-        (_, "member" | "member1" | "member2") if command.starts_with("geo") => &["Palermo", "Catania", "z"],
-        (_, "bit") => &["0", "1"],
-        (_, "cursor") => &["0"],
-        (_, "operation") => &["AND", "NOT"],
-        (_, "encoding") => &["u8", "i5"],
-        (_, "min-idle-time") => &["0"],
-        (_, "group" | "groupname") => &["g", "empty", "none"],
-        (_, "consumer" | "consumername") => &["c", "d"],
-        (_, "min" | "max" | "start" | "stop" | "end") if command.contains("lex") => &["-", "+", "[b", "(c"],
-        (_, "start" | "end" | "min" | "max") if command.starts_with('x') => &["-", "+", "1", "2-0", "(1-1"],
-        (_, "min" | "max") => &["-inf", "+inf", "1", "(2"],
-        (_, "start" | "stop" | "end") => &["0", "1", "-1", "-2", "99"],
-        (_, "id" | "lastid" | "last-id" | "id-selector" | "entries-added" | "max-deleted-id") => {
-            &["0", "1-1", "9-9", "$", ">", "*"]
-        }
-        (_, "threshold") => &["1", "2-0"],
-        ("double", _) => &["1", "2.5", "-0.1", "3e20"],
-        ("integer", _) => &["1", "2", "0", "-1", "5"],
-        (_, "pattern") => &["*", "a*", "nosort"],
-        _ => &["a", "b", "1", "2.5", "z", "c"],
-    };
-    random.pick(options).as_bytes().to_vec()
-}
-
-fn key(command: &str, random: &mut Random) -> Vec<u8> {
-    let any: &[&str] = &["str", "num", "list", "set", "hash", "zset", "geo", "stream", "missing", "hll", "ex", "ints"];
-    let own: &[&str] = match command.as_bytes() {
-        [b'l' | b'r', ..] if !command.starts_with("re") => &["list", "list1", "missing"],
-        [b's', ..] if !command.starts_with("se") && !command.starts_with("so") => &["set", "set1", "ints", "missing"],
-        [b'h', ..] => &["hash", "hash1", "missing"],
-        [b'z', ..] => &["zset", "zset1", "zinf", "lex", "missing"],
-        [b'x', ..] => &["stream", "stream1", "missing"],
-        [b'g', b'e', b'o', ..] => &["geo", "missing"],
-        [b'p', b'f', ..] => &["hll", "hll2", "missing"],
-        [b'g' | b'i' | b'd' | b'a' | b'b', ..] => &["str", "num", "float", "bits", "missing"],
-        _ => any,
-    };
-    let from = if random.below(10) == 0 { any } else { own };
-    random.pick(from).as_bytes().to_vec()
 }

@@ -47,9 +47,10 @@ fn keys_are_those_of_getkeys_for_every_documented_grammar() {
         let mut connection = server.connect_resp3();
         let grammar = Grammar::read(&mut connection);
         let command = connection.must(&["COMMAND"]);
-        for (which, table) in
-            [("built-in", Table::builtin()), ("completed", Table::builtin().completed(&command).unwrap())]
-        {
+        for (which, table) in [
+            ("built-in", Table::builtin()),
+            ("completed", Table::builtin().completed(&command).expect("a COMMAND reply")),
+        ] {
             for (n, name) in grammar.names().enumerate() {
                 let seed = n as u64;
                 let mut random = Random(seed);
@@ -119,6 +120,27 @@ fn keys_are_those_of_getkeys_for_odd_invocations() {
         for case in cases {
             let parts: Vec<Vec<u8>> = case.split(' ').map(|part| part.as_bytes().to_vec()).collect();
             compare(&table, &mut connection, &parts, server.name);
+        }
+    }
+}
+
+#[test]
+fn the_table_is_completed_alike_from_either_protocol() {
+    for server in Server::all() {
+        let resp2 = Table::builtin().completed(&server.connect().must(&["COMMAND"])).expect("a COMMAND reply");
+        let resp3 = Table::builtin().completed(&server.connect_resp3().must(&["COMMAND"])).expect("a COMMAND reply");
+        assert_eq!(resp2.len(), Table::builtin().len(), "{}: the committed rows lack some", server.name);
+        for (a, b) in resp2.iter().zip(resp3.iter()) {
+            assert_eq!((&a.name, a.arity, a.flags, a.on_upstream), (&b.name, b.arity, b.flags, b.on_upstream));
+            assert_eq!((a.tips, a.categories, &a.key_specs, a.class), (b.tips, b.categories, &b.key_specs, b.class));
+            let builtin = Table::builtin().by_full_name(&a.name).map(|row| (row.class, row.shape));
+            assert_eq!(
+                builtin,
+                Some((a.class, a.shape)),
+                "{}: {} has another class than committed",
+                server.name,
+                a.name
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One row of the table: what Larder knows of one command or subcommand.
 //!
-//! A row is data (name, arity, flags, keys, tips) plus what follows from it: the [`Class`] and the [`ShapeRule`], computed
-//! once when the table is built. Asking a row about a request allocates nothing.
+//! A row is data (name, arity, flags, keys, tips) plus what follows from it: the [`Class`] and the [`ShapeRule`],
+//! computed once when the table is built. Asking a row about a request allocates nothing.
 
 use std::borrow::Cow;
 

@@ -1,8 +1,9 @@
 //! Open addressing over command names: one hash, linear probing, at most a quarter full.
 //!
-//! The hash folds case by setting bit 5 of every byte, which makes letters equal and a few other bytes too; equality is decided
-//! by comparing the name. Names longer than 16 bytes are hashed by their first and last eight bytes and their length.
-//! Subcommands live in the same index, salted with their container's id.
+//! Names are hashed and compared as two words, their first and last eight bytes, with case folded by setting bit 5 of
+//! every byte. That makes letters equal in either case, and a few other bytes too: so a name that is not all letters,
+//! or is longer than 16 bytes, is compared byte by byte after that. Subcommands live in the same index, salted with
+//! their container's id.
 
 use super::command::{Command, CommandId};
 
@@ -25,7 +26,15 @@ struct Slot {
     tag: u32,
     /// The row's id plus one; 0: empty.
     id: u16,
+    /// Where the row's own name begins in its full name.
+    own_at: u8,
+    /// True if the two words tell the name: letters only, and at most 16.
+    is_exact: bool,
 }
+
+/// A name's first and last eight bytes, case folded; the second is constant for names of at most eight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Words(u64, u64);
 
 // === impl Index ===
 
@@ -43,7 +52,8 @@ impl Index {
 
     /// The row with this name under this container.
     pub(super) fn find<'r>(&self, rows: &'r [Command], parent: Option<CommandId>, name: &[u8]) -> Option<&'r Command> {
-        let hash = hash(parent, name);
+        let words = Words::of(name);
+        let hash = words.hash(parent, name.len());
         let tag = tag_of(hash);
         let mask = self.slots.len().checked_sub(1)?;
         let mut at = hash as usize & mask;
@@ -54,7 +64,7 @@ impl Index {
             if slot.tag == tag
                 && let Some(row) = rows.get(usize::from(id))
                 && row.parent == parent
-                && row.own_name().as_bytes().eq_ignore_ascii_case(name)
+                && slot.has_name(row, name, words)
             {
                 return Some(row);
             }
@@ -63,13 +73,46 @@ impl Index {
     }
 
     fn insert(&mut self, row: &Command) {
-        let hash = hash(row.parent, row.own_name().as_bytes());
+        let own = row.own_name().as_bytes();
+        let hash = Words::of(own).hash(row.parent, own.len());
         let mask = self.slots.len() - 1;
         let mut at = hash as usize & mask;
         while self.slots[at].id != 0 {
             at = (at + 1) & mask;
         }
-        self.slots[at] = Slot { tag: tag_of(hash), id: row.id.0 + 1 };
+        let is_exact = own.len() <= 16 && own.iter().all(u8::is_ascii_lowercase);
+        // Names are at most 128 bytes long.
+        let own_at = (row.name.len() - own.len()) as u8;
+        self.slots[at] = Slot { tag: tag_of(hash), id: row.id.0 + 1, own_at, is_exact };
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn has_name(&self, row: &Command, name: &[u8], words: Words) -> bool {
+        let own = row.name.as_bytes().get(usize::from(self.own_at)..).unwrap_or_default();
+        own.len() == name.len() && Words::of(own) == words && (self.is_exact || own.eq_ignore_ascii_case(name))
+    }
+}
+
+// === impl Words ===
+
+impl Words {
+    fn of(name: &[u8]) -> Self {
+        let (head, tail) = match (name.first_chunk::<8>(), name.last_chunk::<8>()) {
+            (Some(head), Some(tail)) => (u64::from_le_bytes(*head), u64::from_le_bytes(*tail)),
+            _ => (short_word(name), 0),
+        };
+        Self(head | CASE_BITS, tail | CASE_BITS)
+    }
+
+    fn hash(self, parent: Option<CommandId>, len: usize) -> u64 {
+        let salt = parent.map_or(0, |id| u64::from(id.0) + 1);
+        let mixed = self.0 ^ self.1.rotate_left(29) ^ len as u64 ^ (salt << 40);
+        let spread = mixed.wrapping_mul(SPREAD);
+        // The low bits of a product depend on low bits only: fold the high half in.
+        (spread ^ (spread >> 29)).wrapping_mul(SPREAD).rotate_left(32)
     }
 }
 
@@ -77,22 +120,16 @@ fn tag_of(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
-fn hash(parent: Option<CommandId>, name: &[u8]) -> u64 {
-    let salt = parent.map_or(0, |id| u64::from(id.0) + 1);
-    let (head, tail) = match name.len() {
-        0..=8 => (word(name), 0),
-        len => (word(&name[..8]), word(&name[len - 8..])),
-    };
-    let mixed = (head | CASE_BITS) ^ (tail | CASE_BITS).rotate_left(29) ^ (name.len() as u64) ^ (salt << 40);
-    let spread = mixed.wrapping_mul(SPREAD);
-    // The low bits of a product depend on low bits only: fold the high half in.
-    (spread ^ (spread >> 29)).wrapping_mul(SPREAD).rotate_left(32)
-}
-
-/// Up to eight bytes as a number.
-fn word(bytes: &[u8]) -> u64 {
-    if let Ok(eight) = <[u8; 8]>::try_from(bytes) {
-        return u64::from_le_bytes(eight);
+/// Fewer than eight bytes as a number, different for different bytes of the same length. Loads of fixed width: a loop
+/// over the bytes of a short name would cost more than all the rest of a lookup.
+fn short_word(bytes: &[u8]) -> u64 {
+    match (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        (Some(head), Some(tail)) => u64::from(u32::from_le_bytes(*head)) << 32 | u64::from(u32::from_le_bytes(*tail)),
+        _ => match bytes {
+            [a, b, c] => u64::from(*a) << 16 | u64::from(*b) << 8 | u64::from(*c),
+            [a, b] => u64::from(*a) << 8 | u64::from(*b),
+            [a] => u64::from(*a),
+            _ => 0,
+        },
     }
-    bytes.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte))
 }

@@ -5,7 +5,7 @@
 //! specifications of a command to the arguments of one request and yields argument indexes; it allocates nothing,
 //! yields at most `arguments x specifications` indexes and never an index past the end, whatever the arguments are.
 //!
-//! Three commands have keys that specifications cannot tell; they have a [`KeyRule`] of their own.
+//! Three commands have keys that specifications cannot tell; they have a rule of their own.
 //!
 //! The indexes are the ones that `COMMAND GETKEYS` answers with (a test compares them on a live server). Where the
 //! server answers with an error instead, [`KeyKnowledge`] is `Incomplete`: such a request must be treated as one

@@ -1,7 +1,7 @@
 //! The committed rows, and the text form in which they are kept.
 //!
-//! `rows.txt` is written by the example `generate_table` from live servers: one line a command, columns separated by one
-//! blank, `-` for an empty column, lines that begin with `#` are comments:
+//! `rows.txt` is written by the example `generate_table` from live servers: one line a command, columns separated by
+//! one blank, `-` for an empty column, lines that begin with `#` are comments:
 //!
 //! ```text
 //! name arity flags categories first last step tips since group key-specs

@@ -38,7 +38,18 @@ fn lookup_finds_every_row_in_any_case_and_nothing_else() {
         assert_eq!(table.by_full_name(&row.name.to_uppercase()).map(|found| found.id), Some(row.id));
         assert_eq!(row.parent.is_some(), row.name.contains('|'), "{}", row.name);
     }
-    for name in ["", "ge", "gett", "client|list", "list", "no-such-command-with-a-long-name"] {
+    for name in [
+        "",
+        "ge",
+        "gett",
+        "sort\x7fro",
+        "client|\u{e}o-evict",
+        "ge\u{14}",
+        "georadiusbymember_r",
+        "client|list",
+        "list",
+        "no-such-command-with-a-long-name",
+    ] {
         assert!(table.lookup(name.as_bytes()).is_none(), "{name}");
     }
 }
@@ -351,7 +362,12 @@ proptest! {
     }
 
     #[test]
-    fn no_reply_makes_completing_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..NEWER.len(), at in 0..NEWER.len(), byte: u8) {
+    fn no_reply_makes_completing_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        cut in 0..NEWER.len(),
+        at in 0..NEWER.len(),
+        byte: u8,
+    ) {
         let table = Table::builtin();
         let _ = table.completed(&bytes);
         prop_assert!(table.completed(&NEWER.as_bytes()[..cut]).is_err());

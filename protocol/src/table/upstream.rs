@@ -1,8 +1,8 @@
 //! Rows out of an upstream's `COMMAND` reply.
 //!
 //! Servers from 7.0 on send ten elements a row (name, arity, flags, first, last, step, categories, tips, key specs,
-//! subcommands); older ones stop after the categories and list no subcommands. Elements that are missing or have another type
-//! leave their column as it is; a row without a name is left out.
+//! subcommands); older ones stop after the categories and list no subcommands. Elements that are missing or have
+//! another type leave their column as it is; a row without a name is left out.
 
 use std::borrow::Cow;
 

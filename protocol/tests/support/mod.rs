@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test crate uses a part of it")]
 
+pub(crate) mod content;
 pub(crate) mod grammar;
 
 use std::io::{Read, Write};
@@ -134,13 +135,17 @@ impl Connection {
         self.reply()
     }
 
+    /// Sends all requests at once, without waiting for replies.
+    pub(crate) fn send<L: AsRef<[T]>, T: AsRef<[u8]>>(&mut self, requests: &[L]) {
+        let mut bytes = Vec::new();
+        requests.iter().for_each(|parts| encode(parts.as_ref(), &mut bytes));
+        self.stream.write_all(&bytes).expect("the server takes the requests");
+    }
+
     /// Sends all commands (words separated by blanks) at once; panics if one of them fails.
     pub(crate) fn prepare(&mut self, lines: &[&str]) {
-        let mut request = Vec::new();
-        for line in lines {
-            encode(&line.split(' ').collect::<Vec<_>>(), &mut request);
-        }
-        self.stream.write_all(&request).expect("the server takes the requests");
+        let split: Vec<Vec<&str>> = lines.iter().map(|line| line.split(' ').collect()).collect();
+        self.send(&split);
         for line in lines {
             let reply = self.reply();
             assert!(!reply.starts_with(b"-"), "{line}: {}", String::from_utf8_lossy(&reply));
