@@ -58,8 +58,8 @@ pub struct Client {
     pub no_touch: AtomicBool,
     /// The index of the last command in the table.
     pub last_command: AtomicU16,
-    /// Asked by `CLIENT UNBLOCK`: 0 no, 1 as if timed out, 2 with an error.
-    pub unblock: AtomicU8,
+    /// The upstream's number for the connection that it has borrowed to wait on, or 0.
+    pub upstream_id: AtomicU64,
     names: Mutex<Names>,
 }
 
@@ -108,7 +108,7 @@ impl Clients {
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
             last_command: AtomicU16::new(u16::MAX),
-            unblock: AtomicU8::new(0),
+            upstream_id: AtomicU64::new(0),
             names: Mutex::new(Names { user: b"default".to_vec(), ..Names::default() }),
         });
         connected.insert(id, client.clone());
@@ -188,7 +188,7 @@ impl Client {
                 load(&self.subscriptions) - patterns,
                 patterns,
                 load(&self.shard_subscriptions),
-                table.get(CommandId(self.last_command.load(Ordering::Relaxed))).map_or("NULL", |c| &c.name),
+                table.command(CommandId(self.last_command.load(Ordering::Relaxed))).map_or("NULL", |c| &c.name),
             )
             .as_bytes(),
         );

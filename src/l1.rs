@@ -60,6 +60,7 @@ pub struct Partition {
     id: AtomicU64,
     filled: AtomicBool,
     removals: AtomicU64,
+    suspended: AtomicU32,
 }
 
 /// The right to change a partition. There is one for each, held by the reader task of the scope's link.
@@ -90,7 +91,7 @@ pub enum Filled {
     Stored,
     /// It is larger than `l1.entry_bytes_max`.
     TooBig,
-    /// Its deadline has passed already.
+    /// Its deadline has passed already, or the partition is suspended.
     Dead,
 }
 
@@ -133,6 +134,9 @@ struct ByteWeighter;
 #[derive(Clone)]
 struct EvictionCount(Arc<AtomicU64>);
 
+/// The id of a suspended partition: no entry has it.
+const NOWHERE: u64 = 0;
+
 /// Bytes in front of each variant: length of its name, length of its reply with the top bit for
 /// "the same in RESP2 and RESP3".
 const VARIANT_HEADER_BYTES: usize = 8;
@@ -168,6 +172,7 @@ impl L1 {
             id: AtomicU64::new(self.next_id()),
             filled: AtomicBool::new(false),
             removals: AtomicU64::new(0),
+            suspended: AtomicU32::new(0),
         });
         (partition.clone(), Filler { partition })
     }
@@ -239,6 +244,20 @@ impl Partition {
         !self.filled.load(Ordering::Acquire)
     }
 
+    /// From now until as many calls of [`Partition::resume`] nothing is answered from the partition and nothing filled.
+    pub fn suspend(&self) {
+        self.suspended.fetch_add(1, Ordering::AcqRel);
+        self.removals.fetch_add(1, Ordering::AcqRel);
+        self.id.store(NOWHERE, Ordering::Release);
+    }
+
+    /// Ends one suspension. What was filled before it stays out of reach.
+    pub fn resume(&self) {
+        if self.suspended.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.id.store(self.l1.next_id(), Ordering::Release);
+        }
+    }
+
     /// What is known of the entry of `key`, if there is one.
     pub fn facts(&self, key: &[u8]) -> Option<EntryFacts> {
         let entry = self.peek(key)?;
@@ -290,6 +309,11 @@ impl Filler {
         if now >= deadline {
             return Filled::Dead;
         }
+        // Before the check for a suspension, so that what is filled in spite of one is filled under an id of before it.
+        let partition = self.partition.id.load(Ordering::Acquire);
+        if partition == NOWHERE {
+            return Filled::Dead;
+        }
         let l1 = &self.partition.l1;
         let old = self.partition.peek(key);
         let kept = old.as_ref().filter(|e| e.0.header.header.deadline > now);
@@ -304,7 +328,6 @@ impl Filler {
         if body.len() > l1.settings.entry_bytes_max {
             return Filled::TooBig;
         }
-        let partition = self.partition.id.load(Ordering::Acquire);
         let header =
             Header { partition, deadline, filled_at: now, key_len: key.len() as u32, hits: AtomicU32::new(hits) };
         let slot = Slot(ThinArc::from_header_and_slice(header, &body));
@@ -334,7 +357,12 @@ impl Filler {
             return;
         }
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        let old = self.partition.id.swap(self.partition.l1.next_id(), Ordering::AcqRel);
+        let old = self.partition.id.load(Ordering::Acquire);
+        if old != NOWHERE {
+            let next = self.partition.l1.next_id();
+            // A failed exchange means a suspension: there is nothing to be found then either.
+            let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);
+        }
         self.partition.filled.store(false, Ordering::Release);
         self.partition.l1.cache.retain(|slot, _| slot.0.header.header.partition != old);
     }

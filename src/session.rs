@@ -290,7 +290,7 @@ impl Session {
         };
         let ranges = args(&request).unwrap_or_default();
         let args = Args::new(&request, &ranges);
-        let Some(command) = command(args).and_then(|id| around.table.get(id)) else { return };
+        let Some(command) = command(args).and_then(|id| around.table.command(id)) else { return };
         let kind = match command.classify(args, self.protocol) {
             Class::Read(Cacheability::Single) => fill_of(command, args, false),
             Class::Read(Cacheability::PerKey(per_key)) => OpKind::FillEach(each_of(per_key, command, around.table)),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestError, RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Command, Resolved, Table};
+use larder_protocol::table::{Class, Command, Group, Resolved, Table};
 use smallvec::smallvec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub(crate) struct Core {
     pub(crate) subscriptions: crate::hub::Subscriptions,
     /// Fences that something else than a slot waits for, with how many links are still to answer.
     pub(crate) fences: BTreeMap<Seq, u32>,
+    /// The database that a transaction has selected.
+    pub(crate) selected_in_transaction: Option<u32>,
 }
 
 /// Where a client's data is.
@@ -87,6 +89,7 @@ impl Core {
             login,
             subscriptions: crate::hub::Subscriptions::default(),
             fences: BTreeMap::new(),
+            selected_in_transaction: None,
         })
     }
 
@@ -161,6 +164,10 @@ impl Core {
         self.client.last_command.store(command.id.0, Ordering::Relaxed);
         if let Some(line) = self.refusal(command) {
             return self.answer(line.as_bytes());
+        }
+        let is_foreign = !command.on_upstream && command.group != Group::Larder;
+        if is_foreign && matches!(self.place, Place::Upstream(_)) {
+            return self.take_unknown(None, args);
         }
         match command.class {
             Class::Local => self.take_local(command, args),
@@ -408,7 +415,8 @@ pub(super) fn scan_again(request: &Bytes) -> Option<Vec<ArgRange>> {
     }
 }
 
-fn fence_job(port: &Arc<crate::port::Port>, seq: Seq, kind: OpKind) -> Job {
+/// A job that fences one link.
+pub(super) fn fence_job(port: &Arc<crate::port::Port>, seq: Seq, kind: OpKind) -> Job {
     Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![Op { seq, bytes: 0..0, kind }] }
 }
 

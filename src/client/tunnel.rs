@@ -18,7 +18,7 @@
 //! How it fails: a lost connection answers everything that is owed with `UPSTREAMLOST`, and ends the client's connection
 //! if it held state: as with the server itself, what was watched or queued is gone.
 
-use super::core::Core;
+use super::core::{Core, fence_job};
 use super::{Connection, End, Input, Request};
 use crate::port::{Failure, Seq};
 use crate::upstream::link::OpKind;
@@ -449,17 +449,17 @@ impl Tunnel {
             "monitor" => self.state.monitoring = true,
             "client|tracking" if !self.state.in_multi => {
                 self.state.tracking = args.get(2).is_some_and(|on| on.eq_ignore_ascii_case(b"on"));
-                self.connection.condemn_later();
+                self.connection.condemn();
             }
             "select" => {
                 self.selects = args.get(1).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
-                self.connection.condemn_later();
+                self.connection.condemn();
             }
             "swapdb" if self.swap.is_none() => self.swap = Some(Swap::begin(core)),
             // State that a connection cannot be given back with.
-            _ if self.state.in_multi && command.class == Class::Local => self.connection.condemn_later(),
-            _ if self.state.in_multi && command.class == Class::PubSub => self.connection.condemn_later(),
-            "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn_later(),
+            _ if self.state.in_multi && command.class == Class::Local => self.connection.condemn(),
+            _ if self.state.in_multi && command.class == Class::PubSub => self.connection.condemn(),
+            "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn(),
             _ => {}
         }
         core.client.in_transaction.store(self.state.in_multi, Ordering::Relaxed);
@@ -571,15 +571,9 @@ impl Tunnel {
             return Ok(moved);
         }
         std::mem::swap(&mut self.covered, &mut self.uncovered);
-        let swap_over = self.swap.is_some() && self.owed.is_empty() && !self.state.in_multi;
-        let swap = if swap_over { self.swap.take() } else { None };
-        let seq = match swap {
-            Some(swap) => {
-                let scopes = core.links_to_fence(true);
-                let seq = core.start_fence(&scopes, OpKind::FenceAndEmpty);
-                drop(swap);
-                seq
-            }
+        let swap_over = self.owed.is_empty() && !self.state.in_multi;
+        let seq = match self.swap.take_if(|_| swap_over) {
+            Some(swap) => core.start_fence(&swap.finish(), OpKind::FenceAndResume),
             None => {
                 let scopes = core.links_to_fence(std::mem::take(&mut self.fence_widely));
                 core.start_fence(&scopes, OpKind::Fence)
@@ -597,7 +591,6 @@ impl Tunnel {
     /// Nothing is left to do: the client goes back to its link.
     fn leave(&mut self, core: &mut Core) {
         core.client.in_transaction.store(false, Ordering::Relaxed);
-        self.connection.settle();
         drop(self.swap.take());
         tracing::trace!(database = self.scope.database, "tunnel closed");
     }
@@ -622,14 +615,19 @@ impl Swap {
         }
         Self { scopes }
     }
+
+    /// The scopes whose suspension the caller ends.
+    fn finish(mut self) -> Vec<Arc<Scope>> {
+        std::mem::take(&mut self.scopes)
+    }
 }
 
 impl Drop for Swap {
-    /// The partitions are emptied by their links before they answer again: a job that does so is in their queues, or is
-    /// put there now.
+    /// The client has gone before the answer came: the links empty their partitions before they answer again.
     fn drop(&mut self) {
+        let nobody = Arc::default();
         for scope in &self.scopes {
-            scope.link.empty_and_resume();
+            scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
         }
     }
 }

@@ -83,8 +83,8 @@ pub enum OpKind {
     Effect,
     /// Nothing is sent for the client; it is told when the link has caught up.
     Fence,
-    /// As `Fence`, and the partition is emptied at that moment.
-    FenceAndEmpty,
+    /// As `Fence`, and at that moment the partition is emptied and its suspension ends.
+    FenceAndResume,
 }
 
 /// How the reply to a read of several keys is kept.
@@ -207,7 +207,7 @@ enum What {
     Reply { port: Arc<Port>, seq: Seq, request: Bytes, kind: OpKind, state: Patience },
     Pttl { flight: usize, key: usize },
     Flight(usize),
-    Fence { waiting: SmallVec<[(Arc<Port>, Seq); 1]>, empty: bool },
+    Fence { waiting: SmallVec<[(Arc<Port>, Seq); 1]>, resumes: u32 },
     Ignored,
 }
 
@@ -366,7 +366,7 @@ impl LinkCore {
             }
             What::Pttl { flight, key } => self.pttl(flight, key, frame),
             What::Flight(flight) => self.landed(flight, frame, now),
-            What::Fence { waiting, empty } => self.fenced(waiting, empty),
+            What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
             What::Ignored => {}
         }
         Ok(())
@@ -425,11 +425,7 @@ impl LinkCore {
                 }
                 What::Flight(flight) => self.lost_flight(flight, &mut retries),
                 // What the fence was for, that L1 holds nothing older, is true of an empty L1.
-                What::Fence { waiting, .. } => {
-                    for (port, seq) in waiting {
-                        self.leave(&port, Delivery::Fenced(seq));
-                    }
-                }
+                What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
                 What::Pttl { .. } | What::Ignored => {}
             }
         }
@@ -454,7 +450,9 @@ impl LinkCore {
                 self.submit_fill(port, seq, kind, request, usize::from(key_at), may_join, state, now);
             }
             OpKind::FillEach(_) if self.keeps() => self.submit_fill_each(port, seq, kind, request, state, now),
-            OpKind::Fence | OpKind::FenceAndEmpty => self.submit_fence(port, seq, kind == OpKind::FenceAndEmpty, now),
+            OpKind::Fence | OpKind::FenceAndResume => {
+                self.submit_fence(port, seq, kind == OpKind::FenceAndResume, now);
+            },
             _ => {
                 let starts_at = self.put_shared(&request);
                 self.in_flight_bytes += request.len();
@@ -555,22 +553,22 @@ impl LinkCore {
         port.set_link_position(position);
     }
 
-    fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, empty: bool, now: Time) {
-        if self.filler.partition().is_empty() && self.flights.is_empty() && !empty {
+    fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, resumes: bool, now: Time) {
+        if self.filler.partition().is_empty() && self.flights.is_empty() && !resumes {
             self.leave(port, Delivery::Fenced(seq));
             return;
         }
         // A PING that has not left yet will be sent after this moment, too.
         let sent = self.bytes_put - self.outgoing.len() as u64;
-        if let Some(Expected { what: What::Fence { waiting, empty: also }, starts_at, .. }) = self.expected.back_mut()
+        if let Some(Expected { what: What::Fence { waiting, resumes: also }, starts_at, .. }) = self.expected.back_mut()
             && *starts_at >= sent
         {
             waiting.push((port.clone(), seq));
-            *also |= empty;
+            *also += u32::from(resumes);
             return;
         }
         let starts_at = self.put(b"*1\r\n$4\r\nPING\r\n");
-        self.expect(What::Fence { waiting: smallvec![(port.clone(), seq)], empty }, starts_at, now);
+        self.expect(What::Fence { waiting: smallvec![(port.clone(), seq)], resumes: u32::from(resumes) }, starts_at, now);
         self.counts.fences += 1;
     }
 
@@ -734,7 +732,7 @@ impl LinkCore {
         let Some(ranges) = self.scan(request) else { return };
         let args = Args::new(request, &ranges);
         let table = self.table.clone();
-        let Some(command) = table.get(command) else { return };
+        let Some(command) = table.command(command) else { return };
         for key_at in command.keys(args) {
             let removed = self.remove(args.arg(key_at));
             self.counts.dropped_by_write += u64::from(removed);
@@ -742,12 +740,13 @@ impl LinkCore {
         self.scanner_gives_back(ranges);
     }
 
-    fn fenced(&mut self, waiting: SmallVec<[(Arc<Port>, Seq); 1]>, empty: bool) {
-        if empty {
+    fn fenced(&mut self, waiting: SmallVec<[(Arc<Port>, Seq); 1]>, resumes: u32) {
+        if resumes > 0 {
             self.filler.empty();
             self.empties += 1;
             self.counts.emptied += 1;
         }
+        (0..resumes).for_each(|_| self.filler.partition().resume());
         for (port, seq) in waiting {
             self.leave(&port, Delivery::Fenced(seq));
         }

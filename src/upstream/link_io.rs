@@ -17,7 +17,7 @@
 
 use super::backoff::{Backoff, BackoffSettings};
 use super::breaker::{FailureCause, Outcome};
-use super::link::{Caching, Frame, Job, LinkCore, LinkCounts, Retry, Violation};
+use super::link::{Caching, Frame, Job, LinkCore, LinkCounts, OpKind, Retry, Violation};
 use super::node::{Facts, Node};
 use super::raw::{self, Identity, RawConnection, RawError};
 use crate::clock::Time;
@@ -65,6 +65,7 @@ pub struct LinkHandle {
     times: LinkTimes,
     /// True while replies may be kept: reads need not look in L1 otherwise.
     caches: AtomicBool,
+    is_refused: AtomicBool,
     counts: Mutex<LinkCounts>,
     big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
 }
@@ -138,6 +139,7 @@ impl LinkHandle {
             partition,
             times,
             caches: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
             counts: Mutex::new(LinkCounts::default()),
             big_keys,
         })
@@ -185,6 +187,41 @@ impl LinkHandle {
         Ok(())
     }
 
+    /// Hands a fence over; it is never refused. Without a connection the partition is empty, which is all that a fence
+    /// waits for.
+    pub fn submit_fence(&self, job: Job) {
+        let mut queue = self.lock();
+        if queue.state == LinkState::Up {
+            queue.ops += job.ops.len();
+            queue.jobs.push(job);
+            let waker = queue.waker.take();
+            drop(queue);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            return;
+        }
+        drop(queue);
+        for op in &job.ops {
+            if op.kind == OpKind::FenceAndResume {
+                self.partition.resume();
+            }
+            job.port.leave(Delivery::Fenced(op.seq));
+        }
+        job.port.wake();
+    }
+
+    /// The upstream's line, if it refuses the link's identity.
+    pub fn refused(&self) -> Option<Bytes> {
+        if !self.is_refused.load(Ordering::Acquire) {
+            return None;
+        }
+        match self.state() {
+            LinkState::Refused(line) => Some(line),
+            _ => None,
+        }
+    }
+
     /// Whether the link is there.
     pub fn state(&self) -> LinkState {
         self.lock().state.clone()
@@ -224,6 +261,7 @@ impl LinkHandle {
             LinkState::Refused(line) => Some(Failure::Refused(line.clone())),
             _ => None,
         };
+        self.is_refused.store(matches!(state, LinkState::Refused(_)), Ordering::Release);
         let mut queue = self.lock();
         if queue.state != LinkState::Closed {
             queue.state = state;
@@ -263,7 +301,11 @@ impl Queue {
 /// Tells a client that none of a job's requests were sent.
 pub fn fail(job: &Job, failure: &Failure) {
     for op in &job.ops {
-        job.port.leave(Delivery::Failed(op.seq, failure.clone()));
+        job.port.leave(match op.kind {
+            // No connection, no entries: nothing is left to wait for.
+            OpKind::Fence | OpKind::FenceAndResume => Delivery::Fenced(op.seq),
+            _ => Delivery::Failed(op.seq, failure.clone()),
+        });
     }
     job.port.wake();
 }

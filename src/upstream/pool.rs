@@ -61,6 +61,7 @@ pub struct Maker {
     identity: Identity,
     database: u32,
     protocol: Protocol,
+    purpose: Use,
     limits: PoolLimits,
 }
 
@@ -69,8 +70,8 @@ pub struct Maker {
 impl Pools {
     /// Empty pools; connections are made when they are wanted.
     pub fn new(node: &Arc<Node>, identity: &Identity, database: u32, limits: PoolLimits) -> Self {
-        let pool = |protocol, size| {
-            let maker = Maker { node: node.clone(), identity: identity.clone(), database, protocol, limits };
+        let pool = |purpose, protocol, size| {
+            let maker = Maker { node: node.clone(), identity: identity.clone(), database, protocol, purpose, limits };
             bb8::Pool::builder()
                 .max_size(size)
                 .connection_timeout(limits.wait_max)
@@ -80,8 +81,9 @@ impl Pools {
                 .retry_connection(false)
                 .build_unchecked(maker)
         };
-        let both = |size| [pool(Protocol::Resp2, size), pool(Protocol::Resp3, size)];
-        Self { short: both(limits.size_max), waiting: both(limits.blocking_max), limits, node: node.clone() }
+        let both = |purpose, size| [pool(purpose, Protocol::Resp2, size), pool(purpose, Protocol::Resp3, size)];
+        let (short, waiting) = (both(Use::Short, limits.size_max), both(Use::Waiting, limits.blocking_max));
+        Self { short, waiting, limits, node: node.clone() }
     }
 
     /// Borrows a connection.
@@ -91,14 +93,25 @@ impl Pools {
     pub async fn borrow(&self, purpose: Use, protocol: Protocol) -> Result<Borrowed, Failure> {
         let pools = if purpose == Use::Short { &self.short } else { &self.waiting };
         let pool = &pools[usize::from(protocol == Protocol::Resp3)];
-        pool.get_owned().await.map_err(|error| match error {
+        loop {
+            let mut borrowed = pool.get_owned().await.map_err(|error| self.failure(error))?;
+            // The server may have closed it while it was idle; nothing has been sent on it yet.
+            if borrowed.is_alive() {
+                return Ok(borrowed);
+            }
+            borrowed.condemn();
+        }
+    }
+
+    fn failure(&self, error: bb8::RunError<RawError>) -> Failure {
+        match error {
             bb8::RunError::TimedOut => Failure::PoolFull(self.limits.wait_max.as_millis() as u64),
             bb8::RunError::User(RawError::Refused(line)) => Failure::Refused(line),
             bb8::RunError::User(error) => {
                 let node = &self.node;
                 node.refusal().unwrap_or_else(|| node.unreachable(&error.to_string(), Duration::ZERO))
             }
-        })
+        }
     }
 
     /// Connections in use and idle, short and waiting together.
@@ -117,6 +130,9 @@ impl bb8::ManageConnection for Maker {
             let limits = &self.limits;
             let mut connection = RawConnection::connect(&self.node.endpoint, limits.connect_max, limits.replies).await?;
             raw::set_up(&mut connection, &self.identity, self.protocol, self.database).await?;
+            if self.purpose == Use::Waiting {
+                connection.learn_id().await?;
+            }
             Ok(connection)
         };
         let limit = self.limits.connect_max;

@@ -73,6 +73,7 @@ pub struct RawConnection {
     broken: bool,
     /// Replies that are owed by the upstream.
     owed: usize,
+    upstream_id: u64,
 }
 
 /// A piece of a reply.
@@ -139,6 +140,7 @@ impl RawConnection {
             outgoing: Outgoing::default(),
             broken: false,
             owed: 0,
+            upstream_id: 0,
         })
     }
 
@@ -150,6 +152,28 @@ impl RawConnection {
     /// Marks the connection as not to be used again: its state cannot be undone.
     pub fn condemn(&mut self) {
         self.broken = true;
+    }
+
+    /// The upstream's number for this connection, which CLIENT UNBLOCK takes; 0 if it was not asked for or is refused.
+    pub fn upstream_id(&self) -> u64 {
+        self.upstream_id
+    }
+
+    /// Asks for what [`RawConnection::upstream_id`] returns.
+    pub async fn learn_id(&mut self) -> Result<(), RawError> {
+        let reply = self.call(["CLIENT", "ID"]).await?;
+        let id = larder_protocol::cursor::Cursor::new(&reply).next_integer();
+        self.upstream_id = id.and_then(|id| u64::try_from(id).ok()).unwrap_or(0);
+        Ok(())
+    }
+
+    /// False if the peer has closed, or has sent something that nobody asked for.
+    pub fn is_alive(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        match socket2::SockRef::from(&self.stream).peek(&mut byte) {
+            Ok(_) => false,
+            Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+        }
     }
 
     /// The socket.

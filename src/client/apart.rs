@@ -1,0 +1,499 @@
+//! Requests that are handled apart, when nothing of the client is under way: they change what the client is (AUTH, HELLO,
+//! SELECT, RESET), subscribe it, or need a connection of its own.
+//!
+//! A client that changes its scope is fenced on its new link before the answer: what it has been told in its old scope,
+//! the new scope's L1 knows, too.
+
+use super::core::{Core, Login, Place};
+use super::local::{arity_error, bulk, integer, null};
+use super::tunnel::push_byte;
+use super::{Connection, End, Input, Request};
+use crate::hub::Kind;
+use crate::port::{Failure, Seq};
+use crate::session::Muted;
+use crate::upstream::link::OpKind;
+use crate::upstream::pool::{self, Use};
+use crate::upstream::raw::{self, Identity, RawConnection, RawError};
+use crate::upstream::scope::Scope;
+use bytes::Bytes;
+use larder_protocol::args::{Args, OwnedArgs};
+use larder_protocol::cursor::{Cursor, Item};
+use larder_protocol::scan::strict_i64;
+use larder_protocol::shape::{self, Protocol, Shape};
+use larder_protocol::table::{Class, Resolved};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+/// What `HELLO` asks for.
+#[derive(Debug, Default)]
+struct Hello {
+    protocol: Option<Protocol>,
+    login: Option<(Vec<u8>, Vec<u8>)>,
+    name: Option<Vec<u8>>,
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Handles the request at the start of the input.
+    pub(super) async fn apart(&mut self) -> Result<(), End> {
+        let request = match self.io.next_request() {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                self.core.refuse_input(error);
+                self.io.state = Input::Closed;
+                return Ok(());
+            }
+        };
+        let table = self.core.table();
+        let (name, class, accepts) = match table.resolve(request.args()) {
+            Resolved::Known(c) if c.on_upstream || self.core.upstream().is_none() => {
+                (c.name.to_string(), c.class, c.accepts(request.args().len()))
+            }
+            _ => (String::new(), Class::Exclusive, true),
+        };
+        match (&name[..], class) {
+            (_, Class::Local | Class::PubSub) if !accepts => self.refuse_arity(&name, request).await?,
+            (_, Class::PubSub) => self.subscribe(&name, request.args()).await,
+            ("auth", _) => self.auth(request.args()).await,
+            ("hello", _) => self.hello(request).await?,
+            ("select", _) => self.select(request.args()).await,
+            ("reset", _) => self.reset(),
+            ("client|unblock", _) => self.unblock(request.args()).await,
+            _ => self.tunnel(request).await?,
+        }
+        if let Some(database) = self.core.selected_in_transaction.take() {
+            self.enter_database(database).await;
+        }
+        Ok(())
+    }
+
+    async fn refuse_arity(&mut self, name: &str, request: Request) -> Result<(), End> {
+        if self.core.scope().is_some() {
+            return self.tunnel(request).await;
+        }
+        self.core.answer(&arity_error(name));
+        Ok(())
+    }
+
+    async fn auth(&mut self, args: Args<'_>) {
+        let (user, password) = match args.len() {
+            2 => (None, args.arg(1)),
+            3 => (Some(args.arg(1)), args.arg(2)),
+            _ => {
+                self.core.answer(b"-ERR syntax error\r\n");
+                return;
+            }
+        };
+        let answer = match self.log_in(user, password).await {
+            Ok(()) => b"+OK\r\n".to_vec(),
+            Err(line) => error(&line),
+        };
+        self.core.answer(&answer);
+    }
+
+    /// Authenticates with Larder's own users, or with the upstream.
+    async fn log_in(&mut self, user: Option<&[u8]>, password: &[u8]) -> Result<(), Bytes> {
+        if self.core.shared.has_own_users() {
+            let name = user.unwrap_or(b"default");
+            if !self.core.shared.knows_user(name, password) {
+                return Err(Bytes::from_static(b"WRONGPASS invalid username-password pair or user is disabled."));
+            }
+            self.core.login = Login::Done;
+            self.core.client.with_names(|names| names.user = name.to_vec());
+            return Ok(());
+        }
+        let Some(upstream) = self.core.upstream() else {
+            return match user {
+                None => Err(Bytes::from_static(
+                    b"ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?",
+                )),
+                Some(b"default") => Ok(()),
+                Some(_) => Err(Bytes::from_static(b"WRONGPASS invalid username-password pair or user is disabled.")),
+            };
+        };
+        let identity = match user {
+            None => Identity::Password(password.into()),
+            Some(name) => Identity::User { name: name.into(), password: password.into() },
+        };
+        if let Some(failure) = upstream.node().refusal() {
+            return Err(failure.to_string().into());
+        }
+        match pool::try_identity(upstream.node(), &identity, upstream.settings().pool).await {
+            Ok(Ok(())) => {}
+            Ok(Err(line)) => return Err(line),
+            Err(cause) => return Err(upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into()),
+        }
+        let database = self.core.scope().map_or(0, |scope| scope.database);
+        let scope = upstream.scope(&identity, database).map_err(|e| Bytes::from(e.to_string()))?;
+        self.enter(scope).await.map_err(|failure| failure.to_string().into())
+    }
+
+    async fn hello(&mut self, request: Request) -> Result<(), End> {
+        let hello = match Hello::parse(request.args()) {
+            Ok(hello) => hello,
+            Err(line) => {
+                self.core.answer(line.as_bytes());
+                return Ok(());
+            }
+        };
+        if let Some((user, password)) = &hello.login
+            && let Err(line) = self.log_in(Some(user), password).await
+        {
+            self.core.answer(&error(&line));
+            return Ok(());
+        }
+        if self.core.login == Login::Missing {
+            self.core.answer(
+                b"-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time\r\n",
+            );
+            return Ok(());
+        }
+        if let Some(name) = &hello.name {
+            let args = OwnedArgs::new([&b"CLIENT"[..], b"SETNAME", name]);
+            let table = self.core.table();
+            if let Resolved::Known(command) = table.resolve(args.args())
+                && let Some(answer) = self.core.local_answer(command, args.args())
+                && answer != b"+OK\r\n"
+            {
+                self.core.answer(&answer);
+                return Ok(());
+            }
+        }
+        let greeting = match self.greeting().await {
+            Ok(greeting) => greeting,
+            Err(line) => {
+                self.core.answer(&error(&line));
+                return Ok(());
+            }
+        };
+        if let Some(protocol) = hello.protocol {
+            self.core.session.set_protocol(protocol);
+            self.core.client.resp.store(if protocol == Protocol::Resp3 { 3 } else { 2 }, Ordering::Relaxed);
+        }
+        let answer = self.core.greet(&greeting);
+        self.core.answer(&answer);
+        Ok(())
+    }
+
+    /// What the upstream says to HELLO, in RESP3, as far as it is known; else it is asked.
+    async fn greeting(&mut self) -> Result<Bytes, Bytes> {
+        let Some(upstream) = self.core.upstream() else { return Ok(self.core.shared.own_greeting()) };
+        let refused = self.core.scope().and_then(|scope| scope.link.refused());
+        if refused.is_none()
+            && let Some(hello) = upstream.node().facts().hello.clone()
+        {
+            return Ok(hello);
+        }
+        if let Some(failure) = upstream.node().refusal() {
+            return Err(failure.to_string().into());
+        }
+        let asked = async {
+            let pool = upstream.settings().pool;
+            let mut connection = RawConnection::connect(&upstream.node().endpoint, pool.connect_max, pool.replies).await?;
+            let identity = self.core.identity().unwrap_or(Identity::Anonymous);
+            raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
+            raw::accepted(connection.call(["HELLO", "3"]).await?)
+        };
+        asked.await.map_err(|cause| match cause {
+            RawError::Refused(line) => line,
+            cause => upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into(),
+        })
+    }
+
+    async fn select(&mut self, args: Args<'_>) {
+        let Some(index) = strict_i64(args.arg(1)) else {
+            self.core.answer(b"-ERR value is not an integer or out of range\r\n");
+            return;
+        };
+        let answer = match u32::try_from(index) {
+            Ok(database) => self.enter_database(database).await,
+            Err(_) => b"-ERR DB index is out of range\r\n".to_vec(),
+        };
+        self.core.answer(&answer);
+    }
+
+    /// Moves the client to another database of its user; the answer to SELECT.
+    async fn enter_database(&mut self, database: u32) -> Vec<u8> {
+        let (Some(upstream), Some(identity)) = (self.core.upstream(), self.core.identity()) else {
+            return self.core.select_embedded(database);
+        };
+        if self.core.scope().is_some_and(|scope| scope.database == database) {
+            return b"+OK\r\n".to_vec();
+        }
+        if !upstream.has_scope(&identity, database) {
+            if let Some(failure) = upstream.node().refusal() {
+                return format!("-{failure}\r\n").into_bytes();
+            }
+            let pool = upstream.settings().pool;
+            let tried = async {
+                let endpoint = &upstream.node().endpoint;
+                let mut connection = RawConnection::connect(endpoint, pool.connect_max, pool.replies).await?;
+                // Also for database 0, which set_up would not select.
+                raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
+                raw::accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)
+            };
+            match tried.await {
+                Ok(_) => {}
+                Err(RawError::Refused(line)) => return error(&line),
+                Err(cause) => {
+                    let failure = upstream.node().unreachable(&cause.to_string(), Default::default());
+                    return format!("-{failure}\r\n").into_bytes();
+                }
+            }
+        }
+        match upstream.scope(&identity, database) {
+            Ok(scope) => match self.enter(scope).await {
+                Ok(()) => b"+OK\r\n".to_vec(),
+                Err(failure) => format!("-{failure}\r\n").into_bytes(),
+            },
+            Err(refused) => format!("-{refused}\r\n").into_bytes(),
+        }
+    }
+
+    /// Enters a scope, behind a fence on its link.
+    async fn enter(&mut self, scope: Arc<Scope>) -> Result<(), Failure> {
+        let seq = self.core.start_fence(std::slice::from_ref(&scope), OpKind::Fence);
+        self.fenced(seq).await?;
+        self.core.enter(scope);
+        Ok(())
+    }
+
+    /// Waits for a fence. A client that is killed meanwhile ends at its next turn.
+    async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
+        let core = &mut self.core;
+        let reply_ms = core.shared.config.link.reply_ms_max.as_millis() as u64;
+        poll_fn(|cx| {
+            loop {
+                if let Some(state) = core.fence_state(seq) {
+                    return Poll::Ready(state.map_err(|()| Failure::ReadTimeout(reply_ms)));
+                }
+                if core.client.port.is_killed() {
+                    return Poll::Ready(Err(Failure::ReadLost));
+                }
+                match core.client.port.poll_ready(cx) {
+                    Poll::Ready(()) => core.take_deliveries(),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+
+    fn reset(&mut self) {
+        let core = &mut self.core;
+        core.shared.hub_leave(&core.client, &mut core.subscriptions);
+        core.session.set_protocol(Protocol::Resp2);
+        core.session.set_muted(Muted::No);
+        core.client.resp.store(2, Ordering::Relaxed);
+        core.client.no_evict.store(false, Ordering::Relaxed);
+        core.client.no_touch.store(false, Ordering::Relaxed);
+        core.client.with_names(|names| {
+            names.name.clear();
+            names.user = b"default".to_vec();
+        });
+        core.login = if core.shared.has_own_users() { Login::Missing } else { Login::Done };
+        match core.shared.first_place() {
+            Ok(place) => core.place = place,
+            Err(line) => {
+                core.answer(&error(line.as_bytes()));
+                return;
+            }
+        }
+        core.note_subscriptions();
+        core.answer(b"+RESET\r\n");
+    }
+
+    /// CLIENT UNBLOCK: the client that waits does so on a connection of its own, which the upstream unblocks.
+    async fn unblock(&mut self, args: Args<'_>) {
+        let id = strict_i64(args.arg(2)).and_then(|id| u64::try_from(id).ok());
+        let target = id.and_then(|id| self.core.shared.clients.find(crate::clients::ClientId(id)));
+        let blocked = target.filter(|t| t.blocked.load(Ordering::Relaxed));
+        let upstream_id = blocked.map_or(0, |t| t.upstream_id.load(Ordering::Acquire));
+        let Some(scope) = self.core.scope().cloned() else {
+            self.core.answer(b":0\r\n");
+            return;
+        };
+        // An id that nobody has, so that the upstream words what is wrong with the arguments.
+        let wanted = if id.is_some() { upstream_id.to_string().into_bytes() } else { args.arg(2).to_vec() };
+        let words: Vec<Vec<u8>> = args
+            .iter()
+            .enumerate()
+            .map(|(i, word)| if i == 2 { wanted.clone() } else { word.to_vec() })
+            .collect();
+        let answer = match scope.pools.borrow(Use::Short, self.core.session.protocol()).await {
+            Ok(mut borrowed) => match borrowed.call(words).await {
+                Ok(reply) => reply.to_vec(),
+                Err(_) => {
+                    borrowed.condemn();
+                    format!("-{}\r\n", Failure::WriteLost).into_bytes()
+                }
+            },
+            Err(failure) => format!("-{failure}\r\n").into_bytes(),
+        };
+        self.core.answer(&answer);
+    }
+
+    /// (P|S)SUBSCRIBE and (P|S)UNSUBSCRIBE: one confirmation for each name.
+    async fn subscribe(&mut self, command: &str, args: Args<'_>) {
+        let kind = match command {
+            "subscribe" | "unsubscribe" => Kind::Channel,
+            "psubscribe" | "punsubscribe" => Kind::Pattern,
+            _ => Kind::Shard,
+        };
+        let muted = self.core.session.take_muted();
+        if !command.contains("unsubscribe") {
+            for name in args.iter().skip(1) {
+                let confirmation = match self.subscribe_one(kind, name).await {
+                    Ok(()) => self.core.confirmation(command, Some(name), kind),
+                    Err(failure) => format!("-{failure}\r\n").into_bytes(),
+                };
+                if !muted {
+                    self.core.out.put(&confirmation);
+                }
+            }
+            return;
+        }
+        let mut names: Vec<Vec<u8>> = args.iter().skip(1).map(<[u8]>::to_vec).collect();
+        if names.is_empty() {
+            names = self.core.subscriptions.names(kind).map(|name| name.to_vec()).collect();
+        }
+        if names.is_empty() && !muted {
+            let confirmation = self.core.confirmation(command, None, kind);
+            self.core.out.put(&confirmation);
+        }
+        for name in names {
+            if let Some(hub) = self.core.hub() {
+                hub.unsubscribe(&self.core.client, kind, &name);
+            }
+            self.core.subscriptions.remove(kind, &name);
+            self.core.note_subscriptions();
+            if !muted {
+                let confirmation = self.core.confirmation(command, Some(&name), kind);
+                self.core.out.put(&confirmation);
+            }
+        }
+    }
+
+    async fn subscribe_one(&mut self, kind: Kind, name: &[u8]) -> Result<(), Failure> {
+        let (Some(hub), Some(scope)) = (self.core.hub(), self.core.scope().cloned()) else {
+            return Err(Failure::Down("SUBSCRIBE needs an upstream: start larder with --upstream redis://host:port".into()));
+        };
+        if !self.core.subscriptions.contains(kind, name) {
+            hub.subscribe(&self.core.client, &scope, kind, name).await?;
+            self.core.subscriptions.insert(kind, name);
+            self.core.note_subscriptions();
+        }
+        Ok(())
+    }
+}
+
+// === impl Core ===
+
+impl Core {
+    /// Puts a message of a subscription out, in the client's protocol.
+    pub(super) fn put_message(&mut self, message: &Bytes) {
+        match self.session.protocol() {
+            Protocol::Resp3 => self.out.put_shared(message.clone()),
+            Protocol::Resp2 => {
+                self.out.put(b"*");
+                self.out.put_shared(message.slice(1..));
+            }
+        }
+    }
+
+    /// The confirmation of one subscription or its end, with the client's own count.
+    fn confirmation(&self, command: &str, name: Option<&[u8]>, kind: Kind) -> Vec<u8> {
+        let protocol = self.session.protocol();
+        let mut out = vec![push_byte(protocol)];
+        out.extend_from_slice(b"3\r\n");
+        out.extend_from_slice(&bulk(command.as_bytes()));
+        out.extend_from_slice(&name.map_or_else(|| null(protocol), bulk));
+        let count = match kind {
+            Kind::Shard => self.subscriptions.count_of(Kind::Shard),
+            _ => self.subscriptions.count_of(Kind::Channel) + self.subscriptions.count_of(Kind::Pattern),
+        };
+        out.extend_from_slice(&integer(count as u64));
+        out
+    }
+
+    /// Shows others what the client is subscribed to.
+    fn note_subscriptions(&self) {
+        let count = |kind| self.subscriptions.count_of(kind) as u32;
+        let client = &self.client;
+        client.subscriptions.store(count(Kind::Channel) + count(Kind::Pattern), Ordering::Relaxed);
+        client.patterns.store(count(Kind::Pattern), Ordering::Relaxed);
+        client.shard_subscriptions.store(count(Kind::Shard), Ordering::Relaxed);
+    }
+
+    /// The answer to HELLO: the upstream's greeting with this connection's number and protocol.
+    fn greet(&self, greeting: &[u8]) -> Vec<u8> {
+        let mut cursor = Cursor::new(greeting);
+        let Some(Item::Aggregate(_, count)) = cursor.next() else { return greeting.to_vec() };
+        let mut out = format!("%{}\r\n", count / 2).into_bytes();
+        for _ in 0..count / 2 {
+            let Some(key) = cursor.next_bytes() else { break };
+            let Some(value) = cursor.next_frame() else { break };
+            out.extend_from_slice(&bulk(key));
+            match key {
+                b"id" => out.extend_from_slice(&integer(self.client.id.0)),
+                b"proto" => {
+                    out.extend_from_slice(&integer(if self.session.protocol() == Protocol::Resp3 { 3 } else { 2 }));
+                }
+                _ => out.extend_from_slice(value),
+            }
+        }
+        if self.session.protocol() == Protocol::Resp3 {
+            return out;
+        }
+        let mut resp2 = Vec::with_capacity(out.len());
+        match shape::to_resp2(Shape::GENERIC, &out, &mut resp2) {
+            Ok(()) => resp2,
+            Err(_) => out,
+        }
+    }
+
+    fn select_embedded(&mut self, database: u32) -> Vec<u8> {
+        if database >= self.shared.databases_embedded() {
+            return b"-ERR DB index is out of range\r\n".to_vec();
+        }
+        self.client.database.store(database, Ordering::Relaxed);
+        self.place = Place::Embedded(database);
+        b"+OK\r\n".to_vec()
+    }
+}
+
+// === impl Hello ===
+
+impl Hello {
+    fn parse(args: Args<'_>) -> Result<Self, String> {
+        let mut hello = Self::default();
+        let Some(version) = args.get(1) else { return Ok(hello) };
+        hello.protocol = match strict_i64(version) {
+            Some(2) => Some(Protocol::Resp2),
+            Some(3) => Some(Protocol::Resp3),
+            Some(_) => return Err("-NOPROTO unsupported protocol version\r\n".into()),
+            None => return Err("-ERR Protocol version is not an integer or out of range\r\n".into()),
+        };
+        let mut at = 2;
+        while let Some(option) = args.get(at) {
+            if option.eq_ignore_ascii_case(b"auth") && at + 2 < args.len() {
+                hello.login = Some((args.arg(at + 1).to_vec(), args.arg(at + 2).to_vec()));
+                at += 3;
+            } else if option.eq_ignore_ascii_case(b"setname") && at + 1 < args.len() {
+                hello.name = Some(args.arg(at + 1).to_vec());
+                at += 2;
+            } else {
+                return Err(format!("-ERR Syntax error in HELLO option '{}'\r\n", String::from_utf8_lossy(option)));
+            }
+        }
+        Ok(hello)
+    }
+}
+
+fn error(line: &[u8]) -> Vec<u8> {
+    [b"-", line, b"\r\n"].concat()
+}
