@@ -96,6 +96,10 @@ impl Keyspace {
         self.limits.value_bytes_max
     }
 
+    pub(super) fn reply_bytes_max(&self) -> u64 {
+        self.limits.reply_bytes_max
+    }
+
     /// Number of the last modification: what is written later has a higher one.
     pub(super) fn sequence(&self) -> u64 {
         self.sequence
