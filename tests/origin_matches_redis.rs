@@ -705,6 +705,27 @@ fn every_combination_of_options_is_answered_alike() {
     }
 }
 
+/// Patterns of every kind on keys that they nearly match, bytes beyond ASCII included (on x86-64, whose `char` is signed).
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn patterns_are_answered_alike() {
+    let seed = clock().0;
+    println!("seed {seed}");
+    let mut chance = Chance(seed);
+    let mut pair = Pair::start(seed);
+    let letters = b"ab-]^\\*\x7f\x80\xff";
+    for _ in 0..300 {
+        let key: Vec<u8> = (0..chance.below(5)).map(|_| letters[chance.below(letters.len() as u64) as usize]).collect();
+        pair.check(&[b"SET".to_vec(), key, b"v".to_vec()], "patterns");
+    }
+    let elements = b"ab-]^\\*?[[[---\x7f\x80\xff*";
+    for step in 0..4_000 {
+        let element = |chance: &mut Chance| elements[chance.below(elements.len() as u64) as usize];
+        let pattern: Vec<u8> = (0..chance.below(10)).map(|_| element(&mut chance)).collect();
+        pair.check(&[b"KEYS".to_vec(), pattern], &format!("seed {seed}, step {step}"));
+    }
+}
+
 /// Sums of numbers of all sizes, which the server adds as 80-bit floats (on x86-64, where it has them).
 #[cfg(target_arch = "x86_64")]
 #[test]
