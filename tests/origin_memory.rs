@@ -2,6 +2,7 @@
 //!
 //! Alone in its file, for other tests in the same process would be measured too. Linux with glibc only, whose figures
 //! the accounting uses.
+#![allow(clippy::unwrap_used, reason = "a test that cannot run must fail at once")]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
 use larder::origin::{Origin, OriginLimits, Protocol, UnixMillis};

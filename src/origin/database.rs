@@ -5,7 +5,7 @@
 //! - by chance: a dense list of the places in use, from which evictions and RANDOMKEY draw evenly.
 //!
 //! Invariants: all three name the same entries; `deadlines` holds exactly the entries that have one; `bytes` is the sum
-//! of [`Entry::cost`] over the entries. [`Database::audit`] recomputes all that, for tests.
+//! of [`Entry::cost`] over the entries. `Database::audit` recomputes all that, for tests.
 //!
 //! **Accounting.** An entry costs what the allocator gives it: [`ENTRY_BYTES`] for its place and its share of the
 //! tables, [`DEADLINE_BYTES`] if it has a deadline, and a [`block_bytes`] for key and value each. The figures fit the

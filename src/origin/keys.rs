@@ -228,6 +228,7 @@ pub(super) fn keys(call: &mut Call<'_>) -> Outcome {
     call.reply.array(found.len());
     for key in found {
         call.reply.bulk(key);
+        call.reply.expect_within(call.keyspace.reply_bytes_max())?;
     }
     Ok(None)
 }
@@ -249,6 +250,7 @@ pub(super) fn scan(call: &mut Call<'_>) -> Outcome {
     call.reply.array(found.len());
     for key in found {
         call.reply.bulk(key);
+        call.reply.expect_within(call.keyspace.reply_bytes_max())?;
     }
     Ok(None)
 }

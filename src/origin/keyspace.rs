@@ -96,6 +96,10 @@ impl Keyspace {
         self.limits.value_bytes_max
     }
 
+    pub(super) fn reply_bytes_max(&self) -> u64 {
+        self.limits.reply_bytes_max
+    }
+
     /// Number of the last modification: what is written later has a higher one.
     pub(super) fn sequence(&self) -> u64 {
         self.sequence
@@ -233,13 +237,17 @@ impl Keyspace {
         self.swaps[second] += 1;
     }
 
-    /// A key drawn evenly, which has not expired.
+    /// A key drawn evenly among those that have not expired; drawn ones that have are removed.
     pub(super) fn random_key(&mut self, db: usize, now: UnixMillis) -> Option<&[u8]> {
-        while let Some(place) = self.databases[db].first_expired(now) {
+        let place = loop {
+            let position = self.below(self.databases[db].len())?;
+            let (place, entry) = self.databases[db].nth(position)?;
+            if !entry.is_expired(now) {
+                break place;
+            }
             self.expire(db, place);
-        }
-        let position = self.below(self.databases[db].len())?;
-        self.databases[db].nth(position).map(|(_, entry)| &*entry.key)
+        };
+        self.databases[db].entry(place).map(|entry| &*entry.key)
     }
 
     pub(super) fn version(&self, db: usize, key: &[u8], now: UnixMillis) -> Version {

@@ -6,20 +6,20 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`call`] | a command at work |
-//! | [`strings`], [`keys`] | the commands |
-//! | [`options`] | the options of SET, EXPIRE, SCAN, COPY |
-//! | [`reply`] | reply bytes and error texts |
-//! | [`keyspace`] | all databases: modifications, versions, expiry, eviction |
-//! | [`database`] | one database: entries, the ways to find them, accounted bytes |
-//! | [`slab`] | places that entries keep, which SCAN rests on |
-//! | [`value`] | a stored string |
-//! | [`extended`] | the arithmetic of INCRBYFLOAT |
+//! | `call` | a command at work |
+//! | `strings`, `keys` | the commands |
+//! | `options` | the options of SET, EXPIRE, SCAN, COPY |
+//! | `reply` | reply bytes and error texts |
+//! | `keyspace` | all databases: modifications, versions, expiry, eviction |
+//! | `database` | one database: entries, the ways to find them, accounted bytes |
+//! | `slab` | places that entries keep, which SCAN rests on |
+//! | `value` | a stored string |
+//! | `extended` | the arithmetic of INCRBYFLOAT |
 //!
 //! # Invariants
 //! - One command, one reply. A refused command has changed nothing, except that keys whose time was over are gone.
 //! - After every command the accounted bytes are at most [`OriginLimits::bytes_max`]. What does not fit even into the
-//!   empty store is refused (`OOM ...`); otherwise others are evicted (see [`keyspace`]).
+//!   empty store is refused (`OOM ...`); otherwise others are evicted (see `keyspace`).
 //! - A command costs time in proportion to its arguments and its reply, but for the ones that are about a whole
 //!   database: KEYS, FLUSHDB, FLUSHALL.
 //! - A key is never found after its deadline, whether it has been removed already or not.
@@ -30,6 +30,7 @@
 //! - TIME has the resolution of the clock that is passed in: milliseconds.
 //! - A name or an option that an error repeats is cut after 128 bytes.
 //! - SCAN answers COUNT entries (the server looks at COUNT buckets), in another order, and never one twice.
+//! - A reply longer than [`OriginLimits::reply_bytes_max`] is refused; the server has no such limit.
 //! - FLUSHDB ASYNC frees the memory at once too.
 
 mod call;
@@ -67,6 +68,9 @@ pub struct OriginLimits {
     pub databases: u32,
     /// Longest string that APPEND and SETRANGE may make, in bytes.
     pub value_bytes_max: u64,
+    /// Longest reply to MGET, KEYS and SCAN, in bytes: checked after each element, so the last one may go beyond it
+    /// before the reply is given up. Other replies have one value at most.
+    pub reply_bytes_max: u64,
 }
 
 /// What a command has changed, named by the arguments of the request.
@@ -179,9 +183,14 @@ impl UnixMillis {
 // === impl OriginLimits ===
 
 impl Default for OriginLimits {
-    /// 256 MB, 16 databases, strings of 512 MB as in the server.
+    /// 256 MB, 16 databases, strings of 512 MB as in the server, replies of 1 GB.
     fn default() -> Self {
-        Self { bytes_max: 256 * 1024 * 1024, databases: 16, value_bytes_max: 512 * 1024 * 1024 }
+        Self {
+            bytes_max: 256 * 1024 * 1024,
+            databases: 16,
+            value_bytes_max: 512 * 1024 * 1024,
+            reply_bytes_max: 1024 * 1024 * 1024,
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use larder_protocol::args::Args;
 
 use super::UnixMillis;
-use super::reply::Failure;
+use super::reply::{Failure, c_string};
 use super::value::parse_integer;
 
 /// Milliseconds in a second.
@@ -137,11 +137,6 @@ impl Word {
     }
 }
 
-/// The bytes before the first zero: options, cursors and type names are C strings to the server.
-pub(super) fn c_string(written: &[u8]) -> &[u8] {
-    written.split(|&byte| byte == 0).next().unwrap_or_default()
-}
-
 /// The 64-bit integer in argument `i`.
 pub(super) fn integer(args: Args<'_>, i: usize) -> Result<i64, Failure> {
     parse_integer(args.arg(i)).ok_or(Failure::NotInteger)
@@ -256,7 +251,7 @@ pub(super) fn expire_conditions(args: Args<'_>) -> Result<ExpireConditions, Fail
             b"XX" => xx = true,
             b"GT" => gt = true,
             b"LT" => lt = true,
-            _ => return Err(Failure::UnsupportedOption { option: c_string(option).to_vec() }),
+            _ => return Err(Failure::UnsupportedOption { option: option.to_vec() }),
         }
     }
     if nx && (xx || gt || lt) {

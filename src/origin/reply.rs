@@ -22,13 +22,16 @@ pub enum Protocol {
 pub(super) struct Reply<'o> {
     out: &'o mut Vec<u8>,
     protocol: Protocol,
+    /// Where this reply begins in the buffer.
+    start: usize,
 }
 
 // === impl Reply ===
 
 impl<'o> Reply<'o> {
     pub(super) fn new(out: &'o mut Vec<u8>, protocol: Protocol) -> Self {
-        Self { out, protocol }
+        let start = out.len();
+        Self { out, protocol, start }
     }
 
     pub(super) fn ok(&mut self) {
@@ -65,6 +68,12 @@ impl<'o> Reply<'o> {
         self.line(b'-', &failure.text());
     }
 
+    /// Refuses to go on with a reply that has become longer than `bytes_max`.
+    pub(super) fn expect_within(&self, bytes_max: u64) -> Result<(), Failure> {
+        let is_within = (self.out.len() - self.start) as u64 <= bytes_max;
+        if is_within { Ok(()) } else { Err(Failure::ReplyTooLong { bytes_max }) }
+    }
+
     fn line(&mut self, kind: u8, text: &[u8]) {
         self.out.push(kind);
         self.out.extend_from_slice(text);
@@ -93,6 +102,7 @@ pub(super) enum Failure {
     NotInteger,
     OffsetOutOfRange,
     OutOfMemory,
+    ReplyTooLong { bytes_max: u64 },
     SameObject,
     SecondDatabaseIndex,
     StringTooLong,
@@ -115,6 +125,9 @@ impl Failure {
             Self::NeedsUpstream { command } => {
                 let way_out = "' needs an upstream: start larder with --upstream redis://host:port";
                 return quoted("ERR '", &command.to_ascii_uppercase(), way_out);
+            }
+            Self::ReplyTooLong { bytes_max } => {
+                return format!("ERR the reply would be longer than {bytes_max} bytes").into();
             }
             Self::UnknownSubcommand { subcommand } => {
                 return quoted("ERR unknown subcommand '", subcommand, "'. Try OBJECT HELP.");
@@ -146,9 +159,15 @@ impl Failure {
     }
 }
 
+/// The bytes before the first zero: options, cursors and type names are C strings to the server.
+pub(super) fn c_string(written: &[u8]) -> &[u8] {
+    written.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
 /// `before`, what the client wrote, `after`: bounded, and with line ends turned into spaces as the server does.
 fn quoted(before: &str, written: &[u8], after: &str) -> Vec<u8> {
-    let shown = &written[..written.len().min(QUOTED_LEN_MAX)];
+    let text = c_string(written);
+    let shown = &text[..text.len().min(QUOTED_LEN_MAX)];
     let one_line = shown.iter().map(|&byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte });
     before.bytes().chain(one_line).chain(after.bytes()).collect()
 }

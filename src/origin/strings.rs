@@ -22,6 +22,7 @@ pub(super) fn mget(call: &mut Call<'_>) -> Outcome {
     call.reply.array(call.args.len() - 1);
     for key in call.args.iter().skip(1) {
         reply_with_value(call, key);
+        call.reply.expect_within(call.keyspace.reply_bytes_max())?;
     }
     Ok(None)
 }

@@ -138,6 +138,15 @@ fn a_value_that_can_never_fit_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_reply_that_repeats_large_values_is_given_up() {
+    let limits = OriginLimits { reply_bytes_max: 10_000, ..OriginLimits::default() };
+    let mut bench = Bench { origin: Origin::new(limits, 1), now: START };
+    bench.ask(&["SET", "k", &"x".repeat(4_000)]);
+    assert!(bench.ask(&["MGET", "k", "k"]).starts_with("*2\r\n"));
+    assert_eq!(bench.ask(&["MGET", "k", "k", "k"]), "-ERR the reply would be longer than 10000 bytes\r\n");
+}
+
+#[test]
 fn appending_byte_by_byte_gives_room_in_proportion() {
     let mut bench = Bench::new(64 << 20, 1);
     let mut blocks = BTreeSet::new();
