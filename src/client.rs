@@ -22,13 +22,14 @@ mod core;
 mod local;
 mod tunnel;
 
+pub(crate) use self::core::Place;
 use self::core::{Core, Take};
 use crate::clients::Client;
 use crate::metrics::Counters;
 use crate::server::Shared;
 use bytes::{Buf, BytesMut};
 use larder_protocol::args::{ArgRange, Args};
-use larder_protocol::scan::{RequestError, RequestScanner, Step};
+use larder_protocol::scan::{RequestScanner, Step};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -113,7 +114,7 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
     if let End::Io(error) = connection.run().await {
         tracing::debug!(client = id.0, cause = %error, "connection ended");
     }
-    connection.core.leave();
+    connection.core.leave_hub();
     shared.clients.leave(id);
 }
 
@@ -177,7 +178,8 @@ impl Connection {
     }
 
     fn is_done(&self, drained: bool) -> bool {
-        let ended = matches!(self.io.state, Input::Ended | Input::Closed);
+        let idle = self.core.shared.is_draining() && self.io.pending.is_empty();
+        let ended = idle || matches!(self.io.state, Input::Ended | Input::Closed);
         ended && drained && self.core.session.under_way() == 0
     }
 
@@ -316,31 +318,6 @@ impl Io {
         }
     }
 
-    /// Takes the next whole request out of `pending`, if there is one.
-    fn next_request(&mut self) -> Result<Option<Request>, RequestError> {
-        loop {
-            match self.scanner.scan(&self.pending)? {
-                Step::Incomplete { bytes_needed_min } => {
-                    self.lacks = bytes_needed_min;
-                    return Ok(None);
-                }
-                Step::Nothing { len } => self.pending.advance(len),
-                Step::Request { len } => {
-                    let args = self.scanner.args(&self.pending);
-                    let (ranges, is_inline) = (args.ranges().to_vec(), args.bytes().len() != len || self.pending[0] != b'*');
-                    let bytes = if is_inline {
-                        let bytes = bytes::Bytes::copy_from_slice(args.bytes());
-                        self.pending.advance(len);
-                        bytes
-                    } else {
-                        self.pending.split_to(len).freeze()
-                    };
-                    return Ok(Some(Request { bytes, ranges }));
-                }
-            }
-        }
-    }
-
     /// Reads into `pending`; ready with the number of bytes, zero at the end.
     fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
@@ -396,6 +373,9 @@ impl Core {
                             return Pass::Closed;
                         }
                     },
+                }
+                if core.ends_after_answer {
+                    return Pass::Closed;
                 }
             }
         });

@@ -1,8 +1,11 @@
 //! Larder: a coherent Redis-protocol cache proxy.
 
+pub mod client;
 pub mod clients;
 pub mod clock;
 pub mod config;
+pub mod embedded;
+pub mod hub;
 pub mod l1;
 pub mod metrics;
 pub mod origin;

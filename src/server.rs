@@ -1,6 +1,39 @@
-//! Serving: sockets in, replies out.
+//! The process: what all clients share, worker threads with their listeners, start and stop.
+//!
+//! Each worker thread has a current-thread runtime and a listener of its own on the same port (SO_REUSEPORT); the
+//! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
+//! worker. A stop closes the listeners, lets what is under way finish for at most `limits.drain_ms_max`, and ends.
 
-use crate::config::Config;
+use crate::client::{self, Place};
+use crate::clients::Clients;
+use crate::clock::Clock;
+use crate::config::{Config, Credentials, DenyRule};
+use crate::embedded::Embedded;
+use crate::hub::{Hub, HubSettings};
+use crate::l1::{L1, L1Settings};
+use crate::metrics::{Counters, Metrics};
+use crate::upstream::backoff::BackoffSettings;
+use crate::upstream::breaker::BreakerSettings;
+use crate::upstream::link::LinkLimits;
+use crate::upstream::link_io::LinkTimes;
+use crate::upstream::node::Node;
+use crate::upstream::pool::PoolLimits;
+use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
+use crate::upstream::scope::{Upstream, UpstreamSettings};
+use larder_protocol::scan::{ReplyLimits, RequestLimits};
+use larder_protocol::shape::Protocol;
+use larder_protocol::table::{Categories, Command, Table};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
 
 /// Why serving ended other than by request.
 #[derive(Debug, thiserror::Error)]
@@ -12,17 +45,421 @@ pub enum RunError {
         address: String,
         /// What the system said.
         #[source]
-        error: std::io::Error,
+        error: io::Error,
+    },
+    /// A runtime or a thread cannot be had.
+    #[error("cannot start a worker thread: {0}")]
+    Worker(io::Error),
+    /// `require_upstream` is set and the upstream does not serve.
+    #[error("the upstream {endpoint} is required and not available: {cause}")]
+    Upstream {
+        /// Where it should be.
+        endpoint: Endpoint,
+        /// Why it is not.
+        cause: String,
     },
 }
 
+/// What all clients share.
+pub struct Shared {
+    /// The settings in force.
+    pub config: Config,
+    /// The clock.
+    pub clock: Clock,
+    /// Where data comes from.
+    pub backend: Backend,
+    /// Who is connected.
+    pub clients: Clients,
+    /// Counters of all workers.
+    pub metrics: Metrics,
+    /// What clients may not call.
+    pub denied: Denied,
+    /// The built-in command table.
+    pub table: Arc<Table>,
+    /// Bounds of requests.
+    pub request_limits: RequestLimits,
+    hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
+    runtime: Handle,
+    draining: AtomicBool,
+}
+
+/// Where data comes from.
+pub enum Backend {
+    /// The store within the process.
+    Embedded(Embedded),
+    /// A server.
+    Upstream(Arc<Upstream>),
+}
+
+/// What the operator denies.
+#[derive(Debug, Default)]
+pub struct Denied {
+    names: Vec<String>,
+    categories: Categories,
+}
+
+/// How often the embedded store looks for keys that have expired.
+const EXPIRY_EVERY: Duration = Duration::from_millis(100);
+/// Connections that may wait to be accepted (the system may hold fewer).
+const BACKLOG: i32 = 4096;
+/// How long accepting pauses when the system has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
 /// Serves until a signal asks for the end.
+///
+/// # Errors
+/// The address, a thread or a required upstream cannot be had.
 pub fn run(config: Config) -> Result<(), RunError> {
-    match std::net::TcpListener::bind(config.listen.as_pair()).and_then(|listener| listener.local_addr()) {
-        Ok(address) => {
-            println!("{}", config.banner(address));
-            Ok(())
+    let clock = Clock::start();
+    let threads = config.threads;
+    let runtimes: Vec<Runtime> = (0..threads).map(|_| runtime()).collect::<Result<_, _>>()?;
+    let Some(first) = runtimes.first() else { return Ok(()) };
+    let handle = first.handle().clone();
+    let shared = Arc::new(Shared::new(config, clock, handle));
+    if shared.config.require_upstream {
+        first.block_on(shared.require_upstream())?;
+    }
+    let (listeners, address) = listen(&shared.config, threads)?;
+    println!("{}", shared.config.banner(address));
+    let (stop, stopped) = watch::channel(false);
+    let mut workers = Vec::new();
+    for (i, (runtime, listener)) in runtimes.into_iter().zip(listeners).enumerate() {
+        let (shared, stopped) = (shared.clone(), stopped.clone());
+        let signal = (i == 0).then(|| stop.clone());
+        let worker = std::thread::Builder::new().name(format!("larder-{i}"));
+        let work = move || runtime.block_on(work(listener, shared, stopped, signal));
+        workers.push(worker.spawn(work).map_err(RunError::Worker)?);
+    }
+    drop(stop);
+    for worker in workers {
+        if let Ok(Err(error)) = worker.join() {
+            return Err(RunError::Worker(error));
         }
-        Err(error) => Err(RunError::Listen { address: config.listen.to_string(), error }),
+    }
+    Ok(())
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn new(config: Config, clock: Clock, runtime: Handle) -> Self {
+        let table = Arc::new(Table::builtin());
+        let backend = match &config.upstream {
+            None => Backend::Embedded(Embedded::new(config.store.size_bytes_max as u64, seed())),
+            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &runtime)),
+        };
+        let limits = &config.limits;
+        let request_limits = RequestLimits {
+            bulk_bytes_max: limits.bulk_bytes_max,
+            args_max: limits.args_max,
+            inline_bytes_max: limits.inline_bytes_max,
+            request_bytes_max: limits.request_bytes_max,
+        };
+        Self {
+            clients: Clients::new(limits.clients_max),
+            denied: Denied::new(&config.deny),
+            backend,
+            clock,
+            metrics: Metrics::default(),
+            table,
+            request_limits,
+            hubs: Mutex::default(),
+            runtime,
+            draining: AtomicBool::new(false),
+            config,
+        }
+    }
+
+    /// True once the process has been asked to end.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// True if clients authenticate with Larder and not with the upstream.
+    pub fn has_own_users(&self) -> bool {
+        self.config.requirepass.is_some() || !self.config.users.is_empty()
+    }
+
+    /// True if `name` is one of Larder's own users and this is its password.
+    pub fn knows_user(&self, name: &[u8], password: &[u8]) -> bool {
+        let secret = match name {
+            b"default" if self.config.requirepass.is_some() => self.config.requirepass.as_ref(),
+            _ => std::str::from_utf8(name).ok().and_then(|name| self.config.users.get(name)),
+        };
+        secret.is_some_and(|secret| secret.matches(password))
+    }
+
+    /// Where a client begins.
+    pub(crate) fn first_place(&self) -> Result<Place, String> {
+        match &self.backend {
+            Backend::Embedded(_) => Ok(Place::Embedded(0)),
+            Backend::Upstream(upstream) => upstream.default_scope().map(Place::Upstream).map_err(|e| e.to_string()),
+        }
+    }
+
+    /// The subscription hub of an identity.
+    pub fn hub(&self, identity: &Identity) -> Option<Arc<Hub>> {
+        let Backend::Upstream(upstream) = &self.backend else { return None };
+        let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        let hub = hubs.entry(identity.clone()).or_insert_with(|| {
+            let pool = upstream.settings().pool;
+            let settings = HubSettings { connect_max: pool.connect_max, replies: pool.replies, ..HubSettings::default() };
+            Hub::new(upstream.node().clone(), identity.clone(), settings, self.runtime.clone())
+        });
+        Some(hub.clone())
+    }
+
+    async fn require_upstream(&self) -> Result<(), RunError> {
+        let Backend::Upstream(upstream) = &self.backend else { return Ok(()) };
+        let endpoint = upstream.node().endpoint.clone();
+        let pool = upstream.settings().pool;
+        let asked = async {
+            let mut connection = RawConnection::connect(&endpoint, pool.connect_max, pool.replies).await?;
+            raw::set_up(&mut connection, upstream.default_identity(), Protocol::Resp2, upstream.default_database()).await?;
+            raw::accepted(connection.call(["PING"]).await?)
+        };
+        match asked.await {
+            Ok(_) => Ok(()),
+            Err(cause) => Err(RunError::Upstream { endpoint, cause: cause.to_string() }),
+        }
+    }
+}
+
+// === impl Denied ===
+
+impl Denied {
+    /// The commands that the rules name.
+    pub fn new(rules: &[DenyRule]) -> Self {
+        let mut denied = Self::default();
+        for rule in rules {
+            match rule {
+                DenyRule::Command(name) => denied.names.push(name.clone()),
+                DenyRule::Category(name) => {
+                    denied.categories |= Categories::from_name(&name.to_uppercase()).unwrap_or(Categories::empty());
+                }
+            }
+        }
+        denied
+    }
+
+    /// True if `command`, or the container that it belongs to, is denied.
+    pub fn denies(&self, command: &Command) -> bool {
+        if command.categories.intersects(self.categories) {
+            return true;
+        }
+        let container = command.name.split('|').next().unwrap_or_default();
+        self.names.iter().any(|name| *name == command.name || name == container)
+    }
+}
+
+fn runtime() -> Result<Runtime, RunError> {
+    Builder::new_current_thread().enable_all().build().map_err(RunError::Worker)
+}
+
+/// A number that others cannot foresee, from the system by way of the standard library's hasher.
+fn seed() -> u64 {
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Handle) -> Arc<Upstream> {
+    let (endpoint, identity, database) = match &config.upstream {
+        Some(upstream) => (
+            Endpoint { host: upstream.address.host.clone(), port: upstream.address.port },
+            upstream.credentials.as_ref().map_or(Identity::Anonymous, identity_of),
+            upstream.database,
+        ),
+        None => (Endpoint { host: String::new(), port: 0 }, Identity::Anonymous, 0),
+    };
+    let breaker = breaker_of(config);
+    let node = Arc::new(Node::new(endpoint, clock, breaker, table.clone(), seed()));
+    let l1 = L1::new(L1Settings {
+        size_bytes_max: config.l1.size_bytes_max as u64,
+        entry_bytes_max: config.l1.entry_bytes_max,
+        variants_per_key_max: config.l1.variants_per_key_max,
+    });
+    Upstream::new(node, l1, settings_of(config), identity, database, runtime.clone(), seed())
+}
+
+fn identity_of(credentials: &Credentials) -> Identity {
+    let password: Arc<[u8]> = credentials.password.expose().into();
+    match &credentials.user {
+        None => Identity::Password(password),
+        Some(name) => Identity::User { name: name.as_bytes().into(), password },
+    }
+}
+
+fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSettings {
+    let breaker = &config.breaker;
+    let settings = BreakerSettings {
+        window: breaker.window_ms,
+        calls_min: breaker.calls_min as u32,
+        failure_rate_max: breaker.failure_rate_max,
+        slow: breaker.slow_ms,
+        slow_rate_max: breaker.slow_rate_max,
+        open_min: breaker.open_ms_min,
+        open_max: breaker.open_ms_max,
+        stable_min: breaker.open_ms_max,
+        probes_max: breaker.probes_max as u32,
+        // A probe is answered, or its connection given up, within these.
+        probe_wait_max: config.link.connect_ms_max.max(config.link.dead_ms) + Duration::from_secs(1),
+    };
+    settings.checked().unwrap_or_else(|error| {
+        tracing::warn!(cause = %error, "the breaker's settings cannot be used; the defaults are");
+        Default::default()
+    })
+}
+
+fn settings_of(config: &Config) -> UpstreamSettings {
+    let (link, pool, limits) = (&config.link, &config.pool, &config.limits);
+    let replies = ReplyLimits { depth_max: limits.reply_depth_max, ..ReplyLimits::default() };
+    UpstreamSettings {
+        link: LinkLimits {
+            in_flight_max: link.in_flight_max,
+            in_flight_bytes_max: link.in_flight_bytes_max,
+            reply_max: link.reply_ms_max,
+            untracked_ttl: config.l1.untracked_ttl_ms_max,
+        },
+        times: LinkTimes {
+            connect_max: link.connect_ms_max,
+            dead_after: link.dead_ms,
+            reply_max: link.reply_ms_max,
+            backoff: BackoffSettings {
+                wait_min: link.reconnect_ms_min,
+                wait_max: link.reconnect_ms_max,
+                ..BackoffSettings::default()
+            },
+            queued_max: link.in_flight_max,
+            queued_bytes_max: link.in_flight_bytes_max,
+            touch_interval: config.l1.touch_interval_ms,
+            replies,
+            caches: config.l1.enabled,
+        },
+        pool: PoolLimits {
+            size_max: pool.size_max as u32,
+            blocking_max: pool.blocking_max as u32,
+            idle_max: pool.idle_ms_max,
+            wait_max: pool.wait_ms_max,
+            connect_max: link.connect_ms_max,
+            replies,
+        },
+        scopes_max: limits.scopes_max,
+        scope_idle_max: limits.scope_idle_ms_max,
+    }
+}
+
+/// A listener for each worker, all on the same address.
+fn listen(config: &Config, count: usize) -> Result<(Vec<std::net::TcpListener>, SocketAddr), RunError> {
+    let failed = |error| RunError::Listen { address: config.listen.to_string(), error };
+    let mut address = config.listen.as_pair().to_socket_addrs().map_err(failed)?.next().ok_or_else(|| {
+        failed(io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+    })?;
+    // Alone first: SO_REUSEPORT would share the port with a stranger of the same user.
+    drop(bind(address, false).map_err(failed)?);
+    let mut listeners = Vec::new();
+    for _ in 0..count {
+        let listener = bind(address, true).map_err(failed)?;
+        address = listener.local_addr().map_err(failed)?;
+        listeners.push(listener);
+    }
+    Ok((listeners, address))
+}
+
+fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    if shared {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(socket.into())
+}
+
+/// One worker: accepts until the stop, then waits for its clients.
+async fn work(
+    listener: std::net::TcpListener,
+    shared: Arc<Shared>,
+    mut stopped: watch::Receiver<bool>,
+    signal: Option<watch::Sender<bool>>,
+) -> io::Result<()> {
+    let counters = shared.metrics.worker();
+    let listener = TcpListener::from_std(listener)?;
+    if let Some(stop) = signal {
+        tokio::spawn(wait_for_signal(stop));
+        tokio::spawn(expire_embedded(shared.clone()));
+    }
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => accept(stream, address, &shared, &counters),
+                Err(error) => {
+                    tracing::warn!(cause = %error, "cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            _ = stopped.changed() => break,
+        }
+    }
+    drop(listener);
+    shared.draining.store(true, Ordering::Release);
+    let deadline = tokio::time::Instant::now() + shared.config.limits.drain_ms_max;
+    while !shared.clients.is_empty() && tokio::time::Instant::now() < deadline {
+        for client in shared.clients.all() {
+            client.port.wake();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+fn accept(stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>, counters: &Arc<Counters>) {
+    if let Err(error) = prepare(&stream, shared) {
+        tracing::debug!(cause = %error, "connection lost while it was accepted");
+        return;
+    }
+    let local = stream.local_addr().unwrap_or(address);
+    let now_s = shared.clock.now().as_micros() / 1_000_000;
+    match shared.clients.join(address, local, now_s) {
+        Some(client) => {
+            counters.accepted.add(1);
+            tokio::spawn(client::serve(stream, shared.clone(), client, counters.clone()));
+        }
+        None => {
+            counters.refused.add(1);
+            // A courtesy; there is nobody to tell if it cannot be written.
+            let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
+        }
+    }
+}
+
+fn prepare(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    if let Some(idle) = shared.config.limits.tcp_keepalive_ms {
+        SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+    }
+    Ok(())
+}
+
+async fn wait_for_signal(stop: watch::Sender<bool>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::warn!("signals cannot be heard: only a kill ends this process");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("stopping");
+    let _ = stop.send(true);
+}
+
+async fn expire_embedded(shared: Arc<Shared>) {
+    if let Backend::Embedded(embedded) = &shared.backend {
+        loop {
+            tokio::time::sleep(EXPIRY_EVERY).await;
+            embedded.expire_some();
+        }
     }
 }

@@ -206,6 +206,13 @@ impl Session {
         self.muted = muted;
     }
 
+    /// `CLIENT REPLY SKIP`: neither this request nor the next one gets a reply.
+    pub fn skip_next(&mut self) {
+        if self.muted == Muted::No {
+            self.muted = Muted::Next;
+        }
+    }
+
     /// Requests that have no reply yet.
     #[inline]
     pub fn under_way(&self) -> usize {

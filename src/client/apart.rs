@@ -285,7 +285,7 @@ impl Connection {
 
     fn reset(&mut self) {
         let core = &mut self.core;
-        core.shared.hub_leave(&core.client, &mut core.subscriptions);
+        core.leave_hub();
         core.session.set_protocol(Protocol::Resp2);
         core.session.set_muted(Muted::No);
         core.client.resp.store(2, Ordering::Relaxed);

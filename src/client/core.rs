@@ -1,6 +1,7 @@
 //! What a connection knows and decides, without its socket.
 
 use crate::clients::Client;
+use crate::hub::{Hub, Subscriptions};
 use crate::l1::Partition;
 use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
@@ -31,7 +32,10 @@ pub(crate) struct Core {
     taken: Taken,
     pub(crate) place: Place,
     pub(crate) login: Login,
-    pub(crate) subscriptions: crate::hub::Subscriptions,
+    pub(crate) subscriptions: Subscriptions,
+    hub: Option<Arc<Hub>>,
+    /// The connection is to be closed behind the answers that are due.
+    pub(crate) ends_after_answer: bool,
     /// Fences that something else than a slot waits for, with how many links are still to answer.
     pub(crate) fences: BTreeMap<Seq, u32>,
     /// The database that a transaction has selected.
@@ -87,7 +91,9 @@ impl Core {
             taken: Taken::default(),
             place,
             login,
-            subscriptions: crate::hub::Subscriptions::default(),
+            subscriptions: Subscriptions::default(),
+            hub: None,
+            ends_after_answer: false,
             fences: BTreeMap::new(),
             selected_in_transaction: None,
         })
@@ -213,7 +219,7 @@ impl Core {
     }
 
     /// Why a command may not be used now, as an error reply; `None` if it may.
-    fn refusal(&self, command: &Command) -> Option<String> {
+    pub(super) fn refusal(&self, command: &Command) -> Option<String> {
         let always = matches!(&*command.name, "auth" | "hello" | "quit" | "reset");
         if !always {
             if self.login == Login::Missing {
@@ -391,6 +397,9 @@ impl Core {
     pub(crate) fn enter(&mut self, scope: Arc<Scope>) {
         self.client.database.store(scope.database, Ordering::Relaxed);
         self.client.with_names(|names| names.user = scope.identity.name().to_vec());
+        if let Some(hub) = &self.hub {
+            hub.moved(&self.client, &scope);
+        }
         self.place = Place::Upstream(scope);
     }
 
@@ -399,9 +408,19 @@ impl Core {
         self.scope().map(|scope| scope.identity.clone())
     }
 
-    /// The client has gone.
-    pub(crate) fn leave(&mut self) {
-        self.shared.hub_leave(&self.client, &mut self.subscriptions);
+    /// The hub that the client's subscriptions are with.
+    pub(super) fn hub(&mut self) -> Option<Arc<Hub>> {
+        if self.hub.is_none() {
+            self.hub = self.identity().and_then(|identity| self.shared.hub(&identity));
+        }
+        self.hub.clone()
+    }
+
+    /// Ends all subscriptions.
+    pub(super) fn leave_hub(&mut self) {
+        if let Some(hub) = self.hub.take() {
+            hub.leave(&self.client, &mut self.subscriptions);
+        }
     }
 }
 

@@ -1,0 +1,257 @@
+//! Serving without an upstream: the embedded store behind a lock, and the commands about the server that it answers.
+//!
+//! INFO, COMMAND and CONFIG GET say what client libraries and redis-cli ask at their start. Everything on data is the
+//! store's ([`crate::origin`]), which also words the refusal of what it does not have.
+
+use crate::origin::{self, Origin, OriginLimits, UnixMillis};
+use crate::server::Shared;
+use larder_protocol::args::Args;
+use larder_protocol::glob::{self, Case};
+use larder_protocol::shape::{self, Protocol, Shape};
+use larder_protocol::table::{Class, Command, Flags, KeyKnowledge, Resolved, Table};
+use std::fmt::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The store, for all threads.
+pub struct Embedded {
+    store: Mutex<Origin>,
+    databases: u32,
+}
+
+/// Keys that one round of expiry takes out at most.
+const EXPIRE_BUDGET: usize = 1000;
+
+// === impl Embedded ===
+
+impl Embedded {
+    /// An empty store of this size.
+    pub fn new(bytes_max: u64, seed: u64) -> Self {
+        let limits = OriginLimits { bytes_max, ..OriginLimits::default() };
+        Self { store: Mutex::new(Origin::new(limits, seed)), databases: limits.databases }
+    }
+
+    /// Executes a command on data; the reply in `protocol`.
+    pub fn execute(&self, database: u32, protocol: Protocol, args: Args<'_>) -> Vec<u8> {
+        let protocol = match protocol {
+            Protocol::Resp2 => origin::Protocol::Resp2,
+            Protocol::Resp3 => origin::Protocol::Resp3,
+        };
+        let mut out = Vec::new();
+        self.lock().execute(database, protocol, args, unix_now(), &mut out);
+        out
+    }
+
+    /// Takes out keys that have expired.
+    pub fn expire_some(&self) {
+        self.lock().expire_some(unix_now(), EXPIRE_BUDGET);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Origin> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The wall clock: deadlines of the embedded store are points in time, as a server's are.
+fn unix_now() -> UnixMillis {
+    UnixMillis(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64))
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// The answer of a Larder without an upstream.
+    pub(crate) fn execute_embedded(&self, database: u32, protocol: Protocol, args: Args<'_>) -> Vec<u8> {
+        let crate::server::Backend::Embedded(embedded) = &self.backend else { return Vec::new() };
+        if Origin::handles(args.arg(0)) {
+            return embedded.execute(database, protocol, args);
+        }
+        let answer = match args.arg(0).to_ascii_lowercase().as_slice() {
+            b"info" => Some(text_frame(&self.info_embedded(embedded, args))),
+            b"command" => self.command_embedded(args),
+            b"config" if args.len() >= 3 && args.arg(1).eq_ignore_ascii_case(b"get") => Some(self.config_embedded(args)),
+            _ => None,
+        };
+        match answer {
+            Some(resp3) if protocol == Protocol::Resp3 => resp3,
+            Some(resp3) => {
+                let mut resp2 = Vec::with_capacity(resp3.len());
+                match shape::to_resp2(Shape::GENERIC, &resp3, &mut resp2) {
+                    Ok(()) => resp2,
+                    Err(_) => resp3,
+                }
+            }
+            None => embedded.execute(database, protocol, args),
+        }
+    }
+
+    /// How many databases the embedded store has.
+    pub(crate) fn databases_embedded(&self) -> u32 {
+        match &self.backend {
+            crate::server::Backend::Embedded(embedded) => embedded.databases,
+            crate::server::Backend::Upstream(_) => 0,
+        }
+    }
+
+    /// What HELLO says without an upstream, in RESP3; number and protocol of the connection are put in by others.
+    pub(crate) fn own_greeting(&self) -> bytes::Bytes {
+        let version = env!("CARGO_PKG_VERSION");
+        let greeting = format!(
+            "%7\r\n$6\r\nserver\r\n$6\r\nlarder\r\n$7\r\nversion\r\n${}\r\n{version}\r\n$5\r\nproto\r\n:3\r\n$2\r\nid\r\n:0\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n",
+            version.len()
+        );
+        greeting.into()
+    }
+
+    fn info_embedded(&self, embedded: &Embedded, args: Args<'_>) -> String {
+        let stats = embedded.lock().stats();
+        let uptime_s = self.clock.now().as_micros() / 1_000_000;
+        let wanted: Vec<Vec<u8>> = args.iter().skip(1).map(<[u8]>::to_ascii_lowercase).collect();
+        let wants = |section: &str| {
+            wanted.is_empty()
+                || wanted.iter().any(|w| matches!(&w[..], b"all" | b"default" | b"everything") || w == section.as_bytes())
+        };
+        let mut info = String::new();
+        let mut section = |name: &str, lines: String| {
+            if wants(&name.to_lowercase()) {
+                let gap = if info.is_empty() { "" } else { "\r\n" };
+                let _ = write!(info, "{gap}# {name}\r\n{lines}");
+            }
+        };
+        section(
+            "Server",
+            format!(
+                "larder_version:{}\r\nredis_mode:standalone\r\nprocess_id:{}\r\nuptime_in_seconds:{uptime_s}\r\n",
+                env!("CARGO_PKG_VERSION"),
+                std::process::id()
+            ),
+        );
+        let (clients, most) = (self.clients.len(), self.clients.clients_max());
+        section("Clients", format!("connected_clients:{clients}\r\nmaxclients:{most}\r\n"));
+        section("Memory", format!("used_memory:{}\r\nmaxmemory:{}\r\n", stats.bytes_used, stats.bytes_max));
+        section(
+            "Stats",
+            format!(
+                "total_connections_received:{}\r\ntotal_commands_processed:{}\r\nexpired_keys:{}\r\nevicted_keys:{}\r\nkeyspace_hits:{}\r\nkeyspace_misses:{}\r\n",
+                self.metrics.sum(|c| &c.accepted),
+                self.metrics.sum(|c| &c.commands),
+                stats.expired,
+                stats.evicted,
+                stats.hits,
+                stats.misses
+            ),
+        );
+        let keyspace = stats.databases.iter().enumerate().filter(|(_, d)| d.keys > 0).fold(
+            String::new(),
+            |mut lines, (i, d)| {
+                let _ = write!(lines, "db{i}:keys={},expires={},avg_ttl=0\r\n", d.keys, d.expires);
+                lines
+            },
+        );
+        section("Keyspace", keyspace);
+        info
+    }
+
+    /// COMMAND [COUNT | LIST | INFO [name ...] | DOCS [name ...] | GETKEYS command ...] for what the store has.
+    fn command_embedded(&self, args: Args<'_>) -> Option<Vec<u8>> {
+        let served = |c: &&Command| c.parent.is_none() && is_served(c);
+        let all = || self.table.iter().filter(served);
+        let sub = args.get(1).map(<[u8]>::to_ascii_lowercase);
+        let named = || args.iter().skip(2).map(|name| self.table.lookup(name).filter(served));
+        Some(match sub.as_deref() {
+            None => frames('*', all().map(command_info)),
+            Some(b"count") => format!(":{}\r\n", all().count()).into_bytes(),
+            Some(b"list") => frames('*', all().map(|c| bulk(c.name.as_bytes()))),
+            Some(b"info") if args.len() == 2 => frames('*', all().map(command_info)),
+            Some(b"info") => frames('*', named().map(|c| c.map_or_else(|| b"*-1\r\n".to_vec(), command_info))),
+            Some(b"docs") if args.len() == 2 => frames('%', all().map(command_docs)),
+            Some(b"docs") => frames('%', named().flatten().map(command_docs)),
+            Some(b"getkeys") => keys_of(&self.table, args),
+            _ => return None,
+        })
+    }
+
+    fn config_embedded(&self, args: Args<'_>) -> Vec<u8> {
+        let settings = [
+            ("appendonly", "no".to_string()),
+            ("databases", self.databases_embedded().to_string()),
+            ("maxclients", self.clients.clients_max().to_string()),
+            ("maxmemory", self.config.store.size_bytes_max.to_string()),
+            ("maxmemory-policy", "allkeys-lru".to_string()),
+            ("proto-max-bulk-len", self.config.limits.bulk_bytes_max.to_string()),
+            ("save", String::new()),
+        ];
+        let matches = |name: &str| args.iter().skip(2).any(|p| glob::matches(p, name.as_bytes(), Case::Insensitive));
+        let found = settings.iter().filter(|(name, _)| matches(name));
+        frames('%', found.map(|(name, value)| [bulk(name.as_bytes()), bulk(value.as_bytes())].concat()))
+    }
+}
+
+fn is_served(command: &Command) -> bool {
+    Origin::handles(command.name.as_bytes())
+        || matches!(command.class, Class::Local)
+        || matches!(&*command.name, "info" | "command" | "config")
+}
+
+/// The first seven fields of `COMMAND INFO`, and empty ones for the rest.
+fn command_info(command: &Command) -> Vec<u8> {
+    let flags = frames('~', command.flags.iter_names().map(|(n, _)| simple(&n.to_lowercase())));
+    let categories = frames('~', command.categories.iter_names().map(|(n, _)| simple(&format!("@{}", n.to_lowercase()))));
+    let head = format!(
+        ":{}\r\n{}:{}\r\n:{}\r\n:{}\r\n",
+        command.arity,
+        String::from_utf8_lossy(&flags),
+        command.first_key,
+        command.last_key,
+        command.step
+    );
+    let mut info = b"*10\r\n".to_vec();
+    info.extend_from_slice(&bulk(command.name.as_bytes()));
+    info.extend_from_slice(head.as_bytes());
+    info.extend_from_slice(&categories);
+    info.extend_from_slice(b"*0\r\n*0\r\n*0\r\n");
+    info
+}
+
+fn command_docs(command: &Command) -> Vec<u8> {
+    let group = format!("{:?}", command.group).to_lowercase();
+    let mut docs = bulk(command.name.as_bytes());
+    docs.extend_from_slice(b"%2\r\n");
+    for text in ["group", &group, "since", &command.since] {
+        docs.extend_from_slice(&bulk(text.as_bytes()));
+    }
+    docs
+}
+
+fn keys_of(table: &Table, args: Args<'_>) -> Vec<u8> {
+    let words = larder_protocol::args::OwnedArgs::new(args.iter().skip(2));
+    let request = words.args();
+    let Resolved::Known(command) = table.resolve(request) else {
+        return b"-ERR Invalid command specified\r\n".to_vec();
+    };
+    if !command.accepts(request.len()) {
+        return b"-ERR Invalid number of arguments specified for command\r\n".to_vec();
+    }
+    let no_keys = command.key_knowledge(request) == KeyKnowledge::None || command.flags.contains(Flags::PUBSUB);
+    if no_keys {
+        return b"-ERR The command has no key arguments\r\n".to_vec();
+    }
+    frames('*', command.keys(request).map(|i| bulk(request.arg(i))))
+}
+
+fn frames(kind: char, elements: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
+    let elements: Vec<Vec<u8>> = elements.collect();
+    [format!("{kind}{}\r\n", elements.len()).into_bytes(), elements.concat()].concat()
+}
+
+fn bulk(text: &[u8]) -> Vec<u8> {
+    [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
+}
+
+fn simple(text: &str) -> Vec<u8> {
+    format!("+{text}\r\n").into_bytes()
+}
+
+fn text_frame(text: &str) -> Vec<u8> {
+    format!("={}\r\ntxt:{text}\r\n", text.len() + 4).into_bytes()
+}
