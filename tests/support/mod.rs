@@ -54,8 +54,20 @@ pub(crate) fn show(bytes: &[u8]) -> String {
     format!("{}{more}", cut.escape_ascii())
 }
 
+/// Two replies as in [`show`], from shortly before their first difference.
+pub(crate) fn show_both(direct: &[u8], through: &[u8]) -> (String, String) {
+    const SHOWN_BEFORE: usize = 60;
+    let same = direct.iter().zip(through).take_while(|(a, b)| a == b).count();
+    let from = if same > 2 * SHOWN_BEFORE { same - SHOWN_BEFORE } else { 0 };
+    let place = if from > 0 { format!("[from byte {from}] ") } else { String::new() };
+    (format!("{place}{}", show(&direct[from..])), format!("{place}{}", show(&through[from..])))
+}
+
 /// Asserts that two raw replies are the same bytes.
 #[track_caller]
 pub(crate) fn assert_same(what: &str, direct: &[u8], through: &[u8]) {
-    assert!(direct == through, "{what}: not the same reply\n  direct:  {}\n  through: {}", show(direct), show(through));
+    if direct != through {
+        let (direct, through) = show_both(direct, through);
+        panic!("{what}: not the same reply\n  direct:  {direct}\n  through: {through}");
+    }
 }

@@ -248,7 +248,6 @@ fn introspection_answers_as_the_server_does() {
             OBJECT HELP
             MEMORY USAGE k
             DBSIZE
-            SLOWLOG LEN
             LATENCY RESET
             DUMP missing
             SCAN 0 COUNT 1000

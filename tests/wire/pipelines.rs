@@ -229,6 +229,26 @@ fn absurd_requests_hurt_nobody_else() {
     }
 }
 
+/// Valkey 9.1.2 repeats an unknown argument of FUNCTION LIST in its error as it is: who puts a line end into it makes the
+/// server send frames of his own choice. They must not reach anybody else as replies.
+#[test]
+fn a_reply_with_frames_smuggled_into_it_reaches_nobody_else() {
+    let upstream = Server::valkey(&[]);
+    let larder = Larder::start(Some(&upstream), &[]);
+    let mut victim = larder.client();
+    victim.run("SET n 0");
+    for n in 1..50 {
+        let mut smuggler = larder.client();
+        let smuggled = "x\r\n$6\r\npoison\r\n:666\r\n+poison";
+        smuggler.send_raw(&[encode(&["FUNCTION", "LIST", smuggled]), encode(&["GET", "n"])].concat());
+        let batch = [encode(&["INCR", "n"]), encode(&["GET", "n"])].concat();
+        let replies = victim.pipeline(&batch, 2);
+        assert_eq!(replies[0], format!(":{n}\r\n").as_bytes());
+        assert_eq!(replies[1], bulk(&n.to_string()));
+        smuggler.frame();
+    }
+}
+
 /// A reader that takes its time with a large answer does not delay anybody.
 #[test]
 fn a_slow_reader_holds_up_nobody() {
