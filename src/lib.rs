@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod origin;
 pub mod outgoing;
 pub mod port;
+pub mod report;
 pub mod server;
 pub mod session;
 pub mod upstream;

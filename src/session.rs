@@ -320,8 +320,15 @@ impl Session {
             self.send(command, args, OpKind::Read, around, batch);
             return Flow::Taken;
         };
-        let Some(partition) = self.may_keep(command, around) else {
+        if around.has_field_ttls && command.reads_hash_fields() {
+            around.counters.pass(Passed::FieldTtls);
             self.send(command, args, OpKind::Read, around, batch);
+            return Flow::Taken;
+        }
+        let Some(partition) = around.partition else {
+            // The link decides whether it keeps the reply: it may be about to connect.
+            around.counters.pass(Passed::NotTracked);
+            self.send(command, args, fill_of(command, args, self.writes_out == 0), around, batch);
             return Flow::Taken;
         };
         let key = args.arg(key_at);
@@ -386,15 +393,12 @@ impl Session {
         out: &mut Outgoing,
     ) -> Flow {
         let each = each_of(per_key, command, around.table);
-        let Some(partition) = self.may_keep(command, around) else {
-            self.send(command, args, OpKind::Read, around, batch);
-            return Flow::Taken;
-        };
-        if self.writes_out > 0 {
-            around.counters.pass(Passed::UnansweredWrite);
+        let (Some(partition), 0) = (around.partition, self.writes_out) else {
+            let reason = if self.writes_out > 0 { Passed::UnansweredWrite } else { Passed::NotTracked };
+            around.counters.pass(reason);
             self.send(command, args, OpKind::FillEach(each), around, batch);
             return Flow::Taken;
-        }
+        };
         let removals = partition.removals();
         let hits: Vec<Option<Hit>> =
             args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
@@ -439,17 +443,6 @@ impl Session {
         around.counters.writes.add(1);
         self.send(command, args, kind, around, batch);
         Flow::Taken
-    }
-
-    /// The partition, if this command's replies may be kept at all; counts why not.
-    fn may_keep<'a>(&self, command: &Command, around: &Surroundings<'a>) -> Option<&'a Partition> {
-        if around.partition.is_none() {
-            around.counters.pass(Passed::NotTracked);
-        } else if around.has_field_ttls && command.reads_hash_fields() {
-            around.counters.pass(Passed::FieldTtls);
-            return None;
-        }
-        around.partition
     }
 
     /// Sends a request down the link and gives it a slot.

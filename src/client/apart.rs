@@ -62,7 +62,7 @@ impl Connection {
             ("hello", _) => self.hello(request).await?,
             ("select", _) => self.select(request.args()).await,
             ("reset", _) => self.reset(),
-            ("client|unblock", _) => self.unblock(request.args()).await,
+            ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
             _ => self.tunnel(request).await?,
         }
         if let Some(database) = self.core.selected_in_transaction.take() {
@@ -128,6 +128,11 @@ impl Connection {
             Err(cause) => return Err(upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into()),
         }
         let database = self.core.scope().map_or(0, |scope| scope.database);
+        // Where the default user needs no password, it is who the client was before: the same rights, the same scope.
+        let identity = match (identity.name(), upstream.default_identity()) {
+            (b"default", Identity::Anonymous) if !upstream.refuses_anonymous() => Identity::Anonymous,
+            _ => identity,
+        };
         let scope = upstream.scope(&identity, database).map_err(|e| Bytes::from(e.to_string()))?;
         self.enter(scope).await.map_err(|failure| failure.to_string().into())
     }
@@ -307,38 +312,48 @@ impl Connection {
         core.answer(b"+RESET\r\n");
     }
 
-    /// CLIENT UNBLOCK: the client that waits does so on a connection of its own, which the upstream unblocks.
-    async fn unblock(&mut self, args: Args<'_>) {
-        let id = strict_i64(args.arg(2)).and_then(|id| u64::try_from(id).ok());
-        let target = id.and_then(|id| self.core.shared.clients.find(crate::clients::ClientId(id)));
-        let blocked = target.filter(|t| t.blocked.load(Ordering::Relaxed));
-        let upstream_id = blocked.map_or(0, |t| t.upstream_id.load(Ordering::Acquire));
-        let Some(scope) = self.core.scope().cloned() else {
-            self.core.answer(b":0\r\n");
-            return;
-        };
-        // An id that nobody has, so that the upstream words what is wrong with the arguments.
-        let wanted = if id.is_some() { upstream_id.to_string().into_bytes() } else { args.arg(2).to_vec() };
-        let words: Vec<Vec<u8>> = args
-            .iter()
-            .enumerate()
-            .map(|(i, word)| if i == 2 { wanted.clone() } else { word.to_vec() })
-            .collect();
-        let answer = match scope.pools.borrow(Use::Short, self.core.session.protocol()).await {
-            Ok(mut borrowed) => match borrowed.call(words).await {
-                Ok(reply) => reply.to_vec(),
-                Err(_) => {
-                    borrowed.condemn();
-                    format!("-{}\r\n", Failure::WriteLost).into_bytes()
+    /// INFO: the upstream's, and a section about Larder.
+    async fn info(&mut self, args: Args<'_>) {
+        let Some(scope) = self.core.scope().cloned() else { return };
+        let asks_for_ours = args.len() == 2 && args.arg(1).eq_ignore_ascii_case(b"larder");
+        let asks_for_all = args.len() == 1
+            || args.iter().skip(1).any(|section| {
+                [&b"all"[..], b"everything", b"default", b"larder"].iter().any(|s| section.eq_ignore_ascii_case(s))
+            });
+        let mut text = Vec::new();
+        if !asks_for_ours {
+            let words: Vec<Vec<u8>> = args.iter().map(<[u8]>::to_vec).collect();
+            let reply = match scope.pools.borrow(Use::Short, self.core.session.protocol()).await {
+                Ok(mut borrowed) => borrowed.call(words).await.map_err(|_| Failure::ReadLost),
+                Err(failure) => Err(failure),
+            };
+            let reply = match reply {
+                Ok(reply) => reply,
+                Err(failure) => {
+                    self.core.answer(format!("-{failure}\r\n").as_bytes());
+                    return;
                 }
-            },
-            Err(failure) => format!("-{failure}\r\n").into_bytes(),
-        };
+            };
+            match Cursor::new(&reply).next() {
+                Some(Item::Bulk(theirs)) => text = theirs.strip_prefix(b"txt:").unwrap_or(theirs).to_vec(),
+                _ => {
+                    self.core.answer(&reply);
+                    return;
+                }
+            }
+        }
+        if asks_for_all {
+            if !text.is_empty() {
+                text.extend_from_slice(b"\r\n");
+            }
+            text.extend_from_slice(self.core.shared.info_section().as_bytes());
+        }
+        let answer = self.core.verbatim(&text);
         self.core.answer(&answer);
     }
 
     /// (P|S)SUBSCRIBE and (P|S)UNSUBSCRIBE: one confirmation for each name.
-    async fn subscribe(&mut self, command: &str, args: Args<'_>) {
+    pub(super) async fn subscribe(&mut self, command: &str, args: Args<'_>) {
         let kind = match command {
             "subscribe" | "unsubscribe" => Kind::Channel,
             "psubscribe" | "punsubscribe" => Kind::Pattern,

@@ -5,7 +5,7 @@ use crate::hub::{Hub, Subscriptions};
 use crate::l1::Partition;
 use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
-use crate::port::{Delivery, Seq, Taken};
+use crate::port::{Delivery, Failure, Seq, Taken};
 use crate::server::{Backend, Shared};
 use crate::session::{Advanced, Again, Batch, Flow, Session, Surroundings};
 use crate::upstream::link::{Job, Op, OpKind};
@@ -203,9 +203,9 @@ impl Core {
             return self.answer(line.as_bytes());
         }
         match &self.place {
-            Place::Embedded(database) => {
-                let database = *database;
-                self.take_embedded(database, args)
+            Place::Embedded(_) => {
+                let line = unknown(container, args);
+                self.answer(&line)
             }
             Place::Upstream(_) if self.session.under_way() > 0 => Take::Wait,
             // The upstream words the error.
@@ -265,6 +265,10 @@ impl Core {
         let seqs: Vec<Seq> = job.ops.iter().map(|op| op.seq).collect();
         let Some(scope) = self.scope() else { return };
         if let Err(failure) = scope.link.submit(job) {
+            // The upstream has disowned this user: it would have closed the connection.
+            if matches!(failure, Failure::Refused(_)) && self.upstream().is_some_and(|u| scope.identity != *u.default_identity()) {
+                self.client.port.kill();
+            }
             for seq in seqs {
                 self.session.failed(seq, &failure);
             }
@@ -437,6 +441,26 @@ pub(super) fn scan_again(request: &Bytes) -> Option<Vec<ArgRange>> {
 /// A job that fences one link.
 pub(super) fn fence_job(port: &Arc<crate::port::Port>, seq: Seq, kind: OpKind) -> Job {
     Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![Op { seq, bytes: 0..0, kind }] }
+}
+
+/// What redis-server says to a command that it does not know.
+fn unknown(container: Option<&Command>, args: Args<'_>) -> Vec<u8> {
+    const SHOWN_BYTES_MAX: usize = 128;
+    let shown = |word: &[u8]| String::from_utf8_lossy(&word[..word.len().min(SHOWN_BYTES_MAX)]).into_owned();
+    if let Some(container) = container {
+        let name = container.name.to_uppercase();
+        let sub = shown(args.arg(1));
+        return format!("-ERR unknown subcommand '{sub}'. Try {name} HELP.\r\n").into_bytes();
+    }
+    let mut list = String::new();
+    for word in args.iter().skip(1) {
+        if list.len() >= SHOWN_BYTES_MAX {
+            break;
+        }
+        list.push_str(&format!("'{}' ", shown(word)));
+    }
+    let line = format!("ERR unknown command '{}', with args beginning with: {list}", shown(args.arg(0)));
+    format!("-{}\r\n", line.replace(['\r', '\n'], " ")).into_bytes()
 }
 
 fn may_run_subscribed(command: &Command) -> bool {

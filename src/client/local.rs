@@ -87,19 +87,25 @@ impl Core {
     }
 
     fn take_reply_mode(&mut self, args: Args<'_>) -> Take {
+        let answer = self.reply_mode(args);
+        if answer.is_empty() { Take::Taken } else { self.answer(&answer) }
+    }
+
+    /// CLIENT REPLY: changes the mode; the answer, if there is one.
+    pub(super) fn reply_mode(&mut self, args: Args<'_>) -> Vec<u8> {
         let mode = args.arg(2);
         if mode.eq_ignore_ascii_case(b"on") {
             self.session.set_muted(Muted::No);
-            return self.answer(b"+OK\r\n");
+            return b"+OK\r\n".to_vec();
         }
         if mode.eq_ignore_ascii_case(b"off") {
             self.session.set_muted(Muted::All);
         } else if mode.eq_ignore_ascii_case(b"skip") {
             self.session.skip_next();
         } else {
-            return self.answer(b"-ERR syntax error\r\n");
+            return b"-ERR syntax error\r\n".to_vec();
         }
-        Take::Taken
+        Vec::new()
     }
 
     fn set_name(&self, name: &[u8]) -> Vec<u8> {

@@ -25,9 +25,11 @@ use crate::upstream::link::OpKind;
 use crate::upstream::pool::{Borrowed, Use};
 use crate::upstream::raw::{Piece, RawError};
 use crate::upstream::scope::Scope;
-use bytes::Bytes;
-use larder_protocol::args::Args;
-use larder_protocol::scan::{RequestError, Step};
+use crate::clients::ClientId;
+use bytes::{Bytes, BytesMut};
+use larder_protocol::args::{Args, OwnedArgs};
+use larder_protocol::cursor::{Cursor, Item};
+use larder_protocol::scan::{RequestError, Step, strict_i64};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Class, Command, Flags, Resolved, Table};
 use std::collections::VecDeque;
@@ -41,6 +43,8 @@ use tokio::time::{Sleep, sleep};
 
 /// While so many bytes wait to be released, nothing is read from the upstream.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
+/// Commands about the client itself in one transaction that are answered by Larder; the upstream answers what is beyond.
+const OWN_IN_TRANSACTION_MAX: usize = 64;
 /// Requests that may be owed a reply at a time.
 const OWED_MAX: usize = 1024;
 
@@ -66,6 +70,18 @@ struct Tunnel {
     swap: Option<Swap>,
     /// True while the reply at hand has begun.
     in_reply: bool,
+    /// Commands queued in the transaction, and those among them that Larder answers.
+    queued: usize,
+    own_in_transaction: Vec<Own>,
+    /// The reply to EXEC, while it is gathered for Larder's own answers to be put in.
+    gathered: BytesMut,
+}
+
+/// A command in a transaction that is about Larder's client and not about the upstream's connection.
+struct Own {
+    /// Its place in the transaction, once it is known to be queued.
+    at: Option<usize>,
+    request: Request,
 }
 
 /// State on the connection.
@@ -92,6 +108,12 @@ enum What {
     Acknowledgement,
     /// As `Reply`, and it may take as long as it takes.
     Blocking,
+    /// The reply to SELECT on a connection that keeps state.
+    Select(Option<u32>),
+    /// The reply to a command that is being queued.
+    Queued,
+    /// As `Queued`; in the reply to EXEC, Larder's own answer takes the place of the upstream's.
+    QueuedOwn(usize),
     /// The reply to EXEC.
     Exec,
     /// The reply to MULTI: an error means that there is no transaction.
@@ -113,8 +135,18 @@ enum Next {
     Send(Owed),
     /// Larder's own answer.
     Answer(Vec<u8>),
-    /// It is not for this connection: leave the tunnel first.
+    /// It is not for this connection: leave the tunnel, or step out of it, when nothing is owed.
     Leave,
+    /// It ends all state on this connection: give that up and leave.
+    Abandon,
+}
+
+/// Why the exchange over the tunnel pauses.
+enum Pause {
+    /// The tunnel is at rest.
+    AtRest,
+    /// The request at the start of the input is handled outside while the connection is kept.
+    StepOut,
 }
 
 // === impl Connection ===
@@ -141,7 +173,13 @@ impl Connection {
         self.core.client.upstream_id.store(upstream_id, Ordering::Release);
         let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.config.link.reply_ms_max);
         tunnel.take(&mut self.core, first);
-        let ended = poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await;
+        let ended = loop {
+            match poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await {
+                Ok(Pause::AtRest) => break Ok(()),
+                Ok(Pause::StepOut) => self.step_out(&tunnel).await,
+                Err(end) => break Err(end),
+            }
+        };
         self.core.client.upstream_id.store(0, Ordering::Release);
         self.core.client.blocked.store(false, Ordering::Relaxed);
         self.core.client.in_transaction.store(false, Ordering::Relaxed);
@@ -152,6 +190,21 @@ impl Connection {
             tunnel.connection.condemn();
         }
         ended
+    }
+
+    /// Handles a request that has nothing to do with the connection, while that keeps its state.
+    async fn step_out(&mut self, tunnel: &Tunnel) {
+        let Ok(Some(request)) = self.io.next_request() else { return };
+        match tunnel.table.resolve(request.args()) {
+            Resolved::Known(command) if command.class == Class::PubSub && command.accepts(request.args().len()) => {
+                self.subscribe(&command.name, request.args()).await;
+            }
+            _ => {
+                let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
+                let line = format!("-ERR larder: '{name}' is not possible within WATCH or client-side tracking\r\n");
+                self.core.answer(line.as_bytes());
+            }
+        }
     }
 
     /// Borrows a connection; meanwhile notices if the client is killed.
@@ -175,7 +228,7 @@ impl Connection {
         .await
     }
 
-    fn poll_tunnel(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll_tunnel(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Poll<Result<Pause, End>> {
         loop {
             let mut moved = false;
             if self.core.client.port.poll_ready(cx).is_ready() {
@@ -185,7 +238,8 @@ impl Connection {
                 self.core.take_deliveries();
                 moved = true;
             }
-            moved |= self.feed(tunnel, cx)?;
+            let fed = self.feed(tunnel, cx)?;
+            moved |= fed == Fed::Something;
             match tunnel.exchange(&mut self.core, cx) {
                 Ok(exchanged) => moved |= exchanged,
                 Err(error) => return Poll::Ready(self.tunnel_lost(tunnel, &error)),
@@ -195,9 +249,16 @@ impl Connection {
                 Err(failure) => return Poll::Ready(self.fence_failed(tunnel, &failure)),
             }
             self.flush(cx).map_err(End::Io)?;
-            if tunnel.is_at_rest() {
+            if tunnel.is_quiet() && fed == Fed::Abandon {
+                tunnel.state = Held::default();
+                tunnel.connection.condemn();
+            }
+            if tunnel.is_quiet() && tunnel.state.is_none() {
                 tunnel.leave(&mut self.core);
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Ok(Pause::AtRest));
+            }
+            if tunnel.is_quiet() && fed == Fed::Leave {
+                return Poll::Ready(Ok(Pause::StepOut));
             }
             if tunnel.is_out_of_patience(cx) {
                 return Poll::Ready(self.timed_out(tunnel));
@@ -209,8 +270,8 @@ impl Connection {
     }
 
     /// Takes requests that belong into the tunnel from the client.
-    fn feed(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut moved = false;
+    fn feed(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Result<Fed, End> {
+        let mut moved = Fed::Nothing;
         loop {
             if self.io.state == Input::Closed || tunnel.owed.len() >= OWED_MAX {
                 return Ok(moved);
@@ -219,16 +280,18 @@ impl Connection {
                 Err(error) => {
                     tunnel.answer(&mut self.core, format!("-ERR {error}\r\n").into());
                     self.io.state = Input::Closed;
-                    return Ok(true);
+                    return Ok(Fed::Something);
                 }
                 Ok(Some(len)) => {
                     let next = tunnel.decide(&mut self.core, self.io.scanner.args(&self.io.pending));
-                    if let Next::Leave = next {
-                        return Ok(moved);
+                    match next {
+                        Next::Leave => return Ok(Fed::Leave),
+                        Next::Abandon => return Ok(Fed::Abandon),
+                        Next::Send(_) | Next::Answer(_) => {}
                     }
                     let Some(request) = self.io.take_peeked(len) else { return Ok(moved) };
                     tunnel.put(&mut self.core, request, next);
-                    moved = true;
+                    moved = Fed::Something;
                 }
                 Ok(None) => {
                     if self.io.state == Input::Ended {
@@ -250,17 +313,17 @@ impl Connection {
     }
 
     /// The upstream has closed, or talks nonsense.
-    fn tunnel_lost(&mut self, tunnel: &mut Tunnel, error: &RawError) -> Result<(), End> {
+    fn tunnel_lost(&mut self, tunnel: &mut Tunnel, error: &RawError) -> Result<Pause, End> {
         tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
         self.fail_owed(tunnel, |owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost })
     }
 
-    fn timed_out(&mut self, tunnel: &mut Tunnel) -> Result<(), End> {
+    fn timed_out(&mut self, tunnel: &mut Tunnel) -> Result<Pause, End> {
         let ms = tunnel.reply_max.as_millis() as u64;
         self.fail_owed(tunnel, |owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) })
     }
 
-    fn fence_failed(&mut self, tunnel: &mut Tunnel, failure: &Failure) -> Result<(), End> {
+    fn fence_failed(&mut self, tunnel: &mut Tunnel, failure: &Failure) -> Result<Pause, End> {
         // What waits for the fence may tell what L1 does not know yet: it is not shown.
         let waits = !tunnel.covered.is_empty() || !tunnel.uncovered.is_empty();
         tunnel.covered.clear();
@@ -271,7 +334,7 @@ impl Connection {
         self.fail_owed(tunnel, |_| failure.clone())
     }
 
-    fn fail_owed(&mut self, tunnel: &mut Tunnel, failure: impl Fn(&Owed) -> Failure) -> Result<(), End> {
+    fn fail_owed(&mut self, tunnel: &mut Tunnel, failure: impl Fn(&Owed) -> Failure) -> Result<Pause, End> {
         tunnel.connection.condemn();
         for piece in tunnel.covered.drain(..).chain(tunnel.uncovered.drain(..)) {
             self.core.out.put_shared(piece);
@@ -289,8 +352,31 @@ impl Connection {
             // Half a reply cannot be taken back, nor can lost state be told otherwise.
             self.io.state = Input::Closed;
         }
-        Ok(())
+        Ok(Pause::AtRest)
     }
+}
+
+/// What came from the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fed {
+    Nothing,
+    Something,
+    /// A request that is not for the tunnel.
+    Leave,
+    /// A request that ends the tunnel's state.
+    Abandon,
+}
+
+/// CLIENT UNBLOCK with the number that the upstream knows the client's connection by.
+fn unblock_request(core: &Core, args: Args<'_>) -> Bytes {
+    let id = strict_i64(args.arg(2)).and_then(|id| u64::try_from(id).ok());
+    let Some(id) = id else { return Bytes::copy_from_slice(args.bytes()) };
+    let target = core.shared.clients.find(ClientId(id)).filter(|client| client.blocked.load(Ordering::Relaxed));
+    // 0 is nobody: the upstream answers that nobody was unblocked.
+    let upstream_id = target.map_or(0, |client| client.upstream_id.load(Ordering::Acquire)).to_string();
+    let word = |(i, word): (usize, &[u8])| if i == 2 { upstream_id.clone().into_bytes() } else { word.to_vec() };
+    let words: Vec<Vec<u8>> = args.iter().enumerate().map(word).collect();
+    Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes())
 }
 
 fn purpose_of(table: &Table, args: Args<'_>) -> Use {
@@ -322,12 +408,15 @@ impl Tunnel {
             selects: None,
             swap: None,
             in_reply: false,
+            queued: 0,
+            own_in_transaction: Vec::new(),
+            gathered: BytesMut::new(),
         }
     }
 
-    fn is_at_rest(&self) -> bool {
+    /// True if nothing is owed and nothing waits; there may be state.
+    fn is_quiet(&self) -> bool {
         self.owed.is_empty()
-            && self.state.is_none()
             && self.covered.is_empty()
             && self.uncovered.is_empty()
             && self.fence.is_none()
@@ -338,7 +427,7 @@ impl Tunnel {
     fn take(&mut self, core: &mut Core, first: Request) {
         let next = match self.decide(core, first.args()) {
             // It was found to need a connection of its own: whatever it is, it is sent.
-            Next::Leave => Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
+            Next::Leave | Next::Abandon => Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
             next => next,
         };
         self.put(core, first, next);
@@ -363,9 +452,12 @@ impl Tunnel {
         let owed = |what| Next::Send(Owed { what, muted: false, writes });
         match command.class {
             Class::Transaction => self.decide_transaction(command),
-            _ if self.state.in_multi => owed(What::Acknowledgement),
+            Class::Local if matches!(&*command.name, "reset" | "quit") && !self.state.is_none() => Next::Abandon,
+            _ if self.state.in_multi => owed(What::Queued),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),
+            // INFO has a section of Larder's own.
+            Class::Exclusive if &*command.name == "info" && self.state.is_none() => Next::Leave,
             Class::Exclusive | Class::Blocking => owed(What::Reply),
             Class::Local => self.decide_local(core, command, args),
             Class::PubSub | Class::Refused => Next::Leave,
@@ -389,12 +481,20 @@ impl Tunnel {
             "client|caching" | "client|trackinginfo" | "client|getredir" if self.state.tracking => {
                 Next::Send(Owed { what: What::Reply, muted: false, writes: false })
             }
-            "client|pause" | "client|unpause" => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
-            "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" | "client|unblock" => Next::Leave,
+            "client|pause" | "client|unpause" | "client|unblock" => {
+                Next::Send(Owed { what: What::Reply, muted: false, writes: false })
+            }
+            "select" if !self.state.is_none() => {
+                let database = args.get(1).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+                Next::Send(Owed { what: What::Select(database), muted: false, writes: false })
+            }
+            "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
+            "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
             _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
             _ => match core.local_answer(command, args) {
                 Some(answer) => Next::Answer(answer),
-                None => Next::Leave,
+                // Only the upstream can word what is wrong with it.
+                None => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
             },
         }
     }
@@ -404,17 +504,28 @@ impl Tunnel {
         let mut owed = match next {
             Next::Send(owed) => owed,
             Next::Answer(answer) => return self.answer(core, answer.into()),
-            Next::Leave => return,
+            Next::Leave | Next::Abandon => return,
         };
         owed.muted = core.session.take_muted();
         self.note_state(core, request.args());
+        if let (What::Queued, Resolved::Known(command)) = (&owed.what, self.table.clone().resolve(request.args()))
+            && command.class == Class::Local
+            && self.own_in_transaction.len() < OWN_IN_TRANSACTION_MAX
+        {
+            self.own_in_transaction.push(Own { at: None, request: Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() } });
+            owed.what = What::QueuedOwn(self.own_in_transaction.len() - 1);
+        }
+        let request = match &owed.what {
+            What::Reply if self.is_unblock(request.args()) => unblock_request(core, request.args()),
+            _ => request.bytes,
+        };
         if self.owed.is_empty() {
             self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
         }
         match owed.what {
             // Not a command of any server: it marks the transaction as failed.
             What::Instead(_) => self.connection.put_request(b"*1\r\n$15\r\nlarder.refused.\r\n"),
-            _ => self.connection.put_request_shared(request.bytes),
+            _ => self.connection.put_request_shared(request),
         }
         if let What::Blocking = owed.what {
             core.client.blocked.store(true, Ordering::Relaxed);
@@ -452,10 +563,13 @@ impl Tunnel {
                 self.connection.condemn();
             }
             "select" => {
-                self.selects = args.get(1).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
                 self.connection.condemn();
+                self.selects = args.get(1).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
             }
-            "swapdb" if self.swap.is_none() => self.swap = Some(Swap::begin(core)),
+            // Whole databases, or what users may see, change without a push.
+            "swapdb" | "acl|setuser" | "acl|deluser" | "acl|load" if self.swap.is_none() => {
+                self.swap = Some(Swap::begin(core));
+            }
             // State that a connection cannot be given back with.
             _ if self.state.in_multi && command.class == Class::Local => self.connection.condemn(),
             _ if self.state.in_multi && command.class == Class::PubSub => self.connection.condemn(),
@@ -506,15 +620,33 @@ impl Tunnel {
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
         let fenced = match &owed.what {
-            What::Acknowledgement | What::Multi => piece.kind != b'+',
+            What::Acknowledgement | What::Multi | What::Queued | What::QueuedOwn(_) | What::Select(_) => piece.kind != b'+',
             _ => true,
         };
+        if first && piece.kind == b'+' {
+            match owed.what {
+                What::Multi => {
+                    self.queued = 0;
+                    self.own_in_transaction.clear();
+                }
+                What::Queued => self.queued += 1,
+                What::QueuedOwn(i) => {
+                    if let Some(own) = self.own_in_transaction.get_mut(i) {
+                        own.at = Some(self.queued);
+                    }
+                    self.queued += 1;
+                }
+                What::Select(database) => core.selected_in_transaction = database,
+                _ => {}
+            }
+        }
         if let (What::Multi, b'-', true) = (&owed.what, piece.kind, first)
             && !piece.bytes.starts_with(b"-ERR MULTI calls")
         {
             self.state.in_multi = false;
         }
-        let executed = matches!(owed.what, What::Exec) && first && matches!(piece.kind, b'*');
+        let is_exec = matches!(owed.what, What::Exec);
+        let executed = is_exec && first && piece.kind == b'*' && !piece.bytes.starts_with(b"*-1");
         let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
         if executed && let Some(database) = self.selects.take() {
             core.selected_in_transaction = Some(database);
@@ -527,6 +659,9 @@ impl Tunnel {
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
             self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
         }
+        if is_exec && self.own_in_transaction.iter().any(|own| own.at.is_some()) {
+            return self.gather(core, piece, muted);
+        }
         match instead {
             Some(line) if piece.ends && !muted => self.pass(core, line, false),
             None if !muted => self.pass(core, piece.bytes, fenced && first),
@@ -534,6 +669,40 @@ impl Tunnel {
             _ if fenced && first && writes => self.pass(core, Bytes::new(), true),
             _ => {}
         }
+    }
+
+    /// Gathers the reply to EXEC and puts Larder's own answers into it.
+    fn gather(&mut self, core: &mut Core, piece: Piece, muted: bool) {
+        self.gathered.extend_from_slice(&piece.bytes);
+        if !piece.ends {
+            return;
+        }
+        let reply = self.gathered.split().freeze();
+        let mut cursor = Cursor::new(&reply);
+        let patched = match cursor.next() {
+            Some(Item::Aggregate(b'*', count)) => {
+                let mut out = format!("*{count}\r\n").into_bytes();
+                let own = std::mem::take(&mut self.own_in_transaction);
+                for at in 0..count as usize {
+                    let theirs = cursor.next_frame().unwrap_or_default();
+                    let ours = own.iter().find(|own| own.at == Some(at)).and_then(|own| {
+                        match self.table.resolve(own.request.args()) {
+                            Resolved::Known(command) => core.local_answer(command, own.request.args()),
+                            _ => None,
+                        }
+                    });
+                    out.extend_from_slice(ours.as_deref().unwrap_or(theirs));
+                }
+                out.into()
+            }
+            _ => reply,
+        };
+        self.own_in_transaction.clear();
+        self.pass(core, if muted { Bytes::new() } else { patched }, true);
+    }
+
+    fn is_unblock(&self, args: Args<'_>) -> bool {
+        matches!(self.table.resolve(args), Resolved::Known(command) if &*command.name == "client|unblock")
     }
 
     fn is_blocked(&self) -> bool {

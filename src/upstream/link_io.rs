@@ -385,7 +385,10 @@ async fn attempt(
         RawError::Refused(line) if !line.starts_with(b"LOADING") => {
             // The server is there and has made its decision about this identity.
             node.record(ticket, Outcome::ClientFault, latency);
-            handle.set_state(LinkState::Refused(line.clone()));
+            // HELLO has words of its own for this, which no other command gets.
+            let unauthenticated = line.starts_with(b"NOAUTH");
+            let line = if unauthenticated { Bytes::from_static(b"NOAUTH Authentication required.") } else { line.clone() };
+            handle.set_state(LinkState::Refused(line));
         }
         _ => {
             let cause = match &error {

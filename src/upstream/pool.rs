@@ -15,8 +15,9 @@ use crate::port::Failure;
 use bytes::Bytes;
 use larder_protocol::scan::ReplyLimits;
 use larder_protocol::shape::Protocol;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// A borrowed connection: goes back to its pool when dropped, or is closed if it is broken.
 pub type Borrowed = bb8::PooledConnection<'static, Maker>;
@@ -52,7 +53,7 @@ pub struct Pools {
     short: [bb8::Pool<Maker>; 2],
     waiting: [bb8::Pool<Maker>; 2],
     limits: PoolLimits,
-    node: Arc<Node>,
+    troubles: Arc<Troubles>,
 }
 
 /// Makes connections of one scope and protocol.
@@ -63,6 +64,14 @@ pub struct Maker {
     protocol: Protocol,
     purpose: Use,
     limits: PoolLimits,
+    troubles: Arc<Troubles>,
+}
+
+/// Tells all that wait for a connection that one could not be made: bb8 itself would let them wait for their full time.
+#[derive(Default)]
+struct Troubles {
+    last: Mutex<Option<Failure>>,
+    news: Notify,
 }
 
 // === impl Pools ===
@@ -70,8 +79,10 @@ pub struct Maker {
 impl Pools {
     /// Empty pools; connections are made when they are wanted.
     pub fn new(node: &Arc<Node>, identity: &Identity, database: u32, limits: PoolLimits) -> Self {
+        let troubles: Arc<Troubles> = Arc::default();
         let pool = |purpose, protocol, size| {
-            let maker = Maker { node: node.clone(), identity: identity.clone(), database, protocol, purpose, limits };
+            let (node, identity, troubles) = (node.clone(), identity.clone(), troubles.clone());
+            let maker = Maker { node, identity, database, protocol, purpose, limits, troubles };
             bb8::Pool::builder()
                 .max_size(size)
                 .connection_timeout(limits.wait_max)
@@ -83,7 +94,7 @@ impl Pools {
         };
         let both = |purpose, size| [pool(purpose, Protocol::Resp2, size), pool(purpose, Protocol::Resp3, size)];
         let (short, waiting) = (both(Use::Short, limits.size_max), both(Use::Waiting, limits.blocking_max));
-        Self { short, waiting, limits, node: node.clone() }
+        Self { short, waiting, limits, troubles }
     }
 
     /// Borrows a connection.
@@ -94,23 +105,22 @@ impl Pools {
         let pools = if purpose == Use::Short { &self.short } else { &self.waiting };
         let pool = &pools[usize::from(protocol == Protocol::Resp3)];
         loop {
-            let mut borrowed = pool.get_owned().await.map_err(|error| self.failure(error))?;
+            let news = self.troubles.news.notified();
+            let mut borrowed = tokio::select! {
+                borrowed = pool.get_owned() => match borrowed {
+                    Ok(borrowed) => borrowed,
+                    Err(_) => return Err(Failure::PoolFull(self.limits.wait_max.as_millis() as u64)),
+                },
+                () = news => match self.troubles.last() {
+                    Some(failure) => return Err(failure),
+                    None => continue,
+                },
+            };
             // The server may have closed it while it was idle; nothing has been sent on it yet.
             if borrowed.is_alive() {
                 return Ok(borrowed);
             }
             borrowed.condemn();
-        }
-    }
-
-    fn failure(&self, error: bb8::RunError<RawError>) -> Failure {
-        match error {
-            bb8::RunError::TimedOut => Failure::PoolFull(self.limits.wait_max.as_millis() as u64),
-            bb8::RunError::User(RawError::Refused(line)) => Failure::Refused(line),
-            bb8::RunError::User(error) => {
-                let node = &self.node;
-                node.refusal().unwrap_or_else(|| node.unreachable(&error.to_string(), Duration::ZERO))
-            }
         }
     }
 
@@ -136,7 +146,8 @@ impl bb8::ManageConnection for Maker {
             Ok(connection)
         };
         let limit = self.limits.connect_max;
-        tokio::time::timeout(limit, connecting).await.unwrap_or(Err(RawError::ConnectTimeout(limit.as_millis())))
+        let connected = tokio::time::timeout(limit, connecting).await;
+        connected.unwrap_or(Err(RawError::ConnectTimeout(limit.as_millis()))).inspect_err(|error| self.tell(error))
     }
 
     async fn is_valid(&self, _: &mut RawConnection) -> Result<(), RawError> {
@@ -145,6 +156,30 @@ impl bb8::ManageConnection for Maker {
 
     fn has_broken(&self, connection: &mut RawConnection) -> bool {
         connection.is_broken()
+    }
+}
+
+// === impl Maker ===
+
+impl Maker {
+    fn tell(&self, error: &RawError) {
+        let failure = match error {
+            RawError::Refused(line) => Failure::Refused(line.clone()),
+            error => {
+                let node = &self.node;
+                node.refusal().unwrap_or_else(|| node.unreachable(&error.to_string(), Duration::ZERO))
+            }
+        };
+        *self.troubles.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+        self.troubles.news.notify_waiters();
+    }
+}
+
+// === impl Troubles ===
+
+impl Troubles {
+    fn last(&self) -> Option<Failure> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -188,6 +188,12 @@ impl Upstream {
         self.lock().values().map(|held| held.scope.clone()).collect()
     }
 
+    /// True if the upstream serves nobody who has not authenticated.
+    pub fn refuses_anonymous(&self) -> bool {
+        let scope = self.lock().get(&(Identity::Anonymous, self.database)).map(|held| held.scope.clone());
+        scope.is_some_and(|scope| scope.link.refused().is_some())
+    }
+
     /// True if the reply to a read of `key` was too large for L1 a short while ago.
     pub fn is_big(&self, key: &[u8]) -> bool {
         self.big_keys.entry_count() > 0 && self.big_keys.get(&Bytes::copy_from_slice(key)).is_some()
