@@ -10,7 +10,7 @@ fn hello_in_all_its_forms() {
         "HELLO 4",
         "HELLO 1",
         "HELLO x",
-        "HELLO 3 AUTH default wrong",
+        "HELLO 3 AUTH nobody wrong",
         "HELLO 3 AUTH default",
         "HELLO 3 SETNAME with\nnewline",
         "HELLO 3 NOSUCHOPTION",
