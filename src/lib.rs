@@ -3,6 +3,7 @@
 pub mod clients;
 pub mod clock;
 pub mod config;
+pub mod hub;
 pub mod l1;
 pub mod metrics;
 pub mod origin;

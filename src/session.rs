@@ -446,14 +446,7 @@ impl Session {
     }
 
     /// Sends a request down the link and gives it a slot.
-    fn send(
-        &mut self,
-        command: &Command,
-        args: Args<'_>,
-        kind: OpKind,
-        around: &Surroundings<'_>,
-        batch: &mut Batch,
-    ) {
+    fn send(&mut self, command: &Command, args: Args<'_>, kind: OpKind, around: &Surroundings<'_>, batch: &mut Batch) {
         let writes = !kind.is_read();
         let slot = Slot {
             seq: self.fresh_seq(),
@@ -644,9 +637,7 @@ fn fill_of(command: &Command, args: Args<'_>, may_join: bool) -> OpKind {
 fn each_of(per_key: PerKey, command: &Command, table: &Table) -> Each {
     match per_key {
         PerKey::Exists => Each::Exists(command.id),
-        PerKey::Mget => {
-            Each::Mget { get: table.lookup(b"get").map_or(command.id, |get| get.id), mget: command.id }
-        }
+        PerKey::Mget => Each::Mget { get: table.lookup(b"get").map_or(command.id, |get| get.id), mget: command.id },
     }
 }
 

@@ -185,6 +185,26 @@ impl LinkHandle {
         Ok(())
     }
 
+    /// Hands fences over. They are never refused: while the link is not there its partition is empty, so that nothing in
+    /// it can be older than what the fence waits for, and each is told so at once.
+    pub fn submit_fence(&self, job: Job) {
+        let mut queue = self.lock();
+        if queue.state != LinkState::Up {
+            drop(queue);
+            for op in &job.ops {
+                job.port.leave(Delivery::Fenced(op.seq));
+            }
+            return job.port.wake();
+        }
+        queue.ops += job.ops.len();
+        queue.jobs.push(job);
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     /// Whether the link is there.
     pub fn state(&self) -> LinkState {
         self.lock().state.clone()
@@ -353,7 +373,8 @@ async fn attempt(
             };
             node.record(ticket, Outcome::Failure(cause), latency);
             let failure = node.refusal();
-            let failure = failure.unwrap_or_else(|| node.unreachable(&error.to_string(), handle.times.backoff.wait_min));
+            let failure =
+                failure.unwrap_or_else(|| node.unreachable(&error.to_string(), handle.times.backoff.wait_min));
             handle.set_state(LinkState::Down(failure));
         }
     }
