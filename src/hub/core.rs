@@ -455,11 +455,9 @@ impl<S: Clone> HubCore<S> {
 
     /// The link has caught up: what waited for it may be delivered, by [`HubCore::deliver`].
     pub(super) fn fenced(&mut self, seq: Seq) {
-        if let Some((_, queue)) = self.find_fence(seq)
-            && let Some(fence) = &mut queue.fence
-        {
-            fence.answer = FenceAnswer::Given;
-        }
+        let Some((_, queue)) = self.find_fence(seq) else { return };
+        let given = queue.fence.map(|fence| Fence { answer: FenceAnswer::Given, ..fence });
+        queue.fence = given.filter(|fence| fence.covered > 0);
     }
 
     /// Delivers what may be, about `deliveries_max` at most (the subscribers of one message are not parted). True if more
