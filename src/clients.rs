@@ -176,7 +176,8 @@ impl Client {
         let names = self.with_names(|names| names.clone());
         let patterns = load(&self.patterns);
         let multi = if self.in_transaction.load(Ordering::Relaxed) { 0 } else { -1 };
-        let mut line = format!("id={} addr={} laddr={} fd=0 name=", self.id.0, self.address, self.local_address).into_bytes();
+        let mut line =
+            format!("id={} addr={} laddr={} fd=0 name=", self.id.0, self.address, self.local_address).into_bytes();
         line.extend_from_slice(&names.name);
         line.extend_from_slice(
             format!(

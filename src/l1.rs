@@ -321,7 +321,11 @@ impl Filler {
         let (body, deadline, hits) = match kept {
             Some((others, e)) if key.len() + others.len() + reply.len() < l1.settings.entry_bytes_max => {
                 let header = &e.0.header.header;
-                (encode(key, &others, variant, reply), deadline.min(header.deadline), header.hits.load(Ordering::Relaxed))
+                (
+                    encode(key, &others, variant, reply),
+                    deadline.min(header.deadline),
+                    header.hits.load(Ordering::Relaxed),
+                )
             }
             _ => (encode(key, &[], variant, reply), deadline, 0),
         };

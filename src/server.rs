@@ -209,6 +209,14 @@ impl Shared {
         Some(hub.clone())
     }
 
+    /// How many more clients hear of a message on `channel` than the upstream counts: it sees one subscription for all of
+    /// Larder's.
+    pub fn receivers_beyond(&self, channel: &[u8]) -> i64 {
+        let hubs: Vec<Arc<Hub>> = self.hubs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let receivers = hubs.iter().map(|hub| hub.receivers(channel));
+        receivers.map(|r| r.here as i64 - r.upstream as i64).sum()
+    }
+
     async fn require_upstream(&self) -> Result<(), RunError> {
         let Backend::Upstream(upstream) = &self.backend else { return Ok(()) };
         let endpoint = upstream.node().endpoint.clone();

@@ -106,6 +106,8 @@ struct Slot {
     request: Option<Bytes>,
     /// A write whose effect other scopes' links may not have heard of yet.
     to_fence: bool,
+    /// What is added to the number that is the reply: PUBLISH reaches more clients than the upstream knows of.
+    adds: i64,
 }
 
 #[derive(Debug)]
@@ -253,7 +255,7 @@ impl Session {
         }
         let seq = self.fresh_seq();
         let state = State::Ready(Bytes::copy_from_slice(answer));
-        self.slots.push_back(Slot { seq, state, shape: None, muted, request: None, to_fence: false });
+        self.slots.push_back(Slot { seq, state, shape: None, muted, request: None, to_fence: false, adds: 0 });
     }
 
     /// Takes a request of a class that uses the link, or says what else is to be done with it.
@@ -306,6 +308,13 @@ impl Session {
         let held_before = std::mem::replace(&mut self.muted, if muted { Muted::Next } else { Muted::No });
         self.send(command, args, kind, around, batch);
         self.muted = held_before;
+    }
+
+    /// Adds to the number that will be the reply to the request that was taken last.
+    pub fn add_to_last_reply(&mut self, n: i64) {
+        if let Some(slot) = self.slots.back_mut() {
+            slot.adds = n;
+        }
     }
 
     fn read(
@@ -446,14 +455,7 @@ impl Session {
     }
 
     /// Sends a request down the link and gives it a slot.
-    fn send(
-        &mut self,
-        command: &Command,
-        args: Args<'_>,
-        kind: OpKind,
-        around: &Surroundings<'_>,
-        batch: &mut Batch,
-    ) {
+    fn send(&mut self, command: &Command, args: Args<'_>, kind: OpKind, around: &Surroundings<'_>, batch: &mut Batch) {
         let writes = !kind.is_read();
         let slot = Slot {
             seq: self.fresh_seq(),
@@ -462,6 +464,7 @@ impl Session {
             muted: self.take_muted(),
             request: (self.held > 0).then(|| Bytes::copy_from_slice(args.bytes())),
             to_fence: writes,
+            adds: 0,
         };
         self.writes_out += usize::from(writes);
         batch.push(slot.seq, args.bytes(), kind);
@@ -477,6 +480,7 @@ impl Session {
             muted: self.take_muted(),
             request: Some(Bytes::copy_from_slice(args.bytes())),
             to_fence: false,
+            adds: 0,
         };
         self.held += 1;
         self.slots.push_back(slot);
@@ -556,7 +560,12 @@ impl Session {
                 State::Arrived(_) if slot.to_fence && around.fences_writes => break,
                 State::Arrived(reply) => {
                     if !slot.muted {
-                        put_reply(slot.shape, reply, out);
+                        match Cursor::new(reply).next() {
+                            Some(Item::Integer(n)) if slot.adds != 0 => {
+                                out.put(format!(":{}\r\n", n + slot.adds).as_bytes());
+                            }
+                            _ => put_reply(slot.shape, reply, out),
+                        }
                     }
                 }
                 State::Ready(answer) => {
@@ -644,9 +653,7 @@ fn fill_of(command: &Command, args: Args<'_>, may_join: bool) -> OpKind {
 fn each_of(per_key: PerKey, command: &Command, table: &Table) -> Each {
     match per_key {
         PerKey::Exists => Each::Exists(command.id),
-        PerKey::Mget => {
-            Each::Mget { get: table.lookup(b"get").map_or(command.id, |get| get.id), mget: command.id }
-        }
+        PerKey::Mget => Each::Mget { get: table.lookup(b"get").map_or(command.id, |get| get.id), mget: command.id },
     }
 }
 

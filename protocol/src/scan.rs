@@ -385,11 +385,7 @@ pub fn strict_i64(text: &[u8]) -> Option<i64> {
         }
         value = value.checked_mul(10)?.checked_add(u64::from(d - b'0'))?;
     }
-    if negative {
-        0i64.checked_sub_unsigned(value)
-    } else {
-        i64::try_from(value).ok()
-    }
+    if negative { 0i64.checked_sub_unsigned(value) } else { i64::try_from(value).ok() }
 }
 
 /// Splits an inline request into words as redis-server's `sdssplitargs`: blanks between words, `"..."` with escapes,
@@ -512,12 +508,7 @@ pub struct ReplyLimits {
 
 impl Default for ReplyLimits {
     fn default() -> Self {
-        Self {
-            depth_max: 128,
-            bulk_bytes_max: 1024 * 1024 * 1024,
-            count_max: 1 << 32,
-            line_bytes_max: 1024 * 1024,
-        }
+        Self { depth_max: 128, bulk_bytes_max: 1024 * 1024 * 1024, count_max: 1 << 32, line_bytes_max: 1024 * 1024 }
     }
 }
 
@@ -798,7 +789,8 @@ mod tests {
 
     #[test]
     fn finds_arrays_inline_requests_and_nothing() {
-        let got = scan_all(b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n\r\n*0\r\n*-1\r\nSET a \"b\\x41 c\"\r\nPING\n", &[]).unwrap();
+        let got =
+            scan_all(b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n\r\n*0\r\n*-1\r\nSET a \"b\\x41 c\"\r\nPING\n", &[]).unwrap();
         assert_eq!(got, vec![words(&["GET", "k"]), words(&["SET", "a", "bA c"]), words(&["PING"])]);
     }
 

@@ -360,49 +360,59 @@ impl Connection {
             _ => Kind::Shard,
         };
         let muted = self.core.session.take_muted();
-        if !command.contains("unsubscribe") {
-            for name in args.iter().skip(1) {
-                let confirmation = match self.subscribe_one(kind, name).await {
-                    Ok(()) => self.core.confirmation(command, Some(name), kind),
-                    Err(failure) => format!("-{failure}\r\n").into_bytes(),
-                };
-                if !muted {
-                    self.core.out.put(&confirmation);
-                }
+        if command.contains("unsubscribe") {
+            return self.unsubscribe(command, args, kind, muted).await;
+        }
+        let names: Vec<&[u8]> = args.iter().skip(1).collect();
+        if let Err(failure) = self.subscribe_all(kind, &names).await {
+            if !muted {
+                self.core.out.put(format!("-{failure}\r\n").as_bytes());
             }
             return;
         }
-        let mut names: Vec<Vec<u8>> = args.iter().skip(1).map(<[u8]>::to_vec).collect();
-        if names.is_empty() {
-            names = self.core.subscriptions.names(kind).map(|name| name.to_vec()).collect();
-        }
-        if names.is_empty() && !muted {
-            let confirmation = self.core.confirmation(command, None, kind);
-            self.core.out.put(&confirmation);
-        }
         for name in names {
-            if let Some(hub) = self.core.hub() {
-                hub.unsubscribe(&self.core.client, kind, &name);
-            }
-            self.core.subscriptions.remove(kind, &name);
+            self.core.subscriptions.insert(kind, name);
             self.core.note_subscriptions();
             if !muted {
-                let confirmation = self.core.confirmation(command, Some(&name), kind);
+                let confirmation = self.core.confirmation(command, Some(name), kind);
                 self.core.out.put(&confirmation);
             }
         }
     }
 
-    async fn subscribe_one(&mut self, kind: Kind, name: &[u8]) -> Result<(), Failure> {
+    async fn subscribe_all(&mut self, kind: Kind, names: &[&[u8]]) -> Result<(), Failure> {
         let (Some(hub), Some(scope)) = (self.core.hub(), self.core.scope().cloned()) else {
-            return Err(Failure::Down("SUBSCRIBE needs an upstream: start larder with --upstream redis://host:port".into()));
+            return Err(Failure::Refused(Bytes::from_static(
+                b"ERR 'SUBSCRIBE' needs an upstream: start larder with --upstream redis://host:port",
+            )));
         };
-        if !self.core.subscriptions.contains(kind, name) {
-            hub.subscribe(&self.core.client, &scope, kind, name).await?;
-            self.core.subscriptions.insert(kind, name);
-            self.core.note_subscriptions();
+        hub.subscribe_all(&self.core.client, &scope, kind, names).await
+    }
+
+    async fn unsubscribe(&mut self, command: &str, args: Args<'_>, kind: Kind, muted: bool) {
+        let mut names: Vec<Vec<u8>> = args.iter().skip(1).map(<[u8]>::to_vec).collect();
+        if names.is_empty() {
+            names = self.core.subscriptions.iter(kind).map(|name| name.to_vec()).collect();
         }
-        Ok(())
+        if let Some(hub) = self.core.hub() {
+            // What was published before is still delivered.
+            hub.settle(&self.core.client).await;
+            self.core.take_deliveries();
+            for name in &names {
+                hub.unsubscribe(&self.core.client, kind, name);
+            }
+        }
+        let nothing = names.is_empty();
+        for name in names.iter().map(|name| Some(&name[..])).chain(nothing.then_some(None)) {
+            if let Some(name) = name {
+                self.core.subscriptions.remove(kind, name);
+                self.core.note_subscriptions();
+            }
+            if !muted {
+                let confirmation = self.core.confirmation(command, name, kind);
+                self.core.out.put(&confirmation);
+            }
+        }
     }
 }
 

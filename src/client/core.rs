@@ -192,7 +192,12 @@ impl Core {
 
     fn take_shared(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
-            Flow::Taken => Take::Taken,
+            Flow::Taken => {
+                if matches!(&*command.name, "publish" | "spublish") {
+                    self.session.add_to_last_reply(self.shared.receivers_beyond(args.arg(1)));
+                }
+                Take::Taken
+            }
             Flow::Wait => Take::Wait,
             Flow::Exclusive => Take::Apart,
         }

@@ -462,7 +462,10 @@ impl LinkCore {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one request; a struct would be built to be taken apart")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one request; a struct would be built to be taken apart"
+    )]
     fn submit_fill(
         &mut self,
         port: &Arc<Port>,
@@ -514,7 +517,10 @@ impl LinkCore {
         true
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one request; a struct would be built to be taken apart")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one request; a struct would be built to be taken apart"
+    )]
     fn take_off(
         &mut self,
         port: &Arc<Port>,

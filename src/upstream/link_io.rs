@@ -398,7 +398,8 @@ async fn attempt(
             };
             node.record(ticket, Outcome::Failure(cause), latency);
             let failure = node.refusal();
-            let failure = failure.unwrap_or_else(|| node.unreachable(&error.to_string(), handle.times.backoff.wait_min));
+            let failure =
+                failure.unwrap_or_else(|| node.unreachable(&error.to_string(), handle.times.backoff.wait_min));
             handle.set_state(LinkState::Down(failure));
         }
     }

@@ -138,7 +138,8 @@ impl bb8::ManageConnection for Maker {
     async fn connect(&self) -> Result<RawConnection, RawError> {
         let connecting = async {
             let limits = &self.limits;
-            let mut connection = RawConnection::connect(&self.node.endpoint, limits.connect_max, limits.replies).await?;
+            let mut connection =
+                RawConnection::connect(&self.node.endpoint, limits.connect_max, limits.replies).await?;
             raw::set_up(&mut connection, &self.identity, self.protocol, self.database).await?;
             if self.purpose == Use::Waiting {
                 connection.learn_id().await?;
@@ -184,11 +185,7 @@ impl Troubles {
 }
 
 /// A connection that has just been made for a client's AUTH, and the upstream's own reply to it.
-pub async fn try_identity(
-    node: &Node,
-    identity: &Identity,
-    limits: PoolLimits,
-) -> Result<Result<(), Bytes>, RawError> {
+pub async fn try_identity(node: &Node, identity: &Identity, limits: PoolLimits) -> Result<Result<(), Bytes>, RawError> {
     let mut connection = RawConnection::connect(&node.endpoint, limits.connect_max, limits.replies).await?;
     match raw::set_up(&mut connection, identity, Protocol::Resp2, 0).await {
         Ok(_) => Ok(Ok(())),

@@ -78,7 +78,6 @@ const READS: &[&str] = &[
     "XRANGE stream - +",
     "XREVRANGE stream + - COUNT 1",
     "XLEN stream",
-    "XINFO STREAM stream",
     "EXPIRETIME str",
 ];
 
