@@ -69,7 +69,9 @@ impl Shared {
         let answer = match args.arg(0).to_ascii_lowercase().as_slice() {
             b"info" => Some(text_frame(&self.info_embedded(embedded, args))),
             b"command" => self.command_embedded(args),
-            b"config" if args.len() >= 3 && args.arg(1).eq_ignore_ascii_case(b"get") => Some(self.config_embedded(args)),
+            b"config" if args.len() >= 3 && args.arg(1).eq_ignore_ascii_case(b"get") => {
+                Some(self.config_embedded(args))
+            }
             _ => None,
         };
         match answer {
@@ -109,7 +111,9 @@ impl Shared {
         let wanted: Vec<Vec<u8>> = args.iter().skip(1).map(<[u8]>::to_ascii_lowercase).collect();
         let wants = |section: &str| {
             wanted.is_empty()
-                || wanted.iter().any(|w| matches!(&w[..], b"all" | b"default" | b"everything") || w == section.as_bytes())
+                || wanted
+                    .iter()
+                    .any(|w| matches!(&w[..], b"all" | b"default" | b"everything") || w == section.as_bytes())
         };
         let mut info = String::new();
         let mut section = |name: &str, lines: String| {
@@ -141,13 +145,11 @@ impl Shared {
                 stats.misses
             ),
         );
-        let keyspace = stats.databases.iter().enumerate().filter(|(_, d)| d.keys > 0).fold(
-            String::new(),
-            |mut lines, (i, d)| {
+        let keyspace =
+            stats.databases.iter().enumerate().filter(|(_, d)| d.keys > 0).fold(String::new(), |mut lines, (i, d)| {
                 let _ = write!(lines, "db{i}:keys={},expires={},avg_ttl=0\r\n", d.keys, d.expires);
                 lines
-            },
-        );
+            });
         section("Keyspace", keyspace);
         info
     }
@@ -196,7 +198,8 @@ fn is_served(command: &Command) -> bool {
 /// The first seven fields of `COMMAND INFO`, and empty ones for the rest.
 fn command_info(command: &Command) -> Vec<u8> {
     let flags = frames('~', command.flags.iter_names().map(|(n, _)| simple(&n.to_lowercase())));
-    let categories = frames('~', command.categories.iter_names().map(|(n, _)| simple(&format!("@{}", n.to_lowercase()))));
+    let categories =
+        frames('~', command.categories.iter_names().map(|(n, _)| simple(&format!("@{}", n.to_lowercase()))));
     let head = format!(
         ":{}\r\n{}:{}\r\n:{}\r\n:{}\r\n",
         command.arity,

@@ -20,8 +20,6 @@ pub enum Passed {
     UnansweredWrite,
     /// The link is not there, or the upstream has no tracking.
     NotTracked,
-    /// The upstream has hash-field TTLs, whose expiry sends no push.
-    FieldTtls,
     /// The reply is known to be larger than an entry may be.
     TooBig,
     /// Within WATCH, MULTI, client-side tracking: on a connection of its own.
@@ -47,7 +45,7 @@ pub struct Counters {
     pub accepted: Counter,
     /// Connections refused at the limit.
     pub refused: Counter,
-    passed: [Counter; Bypass::ALL.len() + 5],
+    passed: [Counter; Bypass::ALL.len() + 4],
 }
 
 /// All workers' counters.
@@ -76,7 +74,7 @@ impl Counter {
 impl Passed {
     /// Every reason.
     pub fn all() -> impl Iterator<Item = Self> {
-        let own = [Self::UnansweredWrite, Self::NotTracked, Self::FieldTtls, Self::TooBig, Self::Exclusive];
+        let own = [Self::UnansweredWrite, Self::NotTracked, Self::TooBig, Self::Exclusive];
         Bypass::ALL.into_iter().map(Self::Table).chain(own)
     }
 
@@ -86,7 +84,6 @@ impl Passed {
             Self::Table(bypass) => bypass.label(),
             Self::UnansweredWrite => "unanswered_write",
             Self::NotTracked => "not_tracked",
-            Self::FieldTtls => "field_ttls",
             Self::TooBig => "too_big",
             Self::Exclusive => "exclusive",
         }
@@ -97,9 +94,8 @@ impl Passed {
             Self::Table(bypass) => Bypass::ALL.iter().position(|b| *b == bypass).unwrap_or(0),
             Self::UnansweredWrite => Bypass::ALL.len(),
             Self::NotTracked => Bypass::ALL.len() + 1,
-            Self::FieldTtls => Bypass::ALL.len() + 2,
-            Self::TooBig => Bypass::ALL.len() + 3,
-            Self::Exclusive => Bypass::ALL.len() + 4,
+            Self::TooBig => Bypass::ALL.len() + 2,
+            Self::Exclusive => Bypass::ALL.len() + 3,
         }
     }
 }

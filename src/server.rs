@@ -203,18 +203,20 @@ impl Shared {
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         let hub = hubs.entry(identity.clone()).or_insert_with(|| {
             let pool = upstream.settings().pool;
-            let settings = HubSettings { connect_max: pool.connect_max, replies: pool.replies, ..HubSettings::default() };
+            let settings =
+                HubSettings { connect_max: pool.connect_max, replies: pool.replies, ..HubSettings::default() };
             Hub::new(upstream.node().clone(), identity.clone(), settings, self.runtime.clone())
         });
         Some(hub.clone())
     }
 
-    /// How many more clients hear of a message on `channel` than the upstream counts: it sees one subscription for all of
-    /// Larder's.
-    pub fn receivers_beyond(&self, channel: &[u8]) -> i64 {
+    /// Who hears of a message on `channel` through Larder: subscriptions that the upstream counts, and the clients here that
+    /// stand behind them. `None` if there are neither.
+    pub fn receivers(&self, channel: &[u8]) -> Option<(i64, i64)> {
         let hubs: Vec<Arc<Hub>> = self.hubs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         let receivers = hubs.iter().map(|hub| hub.receivers(channel));
-        receivers.map(|r| r.here as i64 - r.upstream as i64).sum()
+        let sums = receivers.fold((0, 0), |(up, here), r| (up + r.upstream as i64, here + r.here as i64));
+        (sums != (0, 0)).then_some(sums)
     }
 
     async fn require_upstream(&self) -> Result<(), RunError> {
@@ -223,7 +225,8 @@ impl Shared {
         let pool = upstream.settings().pool;
         let asked = async {
             let mut connection = RawConnection::connect(&endpoint, pool.connect_max, pool.replies).await?;
-            raw::set_up(&mut connection, upstream.default_identity(), Protocol::Resp2, upstream.default_database()).await?;
+            raw::set_up(&mut connection, upstream.default_identity(), Protocol::Resp2, upstream.default_database())
+                .await?;
             raw::accepted(connection.call(["PING"]).await?)
         };
         match asked.await {
@@ -358,9 +361,13 @@ fn settings_of(config: &Config) -> UpstreamSettings {
 /// A listener for each worker, all on the same address.
 fn listen(config: &Config, count: usize) -> Result<(Vec<std::net::TcpListener>, SocketAddr), RunError> {
     let failed = |error| RunError::Listen { address: config.listen.to_string(), error };
-    let mut address = config.listen.as_pair().to_socket_addrs().map_err(failed)?.next().ok_or_else(|| {
-        failed(io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
-    })?;
+    let mut address = config
+        .listen
+        .as_pair()
+        .to_socket_addrs()
+        .map_err(failed)?
+        .next()
+        .ok_or_else(|| failed(io::Error::new(io::ErrorKind::NotFound, "the name has no address")))?;
     // Alone first: SO_REUSEPORT would share the port with a stranger of the same user.
     drop(bind(address, false).map_err(failed)?);
     let mut listeners = Vec::new();

@@ -39,7 +39,7 @@ pub struct Surroundings<'a> {
     pub partition: Option<&'a Partition>,
     /// True if the upstream speaks RESP2 only: its replies are passed on as they are.
     pub upstream_is_resp2: bool,
-    /// True if the upstream has hash-field TTLs.
+    /// True if the upstream has hash-field TTLs: replies that show fields are kept only where there can be none.
     pub has_field_ttls: bool,
     /// True if there are other scopes, which may hold keys of this database: writes are to be fenced there.
     pub fences_writes: bool,
@@ -106,8 +106,8 @@ struct Slot {
     request: Option<Bytes>,
     /// A write whose effect other scopes' links may not have heard of yet.
     to_fence: bool,
-    /// What is added to the number that is the reply: PUBLISH reaches more clients than the upstream knows of.
-    adds: i64,
+    /// For PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
+    receivers: Option<(i64, i64)>,
 }
 
 #[derive(Debug)]
@@ -255,7 +255,7 @@ impl Session {
         }
         let seq = self.fresh_seq();
         let state = State::Ready(Bytes::copy_from_slice(answer));
-        self.slots.push_back(Slot { seq, state, shape: None, muted, request: None, to_fence: false, adds: 0 });
+        self.slots.push_back(Slot { seq, state, shape: None, muted, request: None, to_fence: false, receivers: None });
     }
 
     /// Takes a request of a class that uses the link, or says what else is to be done with it.
@@ -301,7 +301,7 @@ impl Session {
         let args = Args::new(&request, &ranges);
         let Some(command) = command(args).and_then(|id| around.table.command(id)) else { return };
         let kind = match command.classify(args, self.protocol) {
-            Class::Read(Cacheability::Single) => fill_of(command, args, false),
+            Class::Read(Cacheability::Single) => fill_of(command, args, false, around),
             Class::Read(Cacheability::PerKey(per_key)) => OpKind::FillEach(each_of(per_key, command, around.table)),
             _ => OpKind::Read,
         };
@@ -310,10 +310,11 @@ impl Session {
         self.muted = held_before;
     }
 
-    /// Adds to the number that will be the reply to the request that was taken last.
-    pub fn add_to_last_reply(&mut self, n: i64) {
+    /// The request that was taken last is a PUBLISH: of the receivers that the upstream will count, so many stand for
+    /// so many clients here.
+    pub fn publishes_to(&mut self, upstream: i64, here: i64) {
         if let Some(slot) = self.slots.back_mut() {
-            slot.adds = n;
+            slot.receivers = Some((upstream, here));
         }
     }
 
@@ -329,22 +330,17 @@ impl Session {
             self.send(command, args, OpKind::Read, around, batch);
             return Flow::Taken;
         };
-        if around.has_field_ttls && command.reads_hash_fields() {
-            around.counters.pass(Passed::FieldTtls);
-            self.send(command, args, OpKind::Read, around, batch);
-            return Flow::Taken;
-        }
         let Some(partition) = around.partition else {
             // The link decides whether it keeps the reply: it may be about to connect.
             around.counters.pass(Passed::NotTracked);
-            self.send(command, args, fill_of(command, args, self.writes_out == 0), around, batch);
+            self.send(command, args, fill_of(command, args, self.writes_out == 0, around), around, batch);
             return Flow::Taken;
         };
         let key = args.arg(key_at);
         let hit = partition.read(key, Variant::new(command.id, args, key_at), around.now);
         if self.writes_out > 0 {
             around.counters.pass(Passed::UnansweredWrite);
-            let kind = if hit.is_some() { OpKind::Read } else { fill_of(command, args, false) };
+            let kind = if hit.is_some() { OpKind::Read } else { fill_of(command, args, false, around) };
             self.send(command, args, kind, around, batch);
             return Flow::Taken;
         }
@@ -357,7 +353,7 @@ impl Session {
             around.counters.pass(Passed::TooBig);
             return if self.slots.is_empty() { Flow::Exclusive } else { Flow::Wait };
         }
-        self.send(command, args, fill_of(command, args, true), around, batch);
+        self.send(command, args, fill_of(command, args, true, around), around, batch);
         Flow::Taken
     }
 
@@ -464,7 +460,7 @@ impl Session {
             muted: self.take_muted(),
             request: (self.held > 0).then(|| Bytes::copy_from_slice(args.bytes())),
             to_fence: writes,
-            adds: 0,
+            receivers: None,
         };
         self.writes_out += usize::from(writes);
         batch.push(slot.seq, args.bytes(), kind);
@@ -480,7 +476,7 @@ impl Session {
             muted: self.take_muted(),
             request: Some(Bytes::copy_from_slice(args.bytes())),
             to_fence: false,
-            adds: 0,
+            receivers: None,
         };
         self.held += 1;
         self.slots.push_back(slot);
@@ -560,9 +556,9 @@ impl Session {
                 State::Arrived(_) if slot.to_fence && around.fences_writes => break,
                 State::Arrived(reply) => {
                     if !slot.muted {
-                        match Cursor::new(reply).next() {
-                            Some(Item::Integer(n)) if slot.adds != 0 => {
-                                out.put(format!(":{}\r\n", n + slot.adds).as_bytes());
+                        match (slot.receivers, Cursor::new(reply).next()) {
+                            (Some((upstream, here)), Some(Item::Integer(n))) => {
+                                out.put(format!(":{}\r\n", (n - upstream).max(0) + here).as_bytes());
                             }
                             _ => put_reply(slot.shape, reply, out),
                         }
@@ -643,9 +639,10 @@ impl Batch {
     }
 }
 
-fn fill_of(command: &Command, args: Args<'_>, may_join: bool) -> OpKind {
+fn fill_of(command: &Command, args: Args<'_>, may_join: bool, around: &Surroundings<'_>) -> OpKind {
+    let asks_encoding = around.has_field_ttls && command.reads_hash_fields();
     match command.keys(args).next() {
-        Some(key_at) => OpKind::Fill { command: command.id, key_at: key_at as u16, may_join },
+        Some(key_at) => OpKind::Fill { command: command.id, key_at: key_at as u16, may_join, asks_encoding },
         None => OpKind::Read,
     }
 }

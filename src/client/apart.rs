@@ -125,7 +125,9 @@ impl Connection {
         match pool::try_identity(upstream.node(), &identity, upstream.settings().pool).await {
             Ok(Ok(())) => {}
             Ok(Err(line)) => return Err(line),
-            Err(cause) => return Err(upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into()),
+            Err(cause) => {
+                return Err(upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into());
+            }
         }
         let database = self.core.scope().map_or(0, |scope| scope.database);
         // Where the default user needs no password, it is who the client was before: the same rights, the same scope.
@@ -198,7 +200,8 @@ impl Connection {
         }
         let asked = async {
             let pool = upstream.settings().pool;
-            let mut connection = RawConnection::connect(&upstream.node().endpoint, pool.connect_max, pool.replies).await?;
+            let mut connection =
+                RawConnection::connect(&upstream.node().endpoint, pool.connect_max, pool.replies).await?;
             let identity = self.core.identity().unwrap_or(Identity::Anonymous);
             raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
             raw::accepted(connection.call(["HELLO", "3"]).await?)

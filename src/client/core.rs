@@ -194,7 +194,9 @@ impl Core {
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
             Flow::Taken => {
                 if matches!(&*command.name, "publish" | "spublish") {
-                    self.session.add_to_last_reply(self.shared.receivers_beyond(args.arg(1)));
+                    if let Some((upstream, here)) = self.shared.receivers(args.arg(1)) {
+                        self.session.publishes_to(upstream, here);
+                    }
                 }
                 Take::Taken
             }
@@ -240,7 +242,8 @@ impl Core {
             let name = command.name.replace('|', " ");
             return Some(format!("-NOPERM larder: the operator has denied the '{name}' command\r\n"));
         }
-        if self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0 && !may_run_subscribed(command) {
+        if self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0 && !may_run_subscribed(command)
+        {
             let name = command.name.as_ref();
             return Some(format!(
                 "-ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context\r\n"
@@ -271,7 +274,9 @@ impl Core {
         let Some(scope) = self.scope() else { return };
         if let Err(failure) = scope.link.submit(job) {
             // The upstream has disowned this user: it would have closed the connection.
-            if matches!(failure, Failure::Refused(_)) && self.upstream().is_some_and(|u| scope.identity != *u.default_identity()) {
+            if matches!(failure, Failure::Refused(_))
+                && self.upstream().is_some_and(|u| scope.identity != *u.default_identity())
+            {
                 self.client.port.kill();
             }
             for seq in seqs {
@@ -435,7 +440,8 @@ impl Core {
 
 /// Argument ranges of a request that has been scanned before.
 pub(super) fn scan_again(request: &Bytes) -> Option<Vec<ArgRange>> {
-    let limits = RequestLimits { args_max: usize::MAX, request_bytes_max: u32::MAX as usize, ..RequestLimits::default() };
+    let limits =
+        RequestLimits { args_max: usize::MAX, request_bytes_max: u32::MAX as usize, ..RequestLimits::default() };
     let mut scanner = RequestScanner::new(limits);
     match scanner.scan(request) {
         Ok(Step::Request { .. }) => Some(scanner.take_ranges()),

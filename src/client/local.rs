@@ -124,15 +124,12 @@ impl Core {
                 Place::Embedded(_) => Some(b"-ERR syntax error\r\n".to_vec()),
             };
         }
-        self.client.with_names(|names| *(if is_name { &mut names.lib_name } else { &mut names.lib_version }) = value.to_vec());
+        self.client
+            .with_names(|names| *(if is_name { &mut names.lib_name } else { &mut names.lib_version }) = value.to_vec());
         Some(b"+OK\r\n".to_vec())
     }
 
-    fn switch(
-        &self,
-        word: &[u8],
-        of: impl Fn(&Client) -> &std::sync::atomic::AtomicBool,
-    ) -> Option<Vec<u8>> {
+    fn switch(&self, word: &[u8], of: impl Fn(&Client) -> &std::sync::atomic::AtomicBool) -> Option<Vec<u8>> {
         let on = word.eq_ignore_ascii_case(b"on");
         if !on && !word.eq_ignore_ascii_case(b"off") {
             return Some(b"-ERR syntax error\r\n".to_vec());

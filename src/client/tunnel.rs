@@ -20,12 +20,12 @@
 
 use super::core::{Core, fence_job};
 use super::{Connection, End, Input, Request};
+use crate::clients::ClientId;
 use crate::port::{Failure, Seq};
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::{Borrowed, Use};
 use crate::upstream::raw::{Piece, RawError};
 use crate::upstream::scope::Scope;
-use crate::clients::ClientId;
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::cursor::{Cursor, Item};
@@ -512,7 +512,10 @@ impl Tunnel {
             && command.class == Class::Local
             && self.own_in_transaction.len() < OWN_IN_TRANSACTION_MAX
         {
-            self.own_in_transaction.push(Own { at: None, request: Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() } });
+            self.own_in_transaction.push(Own {
+                at: None,
+                request: Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() },
+            });
             owed.what = What::QueuedOwn(self.own_in_transaction.len() - 1);
         }
         let request = match &owed.what {
@@ -620,7 +623,9 @@ impl Tunnel {
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
         let fenced = match &owed.what {
-            What::Acknowledgement | What::Multi | What::Queued | What::QueuedOwn(_) | What::Select(_) => piece.kind != b'+',
+            What::Acknowledgement | What::Multi | What::Queued | What::QueuedOwn(_) | What::Select(_) => {
+                piece.kind != b'+'
+            }
             _ => true,
         };
         if first && piece.kind == b'+' {

@@ -74,6 +74,10 @@ pub enum OpKind {
         key_at: u16,
         /// True if the read may share the reply of an equal one that is under way: its client has no unanswered write.
         may_join: bool,
+        /// True if the reply shows fields of a hash and the upstream has field TTLs, whose expiry sends no push when
+        /// others read. Such a reply is kept only if the hash is small enough to be encoded as `listpack`, which a hash
+        /// with field TTLs never is (measured on Valkey 9.1).
+        asks_encoding: bool,
     },
     /// A read of several keys whose reply is to be kept key by key.
     FillEach(Each),
@@ -97,7 +101,7 @@ pub enum Each {
         /// A nil may stand for another type, where `GET` would be an error.
         mget: CommandId,
     },
-    /// `EXISTS`: a count of zero or of all keys tells what there is to know of each.
+    /// `EXISTS`: the PTTL of each key tells whether it exists.
     Exists(CommandId),
 }
 
@@ -206,6 +210,7 @@ struct Expected {
 enum What {
     Reply { port: Arc<Port>, seq: Seq, request: Bytes, kind: OpKind, state: Patience },
     Pttl { flight: usize, key: usize },
+    Encoding { flight: usize },
     Flight(usize),
     Fence { waiting: SmallVec<[(Arc<Port>, Seq); 1]>, resumes: u32 },
     Ignored,
@@ -236,6 +241,7 @@ struct Flight {
 struct FlightKey {
     key: Bytes,
     deadline: Option<Time>,
+    exists: bool,
     changes_seen: u64,
 }
 
@@ -365,6 +371,7 @@ impl LinkCore {
                 }
             }
             What::Pttl { flight, key } => self.pttl(flight, key, frame),
+            What::Encoding { flight } => self.encoding(flight, frame),
             What::Flight(flight) => self.landed(flight, frame, now),
             What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
             What::Ignored => {}
@@ -426,7 +433,7 @@ impl LinkCore {
                 What::Flight(flight) => self.lost_flight(flight, &mut retries),
                 // What the fence was for, that L1 holds nothing older, is true of an empty L1.
                 What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
-                What::Pttl { .. } | What::Ignored => {}
+                What::Pttl { .. } | What::Encoding { .. } | What::Ignored => {}
             }
         }
         self.flights.clear();
@@ -452,7 +459,7 @@ impl LinkCore {
             OpKind::FillEach(_) if self.keeps() => self.submit_fill_each(port, seq, kind, request, state, now),
             OpKind::Fence | OpKind::FenceAndResume => {
                 self.submit_fence(port, seq, kind == OpKind::FenceAndResume, now);
-            },
+            }
             _ => {
                 let starts_at = self.put_shared(&request);
                 self.in_flight_bytes += request.len();
@@ -534,7 +541,10 @@ impl LinkCore {
         let flight = self.flights.insert(Flight {
             request: request.clone(),
             kind,
-            keys: keys.iter().map(|key| FlightKey { key: key.clone(), deadline: None, changes_seen: 0 }).collect(),
+            keys: keys
+                .iter()
+                .map(|key| FlightKey { key: key.clone(), deadline: None, exists: true, changes_seen: 0 })
+                .collect(),
             waiting: smallvec![(port.clone(), seq)],
             position: 0,
             patience,
@@ -542,13 +552,12 @@ impl LinkCore {
             empties: self.empties,
         });
         for (i, key) in keys.into_iter().enumerate() {
-            let mut digits = itoa(key.len());
-            let starts_at = self.put(b"*2\r\n$4\r\nPTTL\r\n$");
-            self.put(digits.text());
-            self.put(b"\r\n");
-            self.put(&key);
-            self.put(b"\r\n");
+            let starts_at = self.put_about_key(b"*2\r\n$4\r\nPTTL\r\n$", &key);
             self.expect(What::Pttl { flight, key: i }, starts_at, now);
+            if let OpKind::Fill { asks_encoding: true, .. } = kind {
+                let starts_at = self.put_about_key(b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n$", &key);
+                self.expect(What::Encoding { flight }, starts_at, now);
+            }
             self.keys.entry(key).or_default().flights.push(flight);
         }
         let starts_at = self.put_shared(&request);
@@ -557,6 +566,16 @@ impl LinkCore {
         let position = self.position;
         self.flights[flight].position = position;
         port.set_link_position(position);
+    }
+
+    fn put_about_key(&mut self, head: &[u8], key: &[u8]) -> u64 {
+        let starts_at = self.put(head);
+        let mut digits = itoa(key.len());
+        self.put(digits.text());
+        self.put(b"\r\n");
+        self.put(key);
+        self.put(b"\r\n");
+        starts_at
     }
 
     fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, resumes: bool, now: Time) {
@@ -574,7 +593,11 @@ impl LinkCore {
             return;
         }
         let starts_at = self.put(b"*1\r\n$4\r\nPING\r\n");
-        self.expect(What::Fence { waiting: smallvec![(port.clone(), seq)], resumes: u32::from(resumes) }, starts_at, now);
+        self.expect(
+            What::Fence { waiting: smallvec![(port.clone(), seq)], resumes: u32::from(resumes) },
+            starts_at,
+            now,
+        );
         self.counts.fences += 1;
     }
 
@@ -591,7 +614,9 @@ impl LinkCore {
     fn pttl(&mut self, flight: usize, key: usize, frame: Frame<'_>) {
         let Some(flight) = self.flights.get_mut(flight) else { return };
         let Some(k) = flight.keys.get_mut(key) else { return };
-        k.deadline = match Cursor::new(frame.bytes).next() {
+        let pttl = Cursor::new(frame.bytes).next();
+        k.exists = pttl != Some(Item::Integer(-2));
+        k.deadline = match pttl {
             Some(Item::Integer(-1 | -2)) => Some(Time::MAX),
             Some(Item::Integer(ms)) if ms > 0 => {
                 Some(flight.sent_at.saturating_add(Duration::from_millis(ms.unsigned_abs())))
@@ -611,6 +636,14 @@ impl LinkCore {
         }
         k.changes_seen = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
         flight.empties = self.empties;
+    }
+
+    /// The reply to OBJECT ENCODING: only a hash that cannot have field TTLs may be kept, or a key that is not there.
+    fn encoding(&mut self, flight: usize, frame: Frame<'_>) {
+        let keeps = matches!(Cursor::new(frame.bytes).next(), Some(Item::Bulk(b"listpack") | Item::Null));
+        if let (false, Some(flight)) = (keeps, self.flights.get_mut(flight)) {
+            flight.keys.iter_mut().for_each(|k| k.deadline = None);
+        }
     }
 
     /// The reply to a read that may be kept: keep it, then hand it on.
@@ -652,24 +685,18 @@ impl LinkCore {
 
     fn keep_each(&mut self, flight: &Flight, each: Each, frame: Frame<'_>, now: Time) {
         let mut cursor = Cursor::new(frame.bytes);
-        let (count, mut total) = match (each, cursor.next()) {
-            (Each::Mget { .. }, Some(Item::Aggregate(_, n))) => (n, 0),
-            (Each::Exists(_), Some(Item::Integer(n))) => (flight.keys.len() as u64, n),
+        let count = match (each, cursor.next()) {
+            (Each::Mget { .. }, Some(Item::Aggregate(_, n))) => n,
+            (Each::Exists(_), Some(Item::Integer(_))) => flight.keys.len() as u64,
             _ => return,
         };
         if count != flight.keys.len() as u64 {
             return;
         }
-        if let Each::Exists(_) = each {
-            // Only "none" and "all" tell what is true of each key.
-            if total != 0 && total != flight.keys.len() as i64 {
-                return;
-            }
-            total = total.min(1);
-        }
         for k in &flight.keys {
             let (command, element): (CommandId, &[u8]) = match each {
-                Each::Exists(exists) => (exists, if total == 0 { b":0\r\n" } else { b":1\r\n" }),
+                // Which of them exist, the PTTLs have told.
+                Each::Exists(exists) => (exists, if k.exists { b":1\r\n" } else { b":0\r\n" }),
                 Each::Mget { get, mget } => match cursor.next_frame() {
                     Some(nil) if nil.starts_with(b"_") || nil.starts_with(b"$-1") => (mget, nil),
                     Some(value) => (get, value),

@@ -387,7 +387,8 @@ async fn attempt(
             node.record(ticket, Outcome::ClientFault, latency);
             // HELLO has words of its own for this, which no other command gets.
             let unauthenticated = line.starts_with(b"NOAUTH");
-            let line = if unauthenticated { Bytes::from_static(b"NOAUTH Authentication required.") } else { line.clone() };
+            let line =
+                if unauthenticated { Bytes::from_static(b"NOAUTH Authentication required.") } else { line.clone() };
             handle.set_state(LinkState::Refused(line));
         }
         _ => {

@@ -11,7 +11,7 @@ fn plain() -> bool {
 }
 
 fn is_outage(reply: &[u8]) -> bool {
-    reply.starts_with(b"-UPSTREAMDOWN ") || reply.starts_with(b"-UPSTREAMLOST ")
+    [&b"-UPSTREAMDOWN "[..], b"-UPSTREAMLOST ", b"-UPSTREAMTIMEOUT "].iter().any(|code| reply.starts_with(code))
 }
 
 #[test]
