@@ -16,9 +16,10 @@ use larder_protocol::glob::{self, Case};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 1500;
 const STEPS: usize = 600;
 const CLIENTS: usize = 6;
+const MESSAGE_BYTES_MAX: usize = 250;
 const SCOPES: u64 = 3;
 const PUBLISHED: [&str; 4] = ["c1", "c2", "d1", "secret"];
 /// What may be subscribed to; the upstream refuses what begins with `secret`.
@@ -74,6 +75,8 @@ struct World {
     step: u64,
     clients: u64,
     rng: Rng,
+    /// 0 for links that answer soon.
+    pace: u64,
     delivered: u64,
     killed: u64,
 }
@@ -166,8 +169,12 @@ fn message_of(frame: &[u8]) -> Option<(Topic, u64)> {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let limits =
-            CoreLimits { message_bytes_max: 250, queued_bytes_max: 10_000, waiting_max: 4, subscriptions_max: 20 };
+        let limits = CoreLimits {
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            queued_bytes_max: 10_000,
+            waiting_max: 4,
+            subscriptions_max: 20,
+        };
         let mut world = Self {
             core: HubCore::new(limits),
             server: Server::default(),
@@ -177,6 +184,7 @@ impl World {
             step: 0,
             clients: 0,
             rng: Rng(seed),
+            pace: seed % 3,
             delivered: 0,
             killed: 0,
         };
@@ -221,6 +229,8 @@ impl World {
             45..60 => self.server.execute(),
             60..72 => self.server.publish(&mut self.rng),
             72..88 => self.receive(),
+            // In some runs links are slow, and clients restless.
+            88..98 if self.pace > 0 && self.rng.below(4) > 0 => self.restless(who),
             88..98 => self.answer_fence(),
             98 if self.rng.below(8) == 0 => self.lose(),
             99 if self.rng.below(3) == 0 => self.fail_fence(),
@@ -299,6 +309,14 @@ impl World {
         if listener.call.is_none() && listener.settle.is_none() {
             listener.scope = scope;
             self.core.moved(listener.id, ScopeId(scope), &scope);
+        }
+    }
+
+    fn restless(&mut self, who: usize) {
+        match self.rng.below(3) {
+            0 => self.select(who),
+            1 => self.unsubscribe(who),
+            _ => self.subscribe(who),
         }
     }
 
@@ -421,6 +439,8 @@ impl World {
             }
         }
         listener.seen = taken.deliveries.len();
+        let bytes = taken.deliveries.iter().map(|d| if let Delivery::Message(m) = d { m.len() } else { 0 });
+        assert!(bytes.sum::<usize>() <= MESSAGE_BYTES_MAX, "client {who} reads too little and is still there");
         for delivery in taken.deliveries {
             listener.port.leave(delivery);
         }
