@@ -565,3 +565,34 @@ fn every_subscriber_hears_what_it_should_and_nothing_else() {
     // The runs are worth something only if much happens in them.
     assert!(sums[0] > 20 * SEEDS && sums[1..].iter().all(|n| *n > SEEDS / 4), "{sums:?}");
 }
+
+/// A client moves while a message waits, gives the channel up and asks for it again before the fence: what it has given
+/// up does not come back, and what follows comes.
+#[test]
+fn what_was_given_up_does_not_come_back_with_a_new_subscription() {
+    let mut world = World::new(0);
+    let (c1, d1) = ((Kind::Channel, "c1"), (Kind::Channel, "d1"));
+    let subscriber = Subscriber { client: ClientId(1), port: Arc::<Port>::default(), scope_id: ScopeId(0), scope: 0 };
+    let confirm = |world: &mut World, topics: &[Topic]| {
+        let names: Vec<&[u8]> = topics.iter().map(|(_, name)| name.as_bytes()).collect();
+        world.core.subscribe(subscriber.clone(), Kind::Channel, &names, Time::ZERO).expect("room").expect("new names");
+        for topic in topics {
+            world.core.frame(frame([b"subscribe", topic.1.as_bytes(), b"1"]), Time::ZERO).expect("asked for");
+        }
+    };
+    let message = |number: &str| frame([&b"message"[..], b"c1", number.as_bytes()]);
+    confirm(&mut world, &[c1, d1]);
+    world.core.frame(message("1"), Time::ZERO).expect("a message");
+    world.core.moved(ClientId(1), ScopeId(1), &1);
+    world.core.unsubscribe(ClientId(1), c1.0, c1.1.as_bytes(), Time::ZERO);
+    world.core.frame(frame([b"unsubscribe", b"c1", b"1"]), Time::ZERO).expect("asked for");
+    confirm(&mut world, &[c1]);
+    world.core.frame(message("2"), Time::ZERO).expect("a message");
+    let fences = world.core.take_fences();
+    assert_eq!(fences.iter().map(|(scope, _)| *scope).collect::<Vec<_>>(), [1]);
+    world.core.fenced(fences[0].1);
+    assert!(!world.core.deliver(10, Time::ZERO));
+    let mut taken = Taken::default();
+    subscriber.port.take(&mut taken);
+    assert!(matches!(&taken.deliveries[..], [Delivery::Message(m)] if *m == message("2")), "{:?}", taken.deliveries);
+}
