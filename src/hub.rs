@@ -29,6 +29,7 @@
 
 mod core;
 mod io;
+mod queue;
 #[cfg(test)]
 mod simulation;
 

@@ -15,6 +15,7 @@
 //! * At most one fence of a scope is under way; it covers the entries that were there when it was asked for.
 //! * A client's messages wait in one queue, that of its scope; when it moves they move with it.
 
+use super::queue::{Entry, Message, Queue};
 use super::{Kind, Receivers};
 use crate::clients::ClientId;
 use crate::clock::Time;
@@ -166,48 +167,9 @@ struct Member {
 struct Membership {
     port: Arc<Port>,
     scope: ScopeId,
+    /// How often it has moved: what it has left behind in another scope's queue bears an older number.
+    moves: u64,
     topics: BTreeSet<(Kind, Bytes)>,
-}
-
-/// Messages that wait for the fence of one scope.
-struct Queue<S> {
-    scope: S,
-    clients: usize,
-    entries: VecDeque<Entry>,
-    bytes: usize,
-    fence: Option<Fence>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Fence {
-    seq: Seq,
-    /// The first so many entries were there when it was asked for.
-    covered: usize,
-    answer: FenceAnswer,
-}
-
-/// Whether what a fence covers may be delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FenceAnswer {
-    Awaited,
-    Given,
-}
-
-enum Entry {
-    /// For all members in the scope.
-    Shared(Message),
-    /// For a client that came from another scope while the message waited there.
-    Private(ClientId, Message),
-    /// A call that waits until what stands before it has been delivered.
-    Mark(Ticket),
-}
-
-#[derive(Clone)]
-struct Message {
-    kind: Kind,
-    name: Bytes,
-    position: u64,
-    frame: Bytes,
 }
 
 /// A subscription under way.
@@ -238,9 +200,6 @@ enum Ping {
     Idle,
     UnderWay,
 }
-
-/// What an entry costs beside its bytes.
-const ENTRY_BYTES: usize = 128;
 
 // === impl HubCore ===
 
@@ -401,18 +360,14 @@ impl<S: Clone> HubCore<S> {
 
     /// Moves a client to another scope, with the messages that wait for it.
     pub(super) fn moved(&mut self, client: ClientId, to: ScopeId, scope: &S) {
-        let Some(membership) = self.clients.get_mut(&client).filter(|m| m.scope != to) else { return };
-        let from = std::mem::replace(&mut membership.scope, to);
-        let (names, mut waiting) = (membership.topics.clone(), Vec::new());
-        if let Some(queue) = self.scopes.get(&from) {
-            for entry in &queue.entries {
-                match entry {
-                    Entry::Shared(message) if self.is_for(client, from, message) => waiting.push(message.clone()),
-                    Entry::Private(who, message) if *who == client => waiting.push(message.clone()),
-                    _ => {}
-                }
-            }
-        }
+        let Some(membership) = self.clients.get(&client).filter(|m| m.scope != to) else { return };
+        let (from, names) = (membership.scope, membership.topics.clone());
+        let left = self.scopes.get(&from).into_iter().flat_map(|queue| &queue.entries);
+        let waiting: Vec<Message> = left.filter_map(|entry| self.message_for(client, from, entry)).cloned().collect();
+        let Some(membership) = self.clients.get_mut(&client) else { return };
+        membership.scope = to;
+        membership.moves += 1;
+        let moves = membership.moves;
         for (kind, name) in &names {
             let Some(topic) = self.topics[kind.index()].get_mut(name) else { continue };
             if let Some(mut member) = topic.remove(from, client) {
@@ -422,7 +377,7 @@ impl<S: Clone> HubCore<S> {
         }
         let queue = self.scopes.entry(to).or_insert_with(|| Queue::new(scope.clone()));
         queue.clients += 1;
-        waiting.into_iter().for_each(|message| queue.push(Entry::Private(client, message)));
+        waiting.into_iter().for_each(|message| queue.push(Entry::Private(client, moves, message)));
         self.leave_scope(from);
     }
 
@@ -443,11 +398,12 @@ impl<S: Clone> HubCore<S> {
     /// Scopes on whose link a fence is to be asked for now, after all that has been read.
     pub(super) fn take_fences(&mut self) -> Vec<(S, Seq)> {
         let mut fences = Vec::new();
-        for queue in self.scopes.values_mut().filter(|q| q.fence.is_none() && !q.entries.is_empty()) {
-            self.seqs += 1;
-            let seq = Seq(self.seqs);
-            queue.fence = Some(Fence { seq, covered: queue.entries.len(), answer: FenceAnswer::Awaited });
-            fences.push((queue.scope.clone(), seq));
+        for queue in self.scopes.values_mut() {
+            let seq = Seq(self.seqs + 1);
+            if queue.ask_fence(seq) {
+                self.seqs += 1;
+                fences.push((queue.scope.clone(), seq));
+            }
         }
         self.counts.fences += fences.len() as u64;
         fences
@@ -455,9 +411,9 @@ impl<S: Clone> HubCore<S> {
 
     /// The link has caught up: what waited for it may be delivered, by [`HubCore::deliver`].
     pub(super) fn fenced(&mut self, seq: Seq) {
-        let Some((_, queue)) = self.find_fence(seq) else { return };
-        let given = queue.fence.map(|fence| Fence { answer: FenceAnswer::Given, ..fence });
-        queue.fence = given.filter(|fence| fence.covered > 0);
+        if let Some((_, queue)) = self.find_fence(seq) {
+            queue.fenced();
+        }
     }
 
     /// Delivers what may be, about `deliveries_max` at most (the subscribers of one message are not parted). True if more
@@ -474,18 +430,17 @@ impl<S: Clone> HubCore<S> {
     /// The link does not answer: whoever waits for messages cannot have them and must not miss them.
     pub(super) fn fence_failed(&mut self, seq: Seq, now: Time) {
         let Some((scope, queue)) = self.find_fence(seq) else { return };
-        let entries = std::mem::take(&mut queue.entries);
-        queue.bytes = 0;
-        queue.fence = None;
+        let entries = queue.clear();
         let mut doomed = BTreeSet::new();
         for entry in entries {
             match entry {
                 Entry::Shared(message) => {
-                    let topic = self.topics[message.kind.index()].get(&message.name);
-                    let members = topic.and_then(|t| t.members.get(&scope)).into_iter().flatten();
+                    let members = self.members(scope, &message).into_iter().flatten();
                     doomed.extend(members.filter(|(_, m)| m.queued_from < message.position).map(|(id, _)| *id));
                 }
-                Entry::Private(client, _) => drop(doomed.insert(client)),
+                Entry::Private(client, moves, message) => {
+                    doomed.extend(self.private_member(client, scope, moves, &message).map(|_| client));
+                }
                 Entry::Mark(ticket) => self.answers.push((ticket, Ok(()))),
             }
         }
@@ -593,7 +548,7 @@ impl<S: Clone> HubCore<S> {
         let Subscriber { client, port, scope_id, scope } = call.subscriber;
         let membership = self.clients.entry(client).or_insert_with(|| {
             self.scopes.entry(scope_id).or_insert_with(|| Queue::new(scope)).clients += 1;
-            Membership { port: port.clone(), scope: scope_id, topics: BTreeSet::new() }
+            Membership { port: port.clone(), scope: scope_id, moves: 0, topics: BTreeSet::new() }
         });
         for name in call.names {
             let Some(topic) = self.topics[call.kind.index()].get_mut(&name) else { continue };
@@ -680,35 +635,51 @@ impl<S: Clone> HubCore<S> {
 
     /// Lets one entry go whose fence was answered.
     fn release(&mut self, scope: ScopeId, entry: Entry, now: Time) {
-        let mut to = Recipients { awake: &mut self.awake, delivered: 0, slow: Vec::new(), limits: self.limits };
+        let mut to = Recipients { awake: Vec::new(), delivered: 0, slow: Vec::new(), limits: self.limits };
         match entry {
             Entry::Shared(message) => {
-                let topic = self.topics[message.kind.index()].get(&message.name);
-                for (client, member) in topic.and_then(|t| t.members.get(&scope)).into_iter().flatten() {
+                for (client, member) in self.members(scope, &message).into_iter().flatten() {
                     if member.queued_from < message.position {
                         to.leave(*client, &member.port, &message.frame);
                     }
                 }
             }
-            Entry::Private(client, message) => {
-                let topic = self.topics[message.kind.index()].get(&message.name);
-                let member = topic.and_then(|t| t.members.get(&scope)).and_then(|members| members.get(&client));
-                if let Some(member) = member.filter(|m| m.joined_at < message.position) {
+            Entry::Private(client, moves, message) => {
+                if let Some(member) = self.private_member(client, scope, moves, &message) {
                     to.leave(client, &member.port, &message.frame);
                 }
             }
             Entry::Mark(ticket) => self.answers.push((ticket, Ok(()))),
         }
-        let (delivered, slow) = (to.delivered, to.slow);
+        let Recipients { awake, delivered, slow, .. } = to;
+        self.awake.extend(awake);
         self.counts.delivered += delivered;
         self.counts.killed_as_slow += slow.len() as u64;
         slow.into_iter().for_each(|client| self.kill(client, now));
     }
 
-    fn is_for(&self, client: ClientId, scope: ScopeId, message: &Message) -> bool {
-        let topic = self.topics[message.kind.index()].get(&message.name);
-        let member = topic.and_then(|t| t.members.get(&scope)).and_then(|members| members.get(&client));
-        member.is_some_and(|m| m.queued_from < message.position)
+    /// The message of an entry, if it is to be delivered to this client from this queue.
+    fn message_for<'a>(&self, client: ClientId, scope: ScopeId, entry: &'a Entry) -> Option<&'a Message> {
+        match entry {
+            Entry::Shared(message) => {
+                let member = self.members(scope, message)?.get(&client)?;
+                (member.queued_from < message.position).then_some(message)
+            }
+            Entry::Private(who, moves, message) if *who == client => {
+                self.private_member(client, scope, *moves, message).map(|_| message)
+            }
+            _ => None,
+        }
+    }
+
+    fn members(&self, scope: ScopeId, message: &Message) -> Option<&BTreeMap<ClientId, Member>> {
+        self.topics[message.kind.index()].get(&message.name)?.members.get(&scope)
+    }
+
+    /// The client for which a private entry is, if it has neither moved on nor subscribed anew.
+    fn private_member(&self, client: ClientId, scope: ScopeId, moves: u64, message: &Message) -> Option<&Member> {
+        self.clients.get(&client).filter(|membership| membership.moves == moves)?;
+        self.members(scope, message)?.get(&client).filter(|member| member.joined_at < message.position)
     }
 
     fn kill(&mut self, client: ClientId, now: Time) {
@@ -769,7 +740,7 @@ impl<S: Clone> HubCore<S> {
 
     fn find_fence(&mut self, seq: Seq) -> Option<(ScopeId, &mut Queue<S>)> {
         let mut scopes = self.scopes.iter_mut();
-        scopes.find(|(_, q)| q.fence.is_some_and(|fence| fence.seq == seq)).map(|(id, queue)| (*id, queue))
+        scopes.find(|(_, q)| q.awaits(seq)).map(|(id, queue)| (*id, queue))
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -796,53 +767,9 @@ impl Topic {
     }
 }
 
-// === impl Queue ===
-
-impl<S> Queue<S> {
-    fn new(scope: S) -> Self {
-        Self { scope, clients: 0, entries: VecDeque::new(), bytes: 0, fence: None }
-    }
-
-    fn push(&mut self, entry: Entry) {
-        self.bytes += entry.bytes();
-        self.entries.push_back(entry);
-    }
-
-    /// Takes the first entry out if its fence was answered; a mark at the front waits for nothing.
-    fn pop_free(&mut self) -> Option<Entry> {
-        match &mut self.fence {
-            Some(fence) if fence.answer == FenceAnswer::Given => {
-                fence.covered -= 1;
-                if fence.covered == 0 {
-                    self.fence = None;
-                }
-            }
-            Some(fence) if fence.covered > 0 && matches!(self.entries.front(), Some(Entry::Mark(_))) => {
-                fence.covered -= 1
-            }
-            None if matches!(self.entries.front(), Some(Entry::Mark(_))) => {}
-            _ => return None,
-        }
-        let entry = self.entries.pop_front()?;
-        self.bytes -= entry.bytes();
-        Some(entry)
-    }
-}
-
-// === impl Entry ===
-
-impl Entry {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Shared(message) | Self::Private(_, message) => message.frame.len() + ENTRY_BYTES,
-            Self::Mark(_) => ENTRY_BYTES,
-        }
-    }
-}
-
 /// Where messages are left, and what came of it.
-struct Recipients<'a> {
-    awake: &'a mut Vec<Arc<Port>>,
+struct Recipients {
+    awake: Vec<Arc<Port>>,
     delivered: u64,
     slow: Vec<ClientId>,
     limits: CoreLimits,
@@ -850,7 +777,7 @@ struct Recipients<'a> {
 
 // === impl Recipients ===
 
-impl Recipients<'_> {
+impl Recipients {
     fn leave(&mut self, client: ClientId, port: &Arc<Port>, frame: &Bytes) {
         self.delivered += 1;
         if port.leave(Delivery::Message(frame.clone())) {

@@ -16,9 +16,10 @@ use larder_protocol::glob::{self, Case};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 1500;
 const STEPS: usize = 600;
 const CLIENTS: usize = 6;
+const MESSAGE_BYTES_MAX: usize = 250;
 const SCOPES: u64 = 3;
 const PUBLISHED: [&str; 4] = ["c1", "c2", "d1", "secret"];
 /// What may be subscribed to; the upstream refuses what begins with `secret`.
@@ -74,6 +75,8 @@ struct World {
     step: u64,
     clients: u64,
     rng: Rng,
+    /// 0 for links that answer soon.
+    pace: u64,
     delivered: u64,
     killed: u64,
 }
@@ -166,8 +169,12 @@ fn message_of(frame: &[u8]) -> Option<(Topic, u64)> {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let limits =
-            CoreLimits { message_bytes_max: 250, queued_bytes_max: 10_000, waiting_max: 4, subscriptions_max: 20 };
+        let limits = CoreLimits {
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            queued_bytes_max: 10_000,
+            waiting_max: 4,
+            subscriptions_max: 20,
+        };
         let mut world = Self {
             core: HubCore::new(limits),
             server: Server::default(),
@@ -177,6 +184,7 @@ impl World {
             step: 0,
             clients: 0,
             rng: Rng(seed),
+            pace: seed % 3,
             delivered: 0,
             killed: 0,
         };
@@ -221,6 +229,8 @@ impl World {
             45..60 => self.server.execute(),
             60..72 => self.server.publish(&mut self.rng),
             72..88 => self.receive(),
+            // In some runs links are slow, and clients restless.
+            88..98 if self.pace > 0 && self.rng.below(4) > 0 => self.restless(who),
             88..98 => self.answer_fence(),
             98 if self.rng.below(8) == 0 => self.lose(),
             99 if self.rng.below(3) == 0 => self.fail_fence(),
@@ -299,6 +309,14 @@ impl World {
         if listener.call.is_none() && listener.settle.is_none() {
             listener.scope = scope;
             self.core.moved(listener.id, ScopeId(scope), &scope);
+        }
+    }
+
+    fn restless(&mut self, who: usize) {
+        match self.rng.below(3) {
+            0 => self.select(who),
+            1 => self.unsubscribe(who),
+            _ => self.subscribe(who),
         }
     }
 
@@ -421,6 +439,8 @@ impl World {
             }
         }
         listener.seen = taken.deliveries.len();
+        let bytes = taken.deliveries.iter().map(|d| if let Delivery::Message(m) = d { m.len() } else { 0 });
+        assert!(bytes.sum::<usize>() <= MESSAGE_BYTES_MAX, "client {who} reads too little and is still there");
         for delivery in taken.deliveries {
             listener.port.leave(delivery);
         }
@@ -544,4 +564,35 @@ fn every_subscriber_hears_what_it_should_and_nothing_else() {
     }
     // The runs are worth something only if much happens in them.
     assert!(sums[0] > 20 * SEEDS && sums[1..].iter().all(|n| *n > SEEDS / 4), "{sums:?}");
+}
+
+/// A client moves while a message waits, gives the channel up and asks for it again before the fence: what it has given
+/// up does not come back, and what follows comes.
+#[test]
+fn what_was_given_up_does_not_come_back_with_a_new_subscription() {
+    let mut world = World::new(0);
+    let (c1, d1) = ((Kind::Channel, "c1"), (Kind::Channel, "d1"));
+    let subscriber = Subscriber { client: ClientId(1), port: Arc::<Port>::default(), scope_id: ScopeId(0), scope: 0 };
+    let confirm = |world: &mut World, topics: &[Topic]| {
+        let names: Vec<&[u8]> = topics.iter().map(|(_, name)| name.as_bytes()).collect();
+        world.core.subscribe(subscriber.clone(), Kind::Channel, &names, Time::ZERO).expect("room").expect("new names");
+        for topic in topics {
+            world.core.frame(frame([b"subscribe", topic.1.as_bytes(), b"1"]), Time::ZERO).expect("asked for");
+        }
+    };
+    let message = |number: &str| frame([&b"message"[..], b"c1", number.as_bytes()]);
+    confirm(&mut world, &[c1, d1]);
+    world.core.frame(message("1"), Time::ZERO).expect("a message");
+    world.core.moved(ClientId(1), ScopeId(1), &1);
+    world.core.unsubscribe(ClientId(1), c1.0, c1.1.as_bytes(), Time::ZERO);
+    world.core.frame(frame([b"unsubscribe", b"c1", b"1"]), Time::ZERO).expect("asked for");
+    confirm(&mut world, &[c1]);
+    world.core.frame(message("2"), Time::ZERO).expect("a message");
+    let fences = world.core.take_fences();
+    assert_eq!(fences.iter().map(|(scope, _)| *scope).collect::<Vec<_>>(), [1]);
+    world.core.fenced(fences[0].1);
+    assert!(!world.core.deliver(10, Time::ZERO));
+    let mut taken = Taken::default();
+    subscriber.port.take(&mut taken);
+    assert!(matches!(&taken.deliveries[..], [Delivery::Message(m)] if *m == message("2")), "{:?}", taken.deliveries);
 }
