@@ -145,8 +145,13 @@ impl Connection {
     }
 
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
+        // What a stalled request waits for may have come to pass with whatever has woken the task.
+        let mut moved = true;
         for _ in 0..TURNS_MAX {
-            let mut moved = false;
+            if moved && self.io.state == Input::Stalled {
+                self.io.state = Input::Open;
+            }
+            moved = false;
             if self.core.client.port.poll_ready(cx).is_ready() {
                 if self.core.client.port.is_killed() {
                     return Poll::Ready(Ok(Turn::Close));
@@ -154,7 +159,10 @@ impl Connection {
                 self.core.take_deliveries();
                 moved = true;
             }
-            match self.take_input(cx, moved)? {
+            if moved && self.io.state == Input::Stalled {
+                self.io.state = Input::Open;
+            }
+            match self.take_input(cx)? {
                 Took::Something => moved = true,
                 Took::Nothing => {}
                 Took::Apart => {
@@ -165,7 +173,13 @@ impl Connection {
                 }
             }
             self.core.submit();
+            if self.core.session.is_head_ready() {
+                self.core.advance();
+                moved = true;
+            }
+            let waited = self.core.out.len();
             let drained = self.flush(cx)?;
+            moved |= self.core.out.len() < waited;
             if self.is_done(drained) {
                 return Poll::Ready(Ok(Turn::Close));
             }
@@ -184,11 +198,8 @@ impl Connection {
     }
 
     /// Takes requests from what was read, and reads more.
-    fn take_input(&mut self, cx: &mut Context<'_>, moved: bool) -> io::Result<Took> {
+    fn take_input(&mut self, cx: &mut Context<'_>) -> io::Result<Took> {
         let mut took = Took::Nothing;
-        if self.io.state == Input::Stalled && moved {
-            self.io.state = Input::Open;
-        }
         if !self.io.pending.is_empty() && self.io.state == Input::Open && self.core.may_take() {
             took = self.take_pending();
             if took == Took::Apart {

@@ -41,8 +41,9 @@ pub struct Surroundings<'a> {
     pub upstream_is_resp2: bool,
     /// True if the upstream has hash-field TTLs: replies that show fields are kept only where there can be none.
     pub has_field_ttls: bool,
-    /// True if there are other scopes, which may hold keys of this database: writes are to be fenced there.
-    pub fences_writes: bool,
+    /// True if other users' scopes may hold keys of this database: what the link has told is to be fenced there, or a
+    /// client of theirs could still read what this reply shows to be gone.
+    pub fences: bool,
     /// Whether the reply to a read of a key is known to be large.
     pub is_big: &'a dyn Fn(&[u8]) -> bool,
     /// The clock.
@@ -104,10 +105,20 @@ struct Slot {
     muted: bool,
     /// The request, where it may have to be done again.
     request: Option<Bytes>,
-    /// A write whose effect other scopes' links may not have heard of yet.
-    to_fence: bool,
+    fence: Fence,
     /// For PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
     receivers: Option<(i64, i64)>,
+}
+
+/// Whether other scopes' links have heard of what the reply tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fence {
+    /// Nothing that came from the upstream, or they all have.
+    Done,
+    /// They are still to be asked.
+    Wanted,
+    /// So many are still to answer.
+    Missing(u32),
 }
 
 #[derive(Debug)]
@@ -120,8 +131,6 @@ enum State {
     Ready(Bytes),
     /// An answer from L1, complete or with parts that have been asked for.
     Held(Held),
-    /// The reply has come; so many other links have not caught up.
-    Fencing { reply: Bytes, missing: u32 },
 }
 
 #[derive(Debug)]
@@ -150,8 +159,7 @@ enum Missing {
 pub struct Advanced {
     /// Requests to be offered again by [`Session::request_again`], in order, before any other.
     pub again: Vec<Again>,
-    /// Writes whose reply waits for other links: send each a fence with this number, then tell
-    /// [`Session::fencing`] how many.
+    /// Replies that wait for other links: send each link a fence with this number, and tell [`Session::fencing`] how many.
     pub fence: SmallVec<[Seq; 1]>,
 }
 
@@ -255,7 +263,7 @@ impl Session {
         }
         let seq = self.fresh_seq();
         let state = State::Ready(Bytes::copy_from_slice(answer));
-        self.slots.push_back(Slot { seq, state, shape: None, muted, request: None, to_fence: false, receivers: None });
+        self.slots.push_back(Slot { seq, state, shape: None, muted, request: None, fence: Fence::Done, receivers: None });
     }
 
     /// Takes a request of a class that uses the link, or says what else is to be done with it.
@@ -459,7 +467,7 @@ impl Session {
             shape: self.shape_for(command, args, around),
             muted: self.take_muted(),
             request: (self.held > 0).then(|| Bytes::copy_from_slice(args.bytes())),
-            to_fence: writes,
+            fence: Fence::Wanted,
             receivers: None,
         };
         self.writes_out += usize::from(writes);
@@ -469,13 +477,14 @@ impl Session {
 
     fn hold(&mut self, command: &Command, args: Args<'_>, held: Held, around: &Surroundings<'_>) -> Seq {
         let seq = self.fresh_seq();
+        let fence = if let Missing::Nothing = held.missing { Fence::Done } else { Fence::Wanted };
         let slot = Slot {
             seq,
             state: State::Held(held),
             shape: self.shape_for(command, args, around),
             muted: self.take_muted(),
             request: Some(Bytes::copy_from_slice(args.bytes())),
-            to_fence: false,
+            fence,
             receivers: None,
         };
         self.held += 1;
@@ -515,36 +524,36 @@ impl Session {
         match &slot.state {
             State::Waiting { writes } => self.writes_out -= usize::from(*writes),
             State::Held(_) => self.held -= 1,
-            // A write that was executed, but other links do not answer: its reply must not be given as if all were well.
-            State::Fencing { .. } => {}
+            // The reply is there, but another link does not answer: it must not be given as if all were well.
+            State::Arrived(_) if matches!(slot.fence, Fence::Missing(_)) => {}
             State::Arrived(_) | State::Ready(_) => return,
         }
-        slot.to_fence = false;
+        slot.fence = Fence::Done;
         slot.state = State::Ready(line);
     }
 
-    /// So many links have been asked for a fence behind this write.
+    /// So many links have been asked for a fence behind this reply.
     pub fn fencing(&mut self, seq: Seq, links: u32) {
-        let Some(at) = self.find(seq) else { return };
-        let slot = &mut self.slots[at];
-        slot.to_fence = false;
-        if links > 0
-            && let State::Arrived(reply) = &slot.state
-        {
-            slot.state = State::Fencing { reply: reply.clone(), missing: links };
+        if let Some(at) = self.find(seq) {
+            self.slots[at].fence = if links == 0 { Fence::Done } else { Fence::Missing(links) };
         }
     }
 
     /// A link has caught up.
     pub fn fenced(&mut self, seq: Seq) {
         let Some(at) = self.find(seq) else { return };
-        let slot = &mut self.slots[at];
-        if let State::Fencing { reply, missing } = &mut slot.state {
-            *missing -= 1;
-            if *missing == 0 {
-                slot.state = State::Arrived(std::mem::take(reply));
-            }
-        }
+        let fence = &mut self.slots[at].fence;
+        *fence = match *fence {
+            Fence::Missing(n) if n > 1 => Fence::Missing(n - 1),
+            Fence::Missing(_) | Fence::Done => Fence::Done,
+            Fence::Wanted => Fence::Wanted,
+        };
+    }
+
+    /// True if the first slot waits for nothing but [`Session::advance`]: a held answer with nothing in front of it.
+    pub fn is_head_ready(&self) -> bool {
+        let head = self.slots.front().map(|slot| &slot.state);
+        matches!(head, Some(State::Held(Held { missing: Missing::Nothing, .. })))
     }
 
     /// Moves what may leave to `out`, in order.
@@ -552,8 +561,9 @@ impl Session {
         let mut advanced = Advanced::default();
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
-                State::Waiting { .. } | State::Fencing { .. } => break,
-                State::Arrived(_) if slot.to_fence && around.fences_writes => break,
+                State::Waiting { .. } | State::Held(Held { missing: Missing::AskedFor, .. }) => break,
+                _ if matches!(slot.fence, Fence::Missing(_)) => break,
+                _ if slot.fence == Fence::Wanted && around.fences => break,
                 State::Arrived(reply) => {
                     if !slot.muted {
                         match (slot.receivers, Cursor::new(reply).next()) {
@@ -569,19 +579,18 @@ impl Session {
                         out.put_shared(answer.clone());
                     }
                 }
-                State::Held(held) => match held.missing {
-                    Missing::AskedFor => break,
-                    _ if put_held(held, slot.shape, slot.muted, around, out) => self.held -= 1,
-                    _ => {
+                State::Held(held) => {
+                    if !put_held(held, slot.shape, slot.muted, around, out) {
                         advanced.again = self.take_back(around.counters);
                         break;
                     }
-                },
+                    self.held -= 1;
+                }
             }
             self.slots.pop_front();
         }
-        if around.fences_writes {
-            let arrived = |slot: &&Slot| slot.to_fence && matches!(slot.state, State::Arrived(_));
+        if around.fences {
+            let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
             advanced.fence = self.slots.iter().filter(arrived).map(|slot| slot.seq).collect();
         }
         advanced
@@ -611,6 +620,15 @@ impl Session {
 impl Default for Session {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    /// True if what was asked of the link has come.
+    fn has_arrived(&self) -> bool {
+        matches!(&self.state, State::Arrived(_) | State::Held(Held { missing: Missing::Came(_), .. }))
     }
 }
 

@@ -136,7 +136,7 @@ impl Core {
                     partition: None,
                     upstream_is_resp2: false,
                     has_field_ttls: false,
-                    fences_writes: false,
+                    fences: false,
                     is_big: &|_| false,
                     now: &now,
                     counters: &counters,
@@ -151,7 +151,7 @@ impl Core {
             partition,
             upstream_is_resp2: facts.is_known && facts.hello.is_none(),
             has_field_ttls: facts.has_field_ttls,
-            fences_writes: upstream.has_several_scopes(),
+            fences: upstream.has_peers(&scope),
             is_big: &|key| upstream.is_big(key),
             now: &now,
             counters: &counters,
@@ -352,7 +352,7 @@ impl Core {
         self.session.request_again(again, resolve, scan_again, around, &mut self.batch, &mut self.out);
     }
 
-    /// Asks the links of the other scopes for a fence behind a write.
+    /// Asks the links of the other scopes for a fence behind a reply.
     fn fence_others(&mut self, seq: Seq) {
         let others = match (self.upstream(), self.scope()) {
             (Some(upstream), Some(scope)) => upstream.others(scope, Some(scope.database)),
@@ -389,12 +389,13 @@ impl Core {
         }
     }
 
-    /// The scope's own link and, if `widely`, those of all other scopes.
+    /// The scope's own link and those of other users of its database or, if `widely`, of all other scopes.
     pub(crate) fn links_to_fence(&self, widely: bool) -> Vec<Arc<Scope>> {
         let Some(scope) = self.scope() else { return Vec::new() };
         let mut scopes = vec![scope.clone()];
-        if widely && let Some(upstream) = self.upstream().filter(|u| u.has_several_scopes()) {
-            scopes.extend(upstream.others(scope, None));
+        if let Some(upstream) = self.upstream().filter(|u| u.has_several_scopes()) {
+            // What was only read can be contradicted by the scopes of other users of this database.
+            scopes.extend(upstream.others(scope, if widely { None } else { Some(scope.database) }));
         }
         scopes
     }

@@ -176,6 +176,11 @@ impl Upstream {
         self.count.load(Ordering::Acquire) > 1
     }
 
+    /// True if another user has a scope of the same database.
+    pub fn has_peers(&self, scope: &Scope) -> bool {
+        self.has_several_scopes() && !self.others(scope, Some(scope.database)).is_empty()
+    }
+
     /// The other live scopes: all, or those of one database.
     pub fn others(&self, than: &Scope, database: Option<u32>) -> Vec<Arc<Scope>> {
         let scopes = self.lock();
