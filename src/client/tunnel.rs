@@ -159,6 +159,7 @@ impl Connection {
         let purpose = purpose_of(&table, first.args());
         self.core.counters.exclusive.add(1);
         if let Some(failure) = scope.link.node().refusal() {
+            scope.link.node().count_refused(1);
             self.core.answer(format!("-{failure}\r\n").as_bytes());
             return Ok(());
         }

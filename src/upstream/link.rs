@@ -23,8 +23,10 @@
 //! [`Violation`]: the shell closes the connection and calls [`LinkCore::lost`]. Losing the connection empties the
 //! partition first; reads are kept for one retry, writes that may have been sent are reported as such.
 
+mod drops;
+
 use crate::clock::Time;
-use crate::l1::{Filled, Filler, Variant};
+use crate::l1::{Cause, Filled, Filler, Variant};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
 use bytes::Bytes;
@@ -89,6 +91,11 @@ pub enum OpKind {
     Fence,
     /// As `Fence`, and at that moment the partition is emptied and its suspension ends.
     FenceAndResume,
+    /// Nothing is sent: the arguments behind the first leave L1, and what is under way for them is not kept. The reply
+    /// is their number.
+    Drop(Cause),
+    /// As `Drop`, for everything; the reply is `+OK`.
+    DropAll(Cause),
 }
 
 /// How the reply to a read of several keys is kept.
@@ -251,6 +258,25 @@ struct KeyState {
     changes: u64,
 }
 
+// === impl LinkCounts ===
+
+impl std::ops::Add for LinkCounts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            fills: self.fills + other.fills,
+            fills_outrun: self.fills_outrun + other.fills_outrun,
+            joined: self.joined + other.joined,
+            dropped_by_push: self.dropped_by_push + other.dropped_by_push,
+            dropped_by_write: self.dropped_by_write + other.dropped_by_write,
+            emptied: self.emptied + other.emptied,
+            fences: self.fences + other.fences,
+            timeouts: self.timeouts + other.timeouts,
+        }
+    }
+}
+
 // === impl LinkCore ===
 
 impl LinkCore {
@@ -357,14 +383,14 @@ impl LinkCore {
     /// Takes over one frame that came from the upstream.
     pub fn frame(&mut self, frame: Frame<'_>, now: Time) -> Result<(), Violation> {
         if frame.bytes.first() == Some(&b'>') {
-            return self.push(frame);
+            return self.push(frame, now);
         }
         let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
         match expected.what {
             What::Reply { port, seq, request, kind, state } => {
                 self.in_flight_bytes -= request.len();
                 if let OpKind::Write(command) = kind {
-                    self.remove_keys_of(command, &request);
+                    self.remove_keys_of(command, &request, now);
                 }
                 if state != Patience::ToldOfTimeout {
                     self.hand_on(&port, seq, frame);
@@ -418,7 +444,7 @@ impl LinkCore {
     /// The connection is gone. Empties the partition before anything else, tells what became of what was under way,
     /// and returns the reads that are to be sent once more on the next connection, oldest first.
     pub fn lost(&mut self) -> Vec<Retry> {
-        self.filler.empty();
+        self.filler.empty(Cause::FeedLost);
         self.counts.emptied += 1;
         self.empties += 1;
         self.caching = Caching::Off;
@@ -460,6 +486,8 @@ impl LinkCore {
             OpKind::Fence | OpKind::FenceAndResume => {
                 self.submit_fence(port, seq, kind == OpKind::FenceAndResume, now);
             }
+            OpKind::Drop(cause) => self.drop_keys(port, seq, &request, cause, now),
+            OpKind::DropAll(cause) => self.drop_all(port, seq, cause),
             _ => {
                 let starts_at = self.put_shared(&request);
                 self.in_flight_bytes += request.len();
@@ -728,7 +756,7 @@ impl LinkCore {
         }
     }
 
-    fn push(&mut self, frame: Frame<'_>) -> Result<(), Violation> {
+    fn push(&mut self, frame: Frame<'_>, now: Time) -> Result<(), Violation> {
         let mut cursor = Cursor::new(frame.bytes);
         let _count = cursor.next_count().ok_or(Violation::Push)?;
         if cursor.next_bytes().ok_or(Violation::Push)? != b"invalidate" {
@@ -736,14 +764,14 @@ impl LinkCore {
         }
         match cursor.next().ok_or(Violation::Push)? {
             Item::Null => {
-                self.filler.empty();
+                self.filler.empty(Cause::DataChanged);
                 self.empties += 1;
                 self.counts.emptied += 1;
             }
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
                     let key = cursor.next_bytes().ok_or(Violation::Push)?;
-                    self.counts.dropped_by_push += u64::from(self.remove(key));
+                    self.counts.dropped_by_push += u64::from(self.remove(key, Cause::DataChanged, now));
                 }
             }
             _ => return Err(Violation::Push),
@@ -751,14 +779,14 @@ impl LinkCore {
         Ok(())
     }
 
-    fn remove(&mut self, key: &[u8]) -> bool {
+    fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
         if let Some(state) = self.keys.get_mut(key) {
             state.changes += 1;
         }
-        self.filler.remove(key)
+        self.filler.remove(key, cause, now)
     }
 
-    fn remove_keys_of(&mut self, command: CommandId, request: &Bytes) {
+    fn remove_keys_of(&mut self, command: CommandId, request: &Bytes, now: Time) {
         if self.filler.partition().is_empty() && self.keys.is_empty() {
             return;
         }
@@ -767,7 +795,7 @@ impl LinkCore {
         let table = self.table.clone();
         let Some(command) = table.command(command) else { return };
         for key_at in command.keys(args) {
-            let removed = self.remove(args.arg(key_at));
+            let removed = self.remove(args.arg(key_at), Cause::DataChanged, now);
             self.counts.dropped_by_write += u64::from(removed);
         }
         self.scanner_gives_back(ranges);
@@ -775,7 +803,7 @@ impl LinkCore {
 
     fn fenced(&mut self, waiting: SmallVec<[(Arc<Port>, Seq); 1]>, resumes: u32) {
         if resumes > 0 {
-            self.filler.empty();
+            self.filler.empty(Cause::DataChanged);
             self.empties += 1;
             self.counts.emptied += 1;
         }
