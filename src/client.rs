@@ -18,6 +18,7 @@
 //! one whose client has gone or was killed.
 
 mod apart;
+mod cache;
 mod core;
 mod local;
 mod tunnel;

@@ -1,5 +1,6 @@
 //! Larder: a coherent Redis-protocol cache proxy.
 
+pub mod cache;
 pub mod client;
 pub mod clients;
 pub mod clock;

@@ -127,25 +127,14 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "breaker",
         arity: -2,
         syntax: "[OPEN|CLOSE|RELEASE]",
-        help: &[
-            "Show the circuit breaker of the upstream, hold its circuit open or closed,",
-            "or let it go again.",
-        ],
+        help: &["Show the circuit breaker of the upstream, hold its circuit open or closed,", "or let it go again."],
     },
-    Subcommand {
-        name: "entry",
-        arity: 3,
-        syntax: "<key>",
-        help: &["Show what L1 holds of <key>; null if nothing."],
-    },
+    Subcommand { name: "entry", arity: 3, syntax: "<key>", help: &["Show what L1 holds of <key>; null if nothing."] },
     Subcommand {
         name: "fence",
         arity: 2,
         syntax: "",
-        help: &[
-            "Return when every invalidation that the upstream has sent before the call",
-            "has been applied here.",
-        ],
+        help: &["Return when every invalidation that the upstream has sent before the call", "has been applied here."],
     },
     Subcommand {
         name: "info",

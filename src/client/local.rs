@@ -10,7 +10,7 @@ use crate::session::Muted;
 use larder_protocol::args::Args;
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::Command;
+use larder_protocol::table::{Command, Group};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -31,6 +31,9 @@ struct Filter {
 impl Core {
     /// Takes a command that Larder answers.
     pub(super) fn take_local(&mut self, command: &Command, args: Args<'_>) -> Take {
+        if command.group == Group::Larder {
+            return self.take_cache();
+        }
         let name = &*command.name;
         if name == "quit" {
             self.session.answer(b"+OK\r\n", &mut self.out);

@@ -18,6 +18,7 @@
 //! How it fails: a lost connection answers everything that is owed with `UPSTREAMLOST`, and ends the client's connection
 //! if it held state: as with the server itself, what was watched or queued is gone.
 
+use super::cache::is_cache;
 use super::core::{Core, fence_job};
 use super::{Connection, End, Input, Request};
 use crate::clients::ClientId;
@@ -31,7 +32,7 @@ use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::{RequestError, Step, strict_i64};
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Command, Flags, Resolved, Table};
+use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -177,7 +178,11 @@ impl Connection {
         let ended = loop {
             match poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await {
                 Ok(Pause::AtRest) => break Ok(()),
-                Ok(Pause::StepOut) => self.step_out(&tunnel).await,
+                Ok(Pause::StepOut) => {
+                    if let Err(end) = self.step_out(&tunnel).await {
+                        break Err(end);
+                    }
+                }
                 Err(end) => break Err(end),
             }
         };
@@ -194,8 +199,11 @@ impl Connection {
     }
 
     /// Handles a request that has nothing to do with the connection, while that keeps its state.
-    async fn step_out(&mut self, tunnel: &Tunnel) {
-        let Ok(Some(request)) = self.io.next_request() else { return };
+    async fn step_out(&mut self, tunnel: &Tunnel) -> Result<(), End> {
+        let Ok(Some(request)) = self.io.next_request() else { return Ok(()) };
+        if is_cache(&tunnel.table, request.args()) {
+            return self.cache(&request).await;
+        }
         match tunnel.table.resolve(request.args()) {
             Resolved::Known(command) if command.class == Class::PubSub && command.accepts(request.args().len()) => {
                 self.subscribe(&command.name, request.args()).await;
@@ -206,6 +214,7 @@ impl Connection {
                 self.core.answer(line.as_bytes());
             }
         }
+        Ok(())
     }
 
     /// Borrows a connection; meanwhile notices if the client is killed.
@@ -439,6 +448,7 @@ impl Tunnel {
         let table = self.table.clone();
         let command = match table.resolve(args) {
             Resolved::Known(command) => command,
+            Resolved::UnknownSubcommand(command) if command.group == Group::Larder => command,
             _ => return Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
         };
         if let Some(line) = core.refusal(command) {
@@ -454,6 +464,10 @@ impl Tunnel {
         match command.class {
             Class::Transaction => self.decide_transaction(command),
             Class::Local if matches!(&*command.name, "reset" | "quit") && !self.state.is_none() => Next::Abandon,
+            Class::Local if command.group == Group::Larder && self.state.in_multi => {
+                owed(What::Instead(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n")))
+            }
+            Class::Local if command.group == Group::Larder => Next::Leave,
             _ if self.state.in_multi => owed(What::Queued),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),

@@ -30,14 +30,8 @@ pub(super) struct Causes([AtomicU64; Cause::ALL.len()]);
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 6] = [
-        Self::TtlExpired,
-        Self::Manual,
-        Self::DataChanged,
-        Self::CapacityLimit,
-        Self::PatternBased,
-        Self::FeedLost,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::TtlExpired, Self::Manual, Self::DataChanged, Self::CapacityLimit, Self::PatternBased, Self::FeedLost];
 
     /// The cause in snake case.
     pub fn label(self) -> &'static str {

@@ -51,7 +51,14 @@ impl Node {
         let breaker = Breaker::new(settings, seed, clock.now());
         let gate = breaker.gate();
         let facts = Facts { table, hello: None, has_field_ttls: false, is_known: false };
-        Self { endpoint, clock, breaker: Mutex::new(breaker), gate, refused: AtomicU64::new(0), facts: ArcSwap::from_pointee(facts) }
+        Self {
+            endpoint,
+            clock,
+            breaker: Mutex::new(breaker),
+            gate,
+            refused: AtomicU64::new(0),
+            facts: ArcSwap::from_pointee(facts),
+        }
     }
 
     /// What is known of the server.

@@ -1,0 +1,125 @@
+//! The CACHE command: what it does, for a client at its place.
+//!
+//! Arguments are understood by [`larder_protocol::cache`]; the client's side (who may, in which protocol, what is a
+//! property of the connection) is in `client::cache`. Here a command is executed, and answered in RESP3.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `errand` | requests of Larder's own on links |
+//! | `inspect` | INFO, STATS, ENTRY, BREAKER |
+//! | `invalidate` | INVALIDATE |
+//! | `reply` | replies in RESP3 |
+
+mod errand;
+mod inspect;
+mod invalidate;
+mod reply;
+
+use self::errand::Errand;
+use self::invalidate::Invalidated;
+use self::reply::Reply;
+use crate::port::Failure;
+use crate::server::{Backend, Shared};
+use crate::upstream::scope::{Scope, Upstream};
+use bytes::Bytes;
+use larder_protocol::args::OwnedArgs;
+use larder_protocol::cache::{self, CacheCommand};
+use larder_protocol::shape::Protocol;
+use larder_protocol::table::Table;
+use std::sync::Arc;
+
+/// For whom a command is executed.
+pub(crate) struct Caller {
+    /// The process.
+    pub(crate) shared: Arc<Shared>,
+    /// The caller's scope; none on the embedded store.
+    pub(crate) scope: Option<Arc<Scope>>,
+    /// The caller's database.
+    pub(crate) database: u32,
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// Executes a command that is not about the caller's connection; the reply, in RESP3.
+    ///
+    /// # Errors
+    /// What the client is told instead.
+    pub(crate) async fn execute(&self, command: CacheCommand<'_>) -> Result<Vec<u8>, Failure> {
+        match command {
+            CacheCommand::Help => Ok(help()),
+            CacheCommand::Fence => self.fence().await,
+            CacheCommand::Info(section) => Ok(inspect::info(self, section)),
+            CacheCommand::Stats => Ok(inspect::stats(self)),
+            CacheCommand::ResetStats => {
+                self.shared.reset_counters();
+                Ok(ok())
+            }
+            CacheCommand::Entry(key) => Ok(inspect::entry(self, key)),
+            CacheCommand::Breaker(order) => inspect::breaker(self, order),
+            CacheCommand::Invalidate(target, reach) => Ok(match invalidate::invalidate(self, target, reach).await? {
+                Invalidated::Keys(count) => Reply::default().integer(count).take(),
+                Invalidated::All => ok(),
+            }),
+            // The connection's own: its side answers these.
+            CacheCommand::ReadMode | CacheCommand::SetReadMode(_) => Ok(ok()),
+        }
+    }
+
+    /// Returns when the scope's link has read all that the upstream had sent before.
+    ///
+    /// An empty partition with nothing on its way into it needs no PING: there is nothing that an invalidation could
+    /// take out, and whatever is read from now on is asked of the upstream from now on.
+    async fn fence(&self) -> Result<Vec<u8>, Failure> {
+        if let Some(scope) = &self.scope {
+            let fenced = Errand::default().fence(std::slice::from_ref(scope)).await;
+            fenced.map_err(|failure| match failure {
+                // It changes nothing, and may be sent again.
+                Failure::WriteTimeout(ms) => Failure::ReadTimeout(ms),
+                failure => failure,
+            })?;
+        }
+        Ok(ok())
+    }
+
+    fn upstream(&self) -> Option<&Arc<Upstream>> {
+        match &self.shared.backend {
+            Backend::Upstream(upstream) => Some(upstream),
+            Backend::Embedded(_) => None,
+        }
+    }
+
+    /// What the operator denies to clients, CACHE does not do for them.
+    fn may_use(&self, table: &Table, word: &str) -> Result<(), Failure> {
+        match table.lookup(word.as_bytes()) {
+            Some(command) if self.shared.denied.denies(command) => {
+                let line = format!("NOPERM larder: the operator has denied the '{}' command", command.name);
+                Err(Failure::Refused(line.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn execute_embedded(&self, words: &[&[u8]]) -> Result<Bytes, Failure> {
+        let request = OwnedArgs::new(words);
+        let reply = Bytes::from(self.shared.execute_embedded(self.database, Protocol::Resp3, request.args()));
+        if reply.starts_with(b"-") {
+            return Err(Failure::Refused(reply.slice(1..reply.len().saturating_sub(2).max(1))));
+        }
+        Ok(reply)
+    }
+}
+
+fn help() -> Vec<u8> {
+    let lines: Vec<String> = cache::help().collect();
+    let mut reply = Reply::default();
+    reply.array(lines.len());
+    for line in &lines {
+        reply.simple(line);
+    }
+    reply.take()
+}
+
+fn ok() -> Vec<u8> {
+    Reply::default().simple("OK").take()
+}
