@@ -23,7 +23,7 @@ use crate::server::{Backend, Shared};
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
-use larder_protocol::cache::{self, CacheCommand};
+use larder_protocol::cache::{self, CacheCommand, ReadMode};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::Table;
 use std::sync::Arc;
@@ -38,32 +38,42 @@ pub(crate) struct Caller {
     pub(crate) database: u32,
 }
 
+/// What is left to do for the caller's connection.
+pub(crate) enum Done {
+    /// Answer with this, in RESP3.
+    Reply(Vec<u8>),
+    /// Answer with its mode of reading.
+    TellReadMode,
+    /// Change it.
+    SetReadMode(ReadMode),
+}
+
 // === impl Caller ===
 
 impl Caller {
-    /// Executes a command that is not about the caller's connection; the reply, in RESP3.
+    /// Executes a command.
     ///
     /// # Errors
     /// What the client is told instead.
-    pub(crate) async fn execute(&self, command: CacheCommand<'_>) -> Result<Vec<u8>, Failure> {
-        match command {
-            CacheCommand::Help => Ok(help()),
-            CacheCommand::Fence => self.fence().await,
-            CacheCommand::Info(section) => Ok(inspect::info(self, section)),
-            CacheCommand::Stats => Ok(inspect::stats(self)),
+    pub(crate) async fn execute(&self, command: CacheCommand<'_>) -> Result<Done, Failure> {
+        Ok(Done::Reply(match command {
+            CacheCommand::Read(None) => return Ok(Done::TellReadMode),
+            CacheCommand::Read(Some(mode)) => return Ok(Done::SetReadMode(mode)),
+            CacheCommand::Help => help(),
+            CacheCommand::Fence => self.fence().await?,
+            CacheCommand::Info(section) => inspect::info(self, section),
+            CacheCommand::Stats => inspect::stats(self),
             CacheCommand::ResetStats => {
                 self.shared.reset_counters();
-                Ok(ok())
+                ok()
             }
-            CacheCommand::Entry(key) => Ok(inspect::entry(self, key)),
-            CacheCommand::Breaker(order) => inspect::breaker(self, order),
-            CacheCommand::Invalidate(target, reach) => Ok(match invalidate::invalidate(self, target, reach).await? {
+            CacheCommand::Entry(key) => inspect::entry(self, key),
+            CacheCommand::Breaker(order) => inspect::breaker(self, order)?,
+            CacheCommand::Invalidate(target, reach) => match invalidate::invalidate(self, target, reach).await? {
                 Invalidated::Keys(count) => Reply::default().integer(count).take(),
                 Invalidated::All => ok(),
-            }),
-            // The connection's own: its side answers these.
-            CacheCommand::ReadMode | CacheCommand::SetReadMode(_) => Ok(ok()),
-        }
+            },
+        }))
     }
 
     /// Returns when the scope's link has read all that the upstream had sent before.

@@ -17,10 +17,8 @@ pub enum CacheCommand<'a> {
     Help,
     /// `FENCE`
     Fence,
-    /// `READ`: tells the connection's mode.
-    ReadMode,
-    /// `READ STRICT|CACHED|BYPASS`: sets it.
-    SetReadMode(ReadMode),
+    /// `READ [CACHED|STRICT|BYPASS]`: sets the connection's mode; without one, tells it.
+    Read(Option<ReadMode>),
     /// `BREAKER [OPEN|CLOSE|RELEASE]`
     Breaker(BreakerOrder),
     /// `INFO [section]`
@@ -194,8 +192,8 @@ impl<'a> CacheCommand<'a> {
             ("fence", _) => Ok(Self::Fence),
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
             ("invalidate", _) => parse_invalidate(args),
-            ("read", 2) => Ok(Self::ReadMode),
-            ("read", 3) => ReadMode::parse(args.arg(2)).map(Self::SetReadMode),
+            ("read", 2) => Ok(Self::Read(None)),
+            ("read", 3) => ReadMode::parse(args.arg(2)).map(|mode| Self::Read(Some(mode))),
             ("resetstats", _) => Ok(Self::ResetStats),
             ("stats", _) => Ok(Self::Stats),
             ("help", _) => Ok(Self::Help),
@@ -341,10 +339,10 @@ mod tests {
         for (line, meaning) in [
             ("CACHE HELP", "Help"),
             ("cache fence", "Fence"),
-            ("CACHE read", "ReadMode"),
-            ("CACHE READ strict", "SetReadMode(Strict)"),
-            ("CACHE READ Bypass", "SetReadMode(Bypass)"),
-            ("CACHE READ CACHED", "SetReadMode(Cached)"),
+            ("CACHE read", "Read(None)"),
+            ("CACHE READ strict", "Read(Some(Strict))"),
+            ("CACHE READ Bypass", "Read(Some(Bypass))"),
+            ("CACHE READ CACHED", "Read(Some(Cached))"),
             ("CACHE BREAKER", "Breaker(Show)"),
             ("CACHE BREAKER open", "Breaker(Open)"),
             ("CACHE BREAKER CLOSE", "Breaker(Close)"),

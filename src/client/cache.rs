@@ -4,8 +4,9 @@
 //! all of that, and what comes behind it follows it.
 
 use super::core::{Core, Take};
+use super::local::bulk;
 use super::{Connection, End, Request};
-use crate::cache::Caller;
+use crate::cache::{Caller, Done};
 use crate::config::CacheAccess;
 use larder_protocol::args::Args;
 use larder_protocol::cache::CacheCommand;
@@ -68,27 +69,26 @@ impl Connection {
             Some(line) => Err(line.to_owned()),
             None => CacheCommand::parse(request.args()).map_err(|error| error.to_string()),
         };
-        let answer = match parsed {
-            Err(line) => format!("-{line}\r\n").into_bytes(),
-            Ok(CacheCommand::ReadMode) => {
-                let word = self.core.session.read_mode().word();
-                format!("${}\r\n{word}\r\n", word.len()).into_bytes()
+        let command = match parsed {
+            Ok(command) => command,
+            Err(line) => {
+                self.core.answer(format!("-{line}\r\n").as_bytes());
+                return Ok(());
             }
-            Ok(CacheCommand::SetReadMode(mode)) => {
+        };
+        let caller = Caller {
+            shared: self.core.shared.clone(),
+            scope: self.core.scope().cloned(),
+            database: self.core.client.database.load(Ordering::Relaxed),
+        };
+        let answer = match self.while_alive(caller.execute(command)).await? {
+            Ok(Done::Reply(reply)) => self.core.in_own_protocol(reply),
+            Ok(Done::TellReadMode) => bulk(self.core.session.read_mode().word().as_bytes()),
+            Ok(Done::SetReadMode(mode)) => {
                 self.core.session.set_read_mode(mode);
                 b"+OK\r\n".to_vec()
             }
-            Ok(command) => {
-                let caller = Caller {
-                    shared: self.core.shared.clone(),
-                    scope: self.core.scope().cloned(),
-                    database: self.core.client.database.load(Ordering::Relaxed),
-                };
-                match self.while_alive(caller.execute(command)).await? {
-                    Ok(answer) => self.core.in_own_protocol(answer),
-                    Err(failure) => format!("-{failure}\r\n").into_bytes(),
-                }
-            }
+            Err(failure) => format!("-{failure}\r\n").into_bytes(),
         };
         self.core.answer(&answer);
         Ok(())
