@@ -20,6 +20,8 @@ use self::invalidate::Invalidated;
 use self::reply::Reply;
 use crate::port::Failure;
 use crate::server::{Backend, Shared};
+use crate::upstream::link::OpKind;
+use crate::upstream::link_io::LinkState;
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
@@ -51,6 +53,21 @@ pub(crate) enum Done {
 // === impl Caller ===
 
 impl Caller {
+    /// The line with which the upstream refuses the caller, if it is known to: what it has not accepted may do nothing
+    /// here. While nobody has been accepted yet, the first attempt is waited for, at most `link.connect_ms_max`; an
+    /// upstream that is not there refuses nobody.
+    pub(crate) async fn refusal(&self) -> Option<Bytes> {
+        let (upstream, scope) = (self.upstream()?, self.scope.as_ref()?);
+        if upstream.node().facts().is_known || scope.link.state() != LinkState::Connecting {
+            return scope.link.refused();
+        }
+        let ping = OwnedArgs::new(["PING"]);
+        match Errand::default().call(&scope.link, &[(OpKind::Read, &ping)]).await {
+            Err(Failure::Refused(line)) => Some(line),
+            _ => None,
+        }
+    }
+
     /// Executes a command.
     ///
     /// # Errors

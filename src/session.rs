@@ -357,9 +357,15 @@ impl Session {
         if command.keys(args).any(|at| (around.is_big)(args.arg(at))) {
             return if self.slots.is_empty() { Flow::Exclusive } else { Flow::Wait };
         }
+        let is_there = |key_at| {
+            let key = Variant::new(command.id, args, key_at);
+            around.partition.is_some_and(|p| p.read(args.arg(key_at), key, around.now).is_some())
+        };
         let kind = match command.classify(args, self.protocol) {
             _ if self.reads == ReadMode::Bypass => OpKind::Read,
             Class::Read(Cacheability::PerKey(per_key)) => OpKind::FillEach(each_of(per_key, command, around.table)),
+            // What is there is dropped by a push if it is not right; it need not be kept twice.
+            _ if command.keys(args).next().is_some_and(is_there) => OpKind::Read,
             _ => fill_of(command, args, false, around),
         };
         self.send(command, args, kind, around, batch);

@@ -161,7 +161,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     },
     Subcommand { name: "resetstats", arity: 2, syntax: "", help: &["Let the counters begin anew."] },
     Subcommand { name: "stats", arity: 2, syntax: "", help: &["Return all figures about Larder as a map."] },
-    Subcommand { name: "help", arity: 2, syntax: "", help: &["Print this help."] },
+    Subcommand { name: "help", arity: 2, syntax: "", help: &["Prints this help."] },
 ];
 
 /// Most bytes of an unknown word that an error repeats.

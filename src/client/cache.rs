@@ -65,6 +65,15 @@ impl Core {
 impl Connection {
     /// Handles a request of CACHE.
     pub(super) async fn cache(&mut self, request: &Request) -> Result<(), End> {
+        let caller = Caller {
+            shared: self.core.shared.clone(),
+            scope: self.core.scope().cloned(),
+            database: self.core.client.database.load(Ordering::Relaxed),
+        };
+        if let Some(line) = self.while_alive(caller.refusal()).await? {
+            self.core.answer(format!("-{}\r\n", String::from_utf8_lossy(&line)).as_bytes());
+            return Ok(());
+        }
         let parsed = match self.core.cache_refusal() {
             Some(line) => Err(line.to_owned()),
             None => CacheCommand::parse(request.args()).map_err(|error| error.to_string()),
@@ -75,11 +84,6 @@ impl Connection {
                 self.core.answer(format!("-{line}\r\n").as_bytes());
                 return Ok(());
             }
-        };
-        let caller = Caller {
-            shared: self.core.shared.clone(),
-            scope: self.core.scope().cloned(),
-            database: self.core.client.database.load(Ordering::Relaxed),
         };
         let answer = match self.while_alive(caller.execute(command)).await? {
             Ok(Done::Reply(reply)) => self.core.in_own_protocol(reply),
