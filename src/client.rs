@@ -180,7 +180,7 @@ impl Connection {
             let waited = self.core.out.len();
             let drained = self.flush(cx)?;
             moved |= self.core.out.len() < waited;
-            if self.is_done(drained) {
+            if self.is_done(drained) || self.has_too_much_output() {
                 return Poll::Ready(Ok(Turn::Close));
             }
             if !moved {
@@ -189,6 +189,19 @@ impl Connection {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// True if more waits for the client than it may let wait: it does not read what it has asked for.
+    fn has_too_much_output(&self) -> bool {
+        let too_much = self.core.out.len() > self.core.shared.config.limits.client_output_bytes_max;
+        if too_much {
+            tracing::warn!(
+                client = self.core.client.id.0,
+                bytes = self.core.out.len(),
+                "client closed: it does not read"
+            );
+        }
+        too_much
     }
 
     fn is_done(&self, drained: bool) -> bool {

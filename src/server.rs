@@ -229,9 +229,10 @@ impl Shared {
                 .await?;
             raw::accepted(connection.call(["PING"]).await?)
         };
-        match asked.await {
-            Ok(_) => Ok(()),
-            Err(cause) => Err(RunError::Upstream { endpoint, cause: cause.to_string() }),
+        match tokio::time::timeout(pool.connect_max, asked).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(cause)) => Err(RunError::Upstream { endpoint, cause: cause.to_string() }),
+            Err(_) => Err(RunError::Upstream { endpoint, cause: "no answer in time".into() }),
         }
     }
 }

@@ -263,7 +263,15 @@ impl Session {
         }
         let seq = self.fresh_seq();
         let state = State::Ready(Bytes::copy_from_slice(answer));
-        self.slots.push_back(Slot { seq, state, shape: None, muted, request: None, fence: Fence::Done, receivers: None });
+        self.slots.push_back(Slot {
+            seq,
+            state,
+            shape: None,
+            muted,
+            request: None,
+            fence: Fence::Done,
+            receivers: None,
+        });
     }
 
     /// Takes a request of a class that uses the link, or says what else is to be done with it.

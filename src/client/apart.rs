@@ -21,10 +21,11 @@ use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Class, Resolved};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::Duration;
 
 /// What `HELLO` asks for.
 #[derive(Debug, Default)]
@@ -60,13 +61,16 @@ impl Connection {
             (_, Class::PubSub) => self.subscribe(&name, request.args()).await,
             ("auth", _) => self.auth(request.args()).await,
             ("hello", _) => self.hello(request).await?,
-            ("select", _) => self.select(request.args()).await,
+            ("select", _) => self.select(request).await?,
             ("reset", _) => self.reset(),
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
             _ => self.tunnel(request).await?,
         }
-        if let Some(database) = self.core.selected_in_transaction.take() {
-            self.enter_database(database).await;
+        if let Some(database) = self.core.selected_in_transaction.take()
+            && self.enter_database(database).await != b"+OK\r\n"
+        {
+            // It was told that it is there already.
+            return Err(End::Closed);
         }
         Ok(())
     }
@@ -79,7 +83,7 @@ impl Connection {
         Ok(())
     }
 
-    async fn auth(&mut self, args: Args<'_>) {
+    pub(super) async fn auth(&mut self, args: Args<'_>) {
         let (user, password) = match args.len() {
             2 => (None, args.arg(1)),
             3 => (Some(args.arg(1)), args.arg(2)),
@@ -122,7 +126,8 @@ impl Connection {
         if let Some(failure) = upstream.node().refusal() {
             return Err(failure.to_string().into());
         }
-        match pool::try_identity(upstream.node(), &identity, upstream.settings().pool).await {
+        let limits = upstream.settings().pool;
+        match within(limits.connect_max, pool::try_identity(upstream.node(), &identity, limits)).await {
             Ok(Ok(())) => {}
             Ok(Err(line)) => return Err(line),
             Err(cause) => {
@@ -139,7 +144,7 @@ impl Connection {
         self.enter(scope).await.map_err(|failure| failure.to_string().into())
     }
 
-    async fn hello(&mut self, request: Request) -> Result<(), End> {
+    pub(super) async fn hello(&mut self, request: Request) -> Result<(), End> {
         let hello = match Hello::parse(request.args()) {
             Ok(hello) => hello,
             Err(line) => {
@@ -206,22 +211,23 @@ impl Connection {
             raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
             raw::accepted(connection.call(["HELLO", "3"]).await?)
         };
-        asked.await.map_err(|cause| match cause {
+        within(upstream.settings().pool.connect_max, asked).await.map_err(|cause| match cause {
             RawError::Refused(line) => line,
             cause => upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into(),
         })
     }
 
-    async fn select(&mut self, args: Args<'_>) {
-        let Some(index) = strict_i64(args.arg(1)) else {
-            self.core.answer(b"-ERR value is not an integer or out of range\r\n");
-            return;
-        };
-        let answer = match u32::try_from(index) {
-            Ok(database) => self.enter_database(database).await,
-            Err(_) => b"-ERR DB index is out of range\r\n".to_vec(),
+    async fn select(&mut self, request: Request) -> Result<(), End> {
+        let index = strict_i64(request.args().arg(1));
+        let answer = match index.and_then(|index| u32::try_from(index).ok()) {
+            Some(database) if database <= i32::MAX as u32 => self.enter_database(database).await,
+            // The upstream words what is wrong with it.
+            _ if self.core.scope().is_some() => return self.tunnel(request).await,
+            _ if index.is_none() => b"-ERR value is not an integer or out of range\r\n".to_vec(),
+            _ => b"-ERR DB index is out of range\r\n".to_vec(),
         };
         self.core.answer(&answer);
+        Ok(())
     }
 
     /// Moves the client to another database of its user; the answer to SELECT.
@@ -244,7 +250,7 @@ impl Connection {
                 raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
                 raw::accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)
             };
-            match tried.await {
+            match within(pool.connect_max, tried).await {
                 Ok(_) => {}
                 Err(RawError::Refused(line)) => return error(&line),
                 Err(cause) => {
@@ -294,6 +300,7 @@ impl Connection {
     fn reset(&mut self) {
         let core = &mut self.core;
         core.leave_hub();
+        core.take_deliveries();
         core.session.set_protocol(Protocol::Resp2);
         core.session.set_muted(Muted::No);
         core.client.resp.store(2, Ordering::Relaxed);
@@ -327,7 +334,11 @@ impl Connection {
         if !asks_for_ours {
             let words: Vec<Vec<u8>> = args.iter().map(<[u8]>::to_vec).collect();
             let reply = match scope.pools.borrow(Use::Short, self.core.session.protocol()).await {
-                Ok(mut borrowed) => borrowed.call(words).await.map_err(|_| Failure::ReadLost),
+                Ok(mut borrowed) => {
+                    let reply_max = self.core.shared.config.link.reply_ms_max;
+                    let reply = within(reply_max, borrowed.call(words)).await;
+                    reply.map_err(|_| Failure::ReadTimeout(reply_max.as_millis() as u64))
+                }
                 Err(failure) => Err(failure),
             };
             let reply = match reply {
@@ -404,6 +415,7 @@ impl Connection {
             for name in &names {
                 hub.unsubscribe(&self.core.client, kind, name);
             }
+            self.core.take_deliveries();
         }
         let nothing = names.is_empty();
         for name in names.iter().map(|name| Some(&name[..])).chain(nothing.then_some(None)) {
@@ -520,6 +532,11 @@ impl Hello {
         }
         Ok(hello)
     }
+}
+
+/// Waits so long and no longer for a connection that is used at once.
+async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, RawError>>) -> Result<T, RawError> {
+    tokio::time::timeout(limit, asked).await.unwrap_or(Err(RawError::ConnectTimeout(limit.as_millis())))
 }
 
 fn error(line: &[u8]) -> Vec<u8> {

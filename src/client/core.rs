@@ -171,8 +171,10 @@ impl Core {
         if let Some(line) = self.refusal(command) {
             return self.answer(line.as_bytes());
         }
+        // The upstream words the error.
         let is_foreign = !command.on_upstream && command.group != Group::Larder;
-        if is_foreign && matches!(self.place, Place::Upstream(_)) {
+        let is_malformed = command.class == Class::Refused && !command.accepts(args.len());
+        if (is_foreign || is_malformed) && matches!(self.place, Place::Upstream(_)) {
             return self.take_unknown(None, args);
         }
         match command.class {

@@ -64,23 +64,33 @@ struct Tunnel {
     fence_widely: bool,
     patience: Pin<Box<Sleep>>,
     reply_max: Duration,
-    /// The database that a queued SELECT names.
-    selects: Option<u32>,
-    /// SWAPDB was queued or sent: all partitions are suspended until it is over.
+    /// What is queued so far.
+    transaction: Transaction,
+    /// SWAPDB was sent: all partitions are suspended until it is over.
     swap: Option<Swap>,
     /// True while the reply at hand has begun.
     in_reply: bool,
-    /// Commands queued in the transaction, and those among them that Larder answers.
-    queued: usize,
-    own_in_transaction: Vec<Own>,
     /// The reply to EXEC, while it is gathered for Larder's own answers to be put in.
     gathered: BytesMut,
 }
 
+/// What a transaction holds that Larder must know of when it is executed.
+#[derive(Default)]
+struct Transaction {
+    /// Commands queued.
+    queued: usize,
+    /// Those that Larder answers.
+    own: Vec<Own>,
+    /// The database that the last SELECT names.
+    selects: Option<u32>,
+    /// True if databases are swapped, or rights changed.
+    swaps: bool,
+}
+
 /// A command in a transaction that is about Larder's client and not about the upstream's connection.
 struct Own {
-    /// Its place in the transaction, once it is known to be queued.
-    at: Option<usize>,
+    /// Its place in the transaction. (If another is not queued after all, there is no reply to put it into.)
+    at: usize,
     request: Request,
 }
 
@@ -112,10 +122,8 @@ enum What {
     Select(Option<u32>),
     /// The reply to a command that is being queued.
     Queued,
-    /// As `Queued`; in the reply to EXEC, Larder's own answer takes the place of the upstream's.
-    QueuedOwn(usize),
     /// The reply to EXEC.
-    Exec,
+    Exec(Transaction),
     /// The reply to MULTI: an error means that there is no transaction.
     Multi,
     /// The upstream's reply is dropped for this one.
@@ -176,7 +184,11 @@ impl Connection {
         let ended = loop {
             match poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await {
                 Ok(Pause::AtRest) => break Ok(()),
-                Ok(Pause::StepOut) => self.step_out(&tunnel).await,
+                Ok(Pause::StepOut) => {
+                    if let Err(end) = self.step_out(&mut tunnel).await {
+                        break Err(end);
+                    }
+                }
                 Err(end) => break Err(end),
             }
         };
@@ -193,11 +205,25 @@ impl Connection {
     }
 
     /// Handles a request that has nothing to do with the connection, while that keeps its state.
-    async fn step_out(&mut self, tunnel: &Tunnel) {
-        let Ok(Some(request)) = self.io.next_request() else { return };
-        match tunnel.table.resolve(request.args()) {
-            Resolved::Known(command) if command.class == Class::PubSub && command.accepts(request.args().len()) => {
-                self.subscribe(&command.name, request.args()).await;
+    async fn step_out(&mut self, tunnel: &mut Tunnel) -> Result<(), End> {
+        let Ok(Some(request)) = self.io.next_request() else { return Ok(()) };
+        let table = tunnel.table.clone();
+        let Resolved::Known(command) = table.resolve(request.args()) else { return Ok(()) };
+        match &*command.name {
+            name if command.class == Class::PubSub => self.subscribe(name, request.args()).await,
+            "hello" | "auth" => {
+                // The connection must speak the client's protocol, and be who the client is.
+                let words: Vec<Vec<u8>> = request.args().iter().map(<[u8]>::to_vec).collect();
+                tunnel.connection.condemn();
+                let same = tunnel.connection.call(words).await;
+                if command.name == "hello" {
+                    self.hello(request).await?;
+                } else {
+                    self.auth(request.args()).await;
+                }
+                if let Err(error) = same {
+                    self.tunnel_lost(tunnel, &error)?;
+                }
             }
             _ => {
                 let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
@@ -205,6 +231,7 @@ impl Connection {
                 self.core.answer(line.as_bytes());
             }
         }
+        Ok(())
     }
 
     /// Borrows a connection; meanwhile notices if the client is killed.
@@ -248,7 +275,13 @@ impl Connection {
                 Ok(released) => moved |= released,
                 Err(failure) => return Poll::Ready(self.fence_failed(tunnel, &failure)),
             }
+            let waited = self.core.out.len();
             self.flush(cx).map_err(End::Io)?;
+            // What was drained makes room for more.
+            moved |= self.core.out.len() < waited;
+            if self.has_too_much_output() {
+                return Poll::Ready(Err(End::Closed));
+            }
             if tunnel.is_quiet() && fed == Fed::Abandon {
                 tunnel.state = Held::default();
                 tunnel.connection.condemn();
@@ -379,6 +412,20 @@ fn unblock_request(core: &Core, args: Args<'_>) -> Bytes {
     Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes())
 }
 
+/// Whole databases, or what users may see, change with these, and no push tells.
+fn changes_without_push(name: &str) -> bool {
+    matches!(name, "swapdb" | "acl|setuser" | "acl|deluser" | "acl|load")
+}
+
+fn database_of(args: Args<'_>) -> Option<u32> {
+    std::str::from_utf8(args.arg(1)).ok()?.parse().ok()
+}
+
+/// True for RESET and QUIT, which are executed at once even within a transaction.
+fn ends_state(command: &Command, args: Args<'_>) -> bool {
+    matches!(&*command.name, "reset" | "quit") && command.accepts(args.len())
+}
+
 fn purpose_of(table: &Table, args: Args<'_>) -> Use {
     match table.resolve(args) {
         Resolved::Known(command) if command.class == Class::Monitor => Use::Waiting,
@@ -405,11 +452,9 @@ impl Tunnel {
             fence_widely: false,
             patience: Box::pin(sleep(reply_max)),
             reply_max,
-            selects: None,
+            transaction: Transaction::default(),
             swap: None,
             in_reply: false,
-            queued: 0,
-            own_in_transaction: Vec::new(),
             gathered: BytesMut::new(),
         }
     }
@@ -451,8 +496,9 @@ impl Tunnel {
         let writes = !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive;
         let owed = |what| Next::Send(Owed { what, muted: false, writes });
         match command.class {
+            Class::Transaction if !command.accepts(args.len()) => owed(What::Reply),
             Class::Transaction => self.decide_transaction(command),
-            Class::Local if matches!(&*command.name, "reset" | "quit") && !self.state.is_none() => Next::Abandon,
+            Class::Local if ends_state(command, args) && !self.state.is_none() => Next::Abandon,
             _ if self.state.in_multi => owed(What::Queued),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),
@@ -460,6 +506,8 @@ impl Tunnel {
             Class::Exclusive if &*command.name == "info" && self.state.is_none() => Next::Leave,
             Class::Exclusive | Class::Blocking => owed(What::Reply),
             Class::Local => self.decide_local(core, command, args),
+            Class::Refused if !command.accepts(args.len()) => owed(What::Reply),
+            Class::PubSub if !command.accepts(args.len()) => owed(What::Reply),
             Class::PubSub | Class::Refused => Next::Leave,
             _ if self.state.is_none() && !self.owed.is_empty() => Next::Leave,
             _ => owed(What::Reply),
@@ -469,7 +517,7 @@ impl Tunnel {
     fn decide_transaction(&self, command: &Command) -> Next {
         let (what, writes) = match &*command.name {
             "multi" => (What::Multi, false),
-            "exec" => (What::Exec, true),
+            "exec" => (What::Exec(Transaction::default()), true),
             _ => (What::Acknowledgement, false),
         };
         Next::Send(Owed { what, muted: false, writes })
@@ -485,8 +533,7 @@ impl Tunnel {
                 Next::Send(Owed { what: What::Reply, muted: false, writes: false })
             }
             "select" if !self.state.is_none() => {
-                let database = args.get(1).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
-                Next::Send(Owed { what: What::Select(database), muted: false, writes: false })
+                Next::Send(Owed { what: What::Select(database_of(args)), muted: false, writes: false })
             }
             "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
             "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
@@ -507,17 +554,17 @@ impl Tunnel {
             Next::Leave | Next::Abandon => return,
         };
         owed.muted = core.session.take_muted();
-        self.note_state(core, request.args());
-        if let (What::Queued, Resolved::Known(command)) = (&owed.what, self.table.clone().resolve(request.args()))
-            && command.class == Class::Local
-            && self.own_in_transaction.len() < OWN_IN_TRANSACTION_MAX
-        {
-            self.own_in_transaction.push(Own {
-                at: None,
-                request: Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() },
-            });
-            owed.what = What::QueuedOwn(self.own_in_transaction.len() - 1);
+        match &mut owed.what {
+            What::Queued => self.queue(&request),
+            What::Exec(transaction) => {
+                *transaction = std::mem::take(&mut self.transaction);
+                if transaction.swaps && self.swap.is_none() {
+                    self.swap = Some(Swap::begin(core));
+                }
+            }
+            _ => {}
         }
+        self.note_state(core, request.args());
         let request = match &owed.what {
             What::Reply if self.is_unblock(request.args()) => unblock_request(core, request.args()),
             _ => request.bytes,
@@ -536,6 +583,21 @@ impl Tunnel {
         self.owed.push_back(owed);
     }
 
+    /// Notes a command that is being queued.
+    fn queue(&mut self, request: &Request) {
+        let at = self.transaction.queued;
+        self.transaction.queued += 1;
+        let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
+        self.transaction.swaps |= changes_without_push(&command.name);
+        if command.name == "select" {
+            self.transaction.selects = database_of(request.args());
+        }
+        if command.class == Class::Local && self.transaction.own.len() < OWN_IN_TRANSACTION_MAX {
+            let request = Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() };
+            self.transaction.own.push(Own { at, request });
+        }
+    }
+
     fn answer(&mut self, core: &mut Core, answer: Bytes) {
         let muted = core.session.take_muted();
         if self.owed.is_empty() && self.covered.is_empty() && self.uncovered.is_empty() {
@@ -551,32 +613,29 @@ impl Tunnel {
     fn note_state(&mut self, core: &Core, args: Args<'_>) {
         let table = self.table.clone();
         let Resolved::Known(command) = table.resolve(args) else { return };
-        let name = &*command.name;
-        match name {
-            "multi" => self.state.in_multi = true,
-            "exec" | "discard" => {
-                self.state.in_multi = false;
-                self.state.watching = false;
-            }
-            "watch" if !self.state.in_multi => self.state.watching = true,
-            "unwatch" if !self.state.in_multi => self.state.watching = false,
-            "monitor" => self.state.monitoring = true,
-            "client|tracking" if !self.state.in_multi => {
-                self.state.tracking = args.get(2).is_some_and(|on| on.eq_ignore_ascii_case(b"on"));
-                self.connection.condemn();
-            }
-            "select" => {
-                self.connection.condemn();
-                self.selects = args.get(1).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
-            }
-            // Whole databases, or what users may see, change without a push.
-            "swapdb" | "acl|setuser" | "acl|deluser" | "acl|load" if self.swap.is_none() => {
-                self.swap = Some(Swap::begin(core));
+        if !command.accepts(args.len()) {
+            return;
+        }
+        let state = &mut self.state;
+        match &*command.name {
+            "multi" => state.in_multi = true,
+            "exec" | "discard" if state.in_multi => {
+                self.transaction = Transaction::default();
+                state.in_multi = false;
+                state.watching = false;
             }
             // State that a connection cannot be given back with.
-            _ if self.state.in_multi && command.class == Class::Local => self.connection.condemn(),
-            _ if self.state.in_multi && command.class == Class::PubSub => self.connection.condemn(),
-            "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn(),
+            _ if state.in_multi && matches!(command.class, Class::Local | Class::PubSub) => self.connection.condemn(),
+            _ if state.in_multi => {}
+            "watch" => state.watching = true,
+            "unwatch" => state.watching = false,
+            "monitor" => state.monitoring = true,
+            "client|tracking" => {
+                state.tracking = args.get(2).is_some_and(|on| on.eq_ignore_ascii_case(b"on"));
+                self.connection.condemn();
+            }
+            "select" | "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn(),
+            name if changes_without_push(name) && self.swap.is_none() => self.swap = Some(Swap::begin(core)),
             _ => {}
         }
         core.client.in_transaction.store(self.state.in_multi, Ordering::Relaxed);
@@ -623,39 +682,29 @@ impl Tunnel {
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
         let fenced = match &owed.what {
-            What::Acknowledgement | What::Multi | What::Queued | What::QueuedOwn(_) | What::Select(_) => {
-                piece.kind != b'+'
-            }
+            What::Acknowledgement | What::Multi | What::Queued | What::Select(_) => piece.kind != b'+',
             _ => true,
         };
-        if first && piece.kind == b'+' {
-            match owed.what {
-                What::Multi => {
-                    self.queued = 0;
-                    self.own_in_transaction.clear();
-                }
-                What::Queued => self.queued += 1,
-                What::QueuedOwn(i) => {
-                    if let Some(own) = self.own_in_transaction.get_mut(i) {
-                        own.at = Some(self.queued);
-                    }
-                    self.queued += 1;
-                }
-                What::Select(database) => core.selected_in_transaction = database,
-                _ => {}
+        if let (What::Select(database), b'+') = (&owed.what, piece.kind) {
+            core.selected_in_transaction = *database;
+        }
+        if let (What::Multi | What::Acknowledgement | What::Exec(_), b'-', true) = (&owed.what, piece.kind, first) {
+            // What state is left only the upstream knows: the connection is not given to others.
+            self.connection.condemn();
+            if matches!(owed.what, What::Multi) && !piece.bytes.starts_with(b"-ERR MULTI calls") {
+                self.state.in_multi = false;
             }
         }
-        if let (What::Multi, b'-', true) = (&owed.what, piece.kind, first)
-            && !piece.bytes.starts_with(b"-ERR MULTI calls")
-        {
-            self.state.in_multi = false;
-        }
-        let is_exec = matches!(owed.what, What::Exec);
-        let executed = is_exec && first && piece.kind == b'*' && !piece.bytes.starts_with(b"*-1");
-        let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
-        if executed && let Some(database) = self.selects.take() {
+        let gathers = matches!(&owed.what, What::Exec(transaction) if !transaction.own.is_empty());
+        let transaction = match &mut owed.what {
+            What::Exec(transaction) if piece.ends => std::mem::take(transaction),
+            _ => Transaction::default(),
+        };
+        let executed = piece.kind == b'*' && !(first && piece.bytes.starts_with(b"*-1"));
+        if let (true, Some(database)) = (executed, transaction.selects) {
             core.selected_in_transaction = Some(database);
         }
+        let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
         if first && fenced && writes {
             self.fence_widely = true;
         }
@@ -664,8 +713,8 @@ impl Tunnel {
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
             self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
         }
-        if is_exec && self.own_in_transaction.iter().any(|own| own.at.is_some()) {
-            return self.gather(core, piece, muted);
+        if gathers {
+            return self.gather(core, &transaction.own, piece, muted);
         }
         match instead {
             Some(line) if piece.ends && !muted => self.pass(core, line, false),
@@ -677,7 +726,7 @@ impl Tunnel {
     }
 
     /// Gathers the reply to EXEC and puts Larder's own answers into it.
-    fn gather(&mut self, core: &mut Core, piece: Piece, muted: bool) {
+    fn gather(&mut self, core: &mut Core, own: &[Own], piece: Piece, muted: bool) {
         self.gathered.extend_from_slice(&piece.bytes);
         if !piece.ends {
             return;
@@ -687,10 +736,9 @@ impl Tunnel {
         let patched = match cursor.next() {
             Some(Item::Aggregate(b'*', count)) => {
                 let mut out = format!("*{count}\r\n").into_bytes();
-                let own = std::mem::take(&mut self.own_in_transaction);
                 for at in 0..count as usize {
                     let theirs = cursor.next_frame().unwrap_or_default();
-                    let ours = own.iter().find(|own| own.at == Some(at)).and_then(|own| {
+                    let ours = own.iter().find(|own| own.at == at).and_then(|own| {
                         match self.table.resolve(own.request.args()) {
                             Resolved::Known(command) => core.local_answer(command, own.request.args()),
                             _ => None,
@@ -702,7 +750,6 @@ impl Tunnel {
             }
             _ => reply,
         };
-        self.own_in_transaction.clear();
         self.pass(core, if muted { Bytes::new() } else { patched }, true);
     }
 
@@ -747,7 +794,7 @@ impl Tunnel {
         std::mem::swap(&mut self.covered, &mut self.uncovered);
         let swap_over = self.owed.is_empty() && !self.state.in_multi;
         let seq = match self.swap.take_if(|_| swap_over) {
-            Some(swap) => core.start_fence(&swap.finish(), OpKind::FenceAndResume),
+            Some(swap) => core.start_fence(&swap.finish(core), OpKind::FenceAndResume),
             None => {
                 let scopes = core.links_to_fence(std::mem::take(&mut self.fence_widely));
                 core.start_fence(&scopes, OpKind::Fence)
@@ -790,9 +837,17 @@ impl Swap {
         Self { scopes }
     }
 
-    /// The scopes whose suspension the caller ends.
-    fn finish(mut self) -> Vec<Arc<Scope>> {
-        std::mem::take(&mut self.scopes)
+    /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there
+    /// before.
+    fn finish(mut self, core: &Core) -> Vec<Arc<Scope>> {
+        let mut scopes = std::mem::take(&mut self.scopes);
+        for scope in core.links_to_fence(true) {
+            if !scopes.iter().any(|s| Arc::ptr_eq(s, &scope)) {
+                scope.link.partition().suspend();
+                scopes.push(scope);
+            }
+        }
+        scopes
     }
 }
 

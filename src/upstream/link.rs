@@ -422,6 +422,8 @@ impl LinkCore {
         self.counts.emptied += 1;
         self.empties += 1;
         self.caching = Caching::Off;
+        // Also what left in a write that failed later.
+        self.sent();
         let sent = self.bytes_sent;
         let mut retries = Vec::new();
         for expected in std::mem::take(&mut self.expected) {

@@ -202,13 +202,7 @@ impl LinkHandle {
             return;
         }
         drop(queue);
-        for op in &job.ops {
-            if op.kind == OpKind::FenceAndResume {
-                self.partition.resume();
-            }
-            job.port.leave(Delivery::Fenced(op.seq));
-        }
-        job.port.wake();
+        self.fail(&job, &Failure::ReadLost);
     }
 
     /// The upstream's line, if it refuses the link's identity.
@@ -270,8 +264,23 @@ impl LinkHandle {
         let jobs = queue.take();
         drop(queue);
         for job in jobs {
-            fail(&job, &failure);
+            self.fail(&job, &failure);
         }
+    }
+
+    /// Tells a client that none of a job's requests were sent.
+    fn fail(&self, job: &Job, failure: &Failure) {
+        for op in &job.ops {
+            if op.kind == OpKind::FenceAndResume {
+                self.partition.resume();
+            }
+            job.port.leave(match op.kind {
+                // No connection, no entries: nothing is left to wait for.
+                OpKind::Fence | OpKind::FenceAndResume => Delivery::Fenced(op.seq),
+                _ => Delivery::Failed(op.seq, failure.clone()),
+            });
+        }
+        job.port.wake();
     }
 
     /// Ready with all jobs that wait, or when the scope has ended.
@@ -296,18 +305,6 @@ impl Queue {
         self.bytes = 0;
         std::mem::take(&mut self.jobs)
     }
-}
-
-/// Tells a client that none of a job's requests were sent.
-pub fn fail(job: &Job, failure: &Failure) {
-    for op in &job.ops {
-        job.port.leave(match op.kind {
-            // No connection, no entries: nothing is left to wait for.
-            OpKind::Fence | OpKind::FenceAndResume => Delivery::Fenced(op.seq),
-            _ => Delivery::Failed(op.seq, failure.clone()),
-        });
-    }
-    job.port.wake();
 }
 
 /// Runs a link until its scope ends. One call for each handle.
@@ -349,9 +346,8 @@ pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpo
     }
     let ended = Failure::Down("the scope has ended".into());
     retries.into_iter().for_each(|retry| retry.fail(ended.clone()));
-    for job in handle.lock().take() {
-        fail(&job, &ended);
-    }
+    let left = handle.lock().take();
+    left.iter().for_each(|job| handle.fail(job, &ended));
 }
 
 /// Tries to connect once. An error carries how long the breaker wants to be left alone, if it does.
@@ -429,9 +425,7 @@ async fn pause(handle: &LinkHandle, wait: Duration) {
             return;
         }
         let failure = handle.node.refusal().unwrap_or_else(|| handle.node.unreachable("reconnecting", wait));
-        for job in jobs {
-            fail(&job, &failure);
-        }
+        jobs.iter().for_each(|job| handle.fail(job, &failure));
     }
 }
 
@@ -640,6 +634,11 @@ impl<'a> Serving<'a> {
             let silent_since = owes.map(|sent| sent.max(self.heard_at));
             if silent_since.is_some_and(|since| now.saturating_since(since) >= self.handle.times.dead_after) {
                 return Err(LinkEnd::Dead(self.handle.times.dead_after.as_millis()));
+            }
+            // An idle connection that is gone without a word would leave what was cached over it in use.
+            let idle = owes.is_none() && now.saturating_since(self.heard_at) >= self.handle.times.dead_after / 3;
+            if idle {
+                self.core.submit_own(b"*1\r\n$4\r\nPING\r\n", now);
             }
             self.probe(now);
         }
