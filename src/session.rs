@@ -299,6 +299,11 @@ impl Session {
         }
     }
 
+    /// Sends a request that neither reads nor changes a key down the link: its reply stands in the order of all others.
+    pub fn pass(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>, batch: &mut Batch) {
+        self.send(command, args, OpKind::Read, around, batch);
+    }
+
     /// Takes a request that is done again: it does not look in L1.
     pub fn request_again(
         &mut self,

@@ -525,6 +525,7 @@ impl Tunnel {
 
     fn decide_local(&self, core: &mut Core, command: &Command, args: Args<'_>) -> Next {
         match &*command.name {
+            _ if !command.accepts(args.len()) => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
             "client|tracking" => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
             "client|caching" | "client|trackinginfo" | "client|getredir" if self.state.tracking => {
                 Next::Send(Owed { what: What::Reply, muted: false, writes: false })

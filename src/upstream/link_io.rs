@@ -66,6 +66,7 @@ pub struct LinkHandle {
     /// True while replies may be kept: reads need not look in L1 otherwise.
     caches: AtomicBool,
     is_refused: AtomicBool,
+    is_up: AtomicBool,
     counts: Mutex<LinkCounts>,
     big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
 }
@@ -140,6 +141,7 @@ impl LinkHandle {
             times,
             caches: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
+            is_up: AtomicBool::new(false),
             counts: Mutex::new(LinkCounts::default()),
             big_keys,
         })
@@ -205,6 +207,11 @@ impl LinkHandle {
         self.fail(&job, &Failure::ReadLost);
     }
 
+    /// True while there is a connection, and the circuit is closed.
+    pub fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Acquire) && self.node.refusal().is_none()
+    }
+
     /// The upstream's line, if it refuses the link's identity.
     pub fn refused(&self) -> Option<Bytes> {
         if !self.is_refused.load(Ordering::Acquire) {
@@ -256,6 +263,7 @@ impl LinkHandle {
             _ => None,
         };
         self.is_refused.store(matches!(state, LinkState::Refused(_)), Ordering::Release);
+        self.is_up.store(state == LinkState::Up, Ordering::Release);
         let mut queue = self.lock();
         if queue.state != LinkState::Closed {
             queue.state = state;
