@@ -183,9 +183,8 @@ pub struct LinkCore {
     position: u64,
     in_flight_bytes: usize,
     outgoing: Outgoing,
-    /// Bytes ever written into `outgoing`, and of those the ones that have left it.
+    /// Bytes ever written into `outgoing`.
     bytes_put: u64,
-    bytes_sent: u64,
     awake: Vec<Arc<Port>>,
     scanner: RequestScanner,
     /// Keys whose reply was larger than an entry may be: their next reads go another way.
@@ -263,7 +262,6 @@ impl LinkCore {
             in_flight_bytes: 0,
             outgoing: Outgoing::default(),
             bytes_put: 0,
-            bytes_sent: 0,
             awake: Vec::new(),
             scanner: RequestScanner::new(RequestLimits {
                 request_bytes_max: u32::MAX as usize,
@@ -287,14 +285,9 @@ impl LinkCore {
         self.limits.untracked_ttl.is_some()
     }
 
-    /// What is to be written to the connection.
+    /// What is to be written to the connection. What is still in it when the connection is lost counts as not sent.
     pub fn outgoing(&mut self) -> &mut Outgoing {
         &mut self.outgoing
-    }
-
-    /// Tells how much of [`LinkCore::outgoing`] has been written: what has not been is safe to send again.
-    pub fn sent(&mut self) {
-        self.bytes_sent = self.bytes_put - self.outgoing.len() as u64;
     }
 
     /// Whether replies may be kept.
@@ -415,7 +408,7 @@ impl LinkCore {
         self.counts.emptied += 1;
         self.empties += 1;
         self.caching = Caching::Off;
-        let sent = self.bytes_sent;
+        let sent = self.bytes_sent();
         let mut retries = Vec::new();
         for expected in std::mem::take(&mut self.expected) {
             let unsent = expected.starts_at >= sent;
@@ -438,7 +431,6 @@ impl LinkCore {
         self.in_flight_bytes = 0;
         self.outgoing = Outgoing::default();
         self.bytes_put = 0;
-        self.bytes_sent = 0;
         retries
     }
 
@@ -561,7 +553,7 @@ impl LinkCore {
             return;
         }
         // A PING that has not left yet will be sent after this moment, too.
-        let sent = self.bytes_put - self.outgoing.len() as u64;
+        let sent = self.bytes_sent();
         if let Some(Expected { what: What::Fence { waiting, empty: also }, starts_at, .. }) = self.expected.back_mut()
             && *starts_at >= sent
         {
@@ -798,6 +790,11 @@ impl LinkCore {
         if port.leave(delivery) {
             self.awake.push(port.clone());
         }
+    }
+
+    /// How many of the bytes put have left `outgoing`.
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_put - self.outgoing.len() as u64
     }
 
     fn put(&mut self, bytes: &[u8]) -> u64 {

@@ -550,7 +550,6 @@ impl<'a> Serving<'a> {
                 break;
             }
         }
-        self.core.sent();
         Ok(())
     }
 
