@@ -399,8 +399,12 @@ impl Session {
             return Flow::Taken;
         }
         let what = if per_key == PerKey::Mget { HeldKind::Mget } else { HeldKind::Exists };
-        if found == hits.len() && self.slots.is_empty() && partition.removals() == removals {
-            if !self.take_muted() {
+        if found == hits.len() && self.slots.is_empty() {
+            // A removal came in between: the hits may not have been there at once, and a held answer with nothing
+            // in front of it would never be looked at again.
+            if partition.removals() != removals {
+                self.send(command, args, OpKind::FillEach(each), around, batch);
+            } else if !self.take_muted() {
                 let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
             }
             return Flow::Taken;
