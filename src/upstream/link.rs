@@ -178,8 +178,6 @@ pub struct LinkCore {
     flights: Slab<Flight>,
     /// Keys of the flights under way.
     keys: HashMap<Bytes, KeyState, foldhash::fast::RandomState>,
-    /// Counts null pushes and losses: a flight that saw another value is not stored.
-    empties: u64,
     position: u64,
     in_flight_bytes: usize,
     outgoing: Outgoing,
@@ -228,7 +226,6 @@ struct Flight {
     position: u64,
     patience: Patience,
     sent_at: Time,
-    empties: u64,
 }
 
 #[derive(Debug)]
@@ -257,7 +254,6 @@ impl LinkCore {
             expected: VecDeque::new(),
             flights: Slab::new(),
             keys: HashMap::default(),
-            empties: 0,
             position: 0,
             in_flight_bytes: 0,
             outgoing: Outgoing::default(),
@@ -406,7 +402,6 @@ impl LinkCore {
     pub fn lost(&mut self) -> Vec<Retry> {
         self.filler.empty();
         self.counts.emptied += 1;
-        self.empties += 1;
         self.caching = Caching::Off;
         let sent = self.bytes_sent();
         let mut retries = Vec::new();
@@ -527,7 +522,6 @@ impl LinkCore {
             position: 0,
             patience,
             sent_at: now,
-            empties: self.empties,
         });
         for (i, key) in keys.into_iter().enumerate() {
             let mut digits = itoa(key.len());
@@ -598,7 +592,6 @@ impl LinkCore {
             k.deadline = k.deadline.zip(bound).map(|(a, b)| a.min(b));
         }
         k.changes_seen = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
-        flight.empties = self.empties;
     }
 
     /// The reply to a read that may be kept: keep it, then hand it on.
@@ -606,7 +599,7 @@ impl LinkCore {
         let Some(flight_state) = self.flights.try_remove(flight) else { return };
         self.in_flight_bytes -= flight_state.request.len();
         let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
-        if !is_error && flight_state.empties == self.empties {
+        if !is_error {
             match flight_state.kind {
                 OpKind::Fill { command, key_at, .. } => {
                     self.keep_one(&flight_state, command, usize::from(key_at), frame, now);
@@ -696,11 +689,7 @@ impl LinkCore {
             return Ok(());
         }
         match cursor.next().ok_or(Violation::Push)? {
-            Item::Null => {
-                self.filler.empty();
-                self.empties += 1;
-                self.counts.emptied += 1;
-            }
+            Item::Null => self.empty(),
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
                     let key = cursor.next_bytes().ok_or(Violation::Push)?;
@@ -710,6 +699,15 @@ impl LinkCore {
             _ => return Err(Violation::Push),
         }
         Ok(())
+    }
+
+    /// Everything may have changed: for the keys of flights under way, too.
+    fn empty(&mut self) {
+        self.filler.empty();
+        self.counts.emptied += 1;
+        for state in self.keys.values_mut() {
+            state.changes += 1;
+        }
     }
 
     fn remove(&mut self, key: &[u8]) -> bool {
@@ -736,9 +734,7 @@ impl LinkCore {
 
     fn fenced(&mut self, waiting: SmallVec<[(Arc<Port>, Seq); 1]>, empty: bool) {
         if empty {
-            self.filler.empty();
-            self.empties += 1;
-            self.counts.emptied += 1;
+            self.empty();
         }
         for (port, seq) in waiting {
             self.leave(&port, Delivery::Fenced(seq));
