@@ -5,6 +5,8 @@ pub mod clock;
 pub mod config;
 pub mod l1;
 pub mod metrics;
+#[doc(hidden)]
+pub mod mutation;
 pub mod origin;
 pub mod outgoing;
 pub mod port;

@@ -20,6 +20,7 @@
 use crate::clock::Time;
 use crate::l1::{Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
+use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Failure, Seq};
 use crate::upstream::link::{Each, Job, Op, OpKind};
@@ -554,10 +555,11 @@ impl Session {
     /// Moves what may leave to `out`, in order.
     pub fn advance(&mut self, around: &Surroundings<'_>, out: &mut Outgoing) -> Advanced {
         let mut advanced = Advanced::default();
+        let fences_writes = around.fences_writes && !is_planted(Mutation::OtherScopesUnfenced);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
                 State::Waiting { .. } | State::Fencing { .. } => break,
-                State::Arrived(_) if slot.to_fence && around.fences_writes => break,
+                State::Arrived(_) if slot.to_fence && fences_writes => break,
                 State::Arrived(reply) => {
                     if !slot.muted {
                         put_reply(slot.shape, reply, out);
@@ -579,7 +581,7 @@ impl Session {
             }
             self.slots.pop_front();
         }
-        if around.fences_writes {
+        if fences_writes {
             let arrived = |slot: &&Slot| slot.to_fence && matches!(slot.state, State::Arrived(_));
             advanced.fence = self.slots.iter().filter(arrived).map(|slot| slot.seq).collect();
         }
@@ -691,7 +693,8 @@ fn put_resp2(shape: Shape, reply: &[u8], out: &mut Outgoing) {
 fn put_held(held: &Held, shape: Option<Shape>, muted: bool, around: &Surroundings<'_>, out: &mut Outgoing) -> bool {
     let now = (around.now)();
     let Some(partition) = around.partition else { return false };
-    if !held.hits.iter().flatten().all(|hit| partition.holds(hit, now)) {
+    let hold = held.hits.iter().flatten().all(|hit| partition.holds(hit, now));
+    if !hold && !is_planted(Mutation::HeldUnchecked) {
         return false;
     }
     let came: &[u8] = match &held.missing {

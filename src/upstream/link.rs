@@ -25,6 +25,7 @@
 
 use crate::clock::Time;
 use crate::l1::{Filled, Filler, Variant};
+use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
 use bytes::Bytes;
@@ -346,7 +347,9 @@ impl LinkCore {
         match expected.what {
             What::Reply { port, seq, request, kind, state } => {
                 self.in_flight_bytes -= request.len();
-                if let OpKind::Write(command) = kind {
+                if let OpKind::Write(command) = kind
+                    && !is_planted(Mutation::WriteRemovesNothing)
+                {
                     self.remove_keys_of(command, &request);
                 }
                 if state != Patience::ToldOfTimeout {
@@ -400,7 +403,9 @@ impl LinkCore {
     /// The connection is gone. Empties the partition before anything else, tells what became of what was under way,
     /// and returns the reads that are to be sent once more on the next connection, oldest first.
     pub fn lost(&mut self) -> Vec<Retry> {
-        self.filler.empty();
+        if !is_planted(Mutation::KeptOverReconnect) {
+            self.filler.empty();
+        }
         self.counts.emptied += 1;
         self.caching = Caching::Off;
         let sent = self.bytes_sent();
@@ -492,8 +497,10 @@ impl LinkCore {
     /// Shares the reply of an equal read that is under way, if the client's order allows it.
     fn join(&mut self, port: &Arc<Port>, seq: Seq, key: &Bytes, request: &Bytes) -> bool {
         let Some(state) = self.keys.get(&key[..]) else { return false };
+        let sent_to = port.link_position();
+        let in_order = |f: &Flight| f.position >= sent_to || is_planted(Mutation::JoinAnywhere);
         let equal = |f: &&Flight| {
-            f.patience != Patience::ToldOfTimeout && f.request == *request && f.position >= port.link_position()
+            f.patience != Patience::ToldOfTimeout && f.request == *request && in_order(f)
         };
         let found = state.flights.iter().copied().find(|&i| self.flights.get(i).as_ref().is_some_and(equal));
         let Some(flight) = found.and_then(|i| self.flights.get_mut(i)) else { return false };
@@ -542,7 +549,8 @@ impl LinkCore {
     }
 
     fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, empty: bool, now: Time) {
-        if self.filler.partition().is_empty() && self.flights.is_empty() && !empty {
+        let nothing_is_older = self.filler.partition().is_empty() && self.flights.is_empty();
+        if nothing_is_older && !empty || is_planted(Mutation::FenceDropped) {
             self.leave(port, Delivery::Fenced(seq));
             return;
         }
@@ -667,7 +675,7 @@ impl LinkCore {
     /// The deadline of a key that was read, unless it changed since its PTTL was answered.
     fn fresh_until(&mut self, k: &FlightKey) -> Option<Time> {
         let changes = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
-        if changes != k.changes_seen {
+        if changes != k.changes_seen && !is_planted(Mutation::FillOutrun) {
             self.counts.fills_outrun += 1;
             return None;
         }
@@ -689,6 +697,7 @@ impl LinkCore {
             return Ok(());
         }
         match cursor.next().ok_or(Violation::Push)? {
+            Item::Null if is_planted(Mutation::NullPushIgnored) => {}
             Item::Null => self.empty(),
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
