@@ -9,8 +9,11 @@
 //! * for each connection there is one version of the server's data for each answer, own writes at theirs, that never
 //!   decreases: its own writes are seen, nothing is unseen, whichever keys it reads, and no MGET is torn;
 //! * no read is older than what had been acknowledged to anybody, or read by anybody in its scope, when it was asked;
-//! * L1 answers nothing at or after the server's deadline;
+//! * L1 answers nothing at or after the server's deadline (a read that joins another on the way may get what was alive
+//!   when the server answered that one);
 //! * L1 as a whole is a state that the server had, and when all is quiet the one that it has.
+//!
+//! Not simulated: transactions and WATCH, subscriptions, CLIENT REPLY, upstreams without tracking, and the breaker.
 //!
 //! `LARDER_SIM_SEEDS` is the number of seeds, `LARDER_SIM_SEED` replays one and prints its trace. With the feature
 //! `mutations` each planted bug must be found: `cargo test --features mutations --test simulation -- --nocapture`.

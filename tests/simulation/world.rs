@@ -81,6 +81,7 @@ fn table() -> Arc<Table> {
 /// What a run looks at beside the answers of clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Looks {
+    #[cfg_attr(not(feature = "mutations"), expect(dead_code, reason = "for planted bugs"))]
     /// At nothing: what no client could have noticed is no failure.
     AtAnswers,
     /// At all that L1 holds, now and then.
