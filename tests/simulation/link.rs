@@ -141,7 +141,9 @@ impl Link {
     pub(crate) fn touch_upstream(&self, now: Time) {
         let mut inner = self.inner.borrow_mut();
         if matches!(inner.state, State::Up(_)) {
-            let touched = self.partition.take_touched(3);
+            // All of them, sorted: their order in the store is another in each process.
+            let mut touched = self.partition.take_touched(usize::MAX);
+            touched.sort_unstable();
             if !touched.is_empty() {
                 let words: Vec<Vec<u8>> = std::iter::once(b"TOUCH".to_vec()).chain(touched).collect();
                 inner.core.submit_own(&crate::history::encode(&words), now);
