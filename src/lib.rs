@@ -59,6 +59,8 @@ pub mod embedded;
 pub mod hub;
 pub mod l1;
 pub mod metrics;
+#[doc(hidden)]
+pub mod mutation;
 pub mod origin;
 pub mod outgoing;
 pub mod port;

@@ -76,7 +76,7 @@ impl House {
     async fn fill(&self, client: &Client, key: &str) {
         let get = self.upstream.node().table().lookup(b"get").expect("GET is known").id;
         let request: Bytes = encode(&["GET", key]).into();
-        let kind = OpKind::Fill { command: get, key_at: 1, may_join: false };
+        let kind = OpKind::Fill { command: get, key_at: 1, may_join: false, asks_encoding: false };
         let op = Op { seq: Seq(1), bytes: 0..request.len() as u32, kind };
         let job = Job { port: client.port.clone(), bytes: request, ops: smallvec![op] };
         self.scope.link.submit(job).expect("the link is up");

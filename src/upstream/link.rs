@@ -25,6 +25,7 @@
 
 use crate::clock::Time;
 use crate::l1::{Filled, Filler, Variant};
+use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
 use bytes::Bytes;
@@ -182,14 +183,11 @@ pub struct LinkCore {
     flights: Slab<Flight>,
     /// Keys of the flights under way.
     keys: HashMap<Bytes, KeyState, foldhash::fast::RandomState>,
-    /// Counts null pushes and losses: a flight that saw another value is not stored.
-    empties: u64,
     position: u64,
     in_flight_bytes: usize,
     outgoing: Outgoing,
-    /// Bytes ever written into `outgoing`, and of those the ones that have left it.
+    /// Bytes ever written into `outgoing`.
     bytes_put: u64,
-    bytes_sent: u64,
     awake: Vec<Arc<Port>>,
     scanner: RequestScanner,
     /// Keys whose reply was larger than an entry may be: their next reads go another way.
@@ -234,7 +232,6 @@ struct Flight {
     position: u64,
     patience: Patience,
     sent_at: Time,
-    empties: u64,
 }
 
 #[derive(Debug)]
@@ -264,12 +261,10 @@ impl LinkCore {
             expected: VecDeque::new(),
             flights: Slab::new(),
             keys: HashMap::default(),
-            empties: 0,
             position: 0,
             in_flight_bytes: 0,
             outgoing: Outgoing::default(),
             bytes_put: 0,
-            bytes_sent: 0,
             awake: Vec::new(),
             scanner: RequestScanner::new(RequestLimits {
                 request_bytes_max: u32::MAX as usize,
@@ -293,14 +288,9 @@ impl LinkCore {
         self.limits.untracked_ttl.is_some()
     }
 
-    /// What is to be written to the connection.
+    /// What is to be written to the connection. What is still in it when the connection is lost counts as not sent.
     pub fn outgoing(&mut self) -> &mut Outgoing {
         &mut self.outgoing
-    }
-
-    /// Tells how much of [`LinkCore::outgoing`] has been written: what has not been is safe to send again.
-    pub fn sent(&mut self) {
-        self.bytes_sent = self.bytes_put - self.outgoing.len() as u64;
     }
 
     /// Whether replies may be kept.
@@ -363,7 +353,9 @@ impl LinkCore {
         match expected.what {
             What::Reply { port, seq, request, kind, state } => {
                 self.in_flight_bytes -= request.len();
-                if let OpKind::Write(command) = kind {
+                if let OpKind::Write(command) = kind
+                    && !is_planted(Mutation::WriteRemovesNothing)
+                {
                     self.remove_keys_of(command, &request);
                 }
                 if state != Patience::ToldOfTimeout {
@@ -418,13 +410,12 @@ impl LinkCore {
     /// The connection is gone. Empties the partition before anything else, tells what became of what was under way,
     /// and returns the reads that are to be sent once more on the next connection, oldest first.
     pub fn lost(&mut self) -> Vec<Retry> {
-        self.filler.empty();
+        if !is_planted(Mutation::KeptOverReconnect) {
+            self.filler.empty();
+        }
         self.counts.emptied += 1;
-        self.empties += 1;
         self.caching = Caching::Off;
-        // Also what left in a write that failed later.
-        self.sent();
-        let sent = self.bytes_sent;
+        let sent = self.bytes_sent();
         let mut retries = Vec::new();
         for expected in std::mem::take(&mut self.expected) {
             let unsent = expected.starts_at >= sent;
@@ -443,7 +434,6 @@ impl LinkCore {
         self.in_flight_bytes = 0;
         self.outgoing = Outgoing::default();
         self.bytes_put = 0;
-        self.bytes_sent = 0;
         retries
     }
 
@@ -515,9 +505,9 @@ impl LinkCore {
     /// Shares the reply of an equal read that is under way, if the client's order allows it.
     fn join(&mut self, port: &Arc<Port>, seq: Seq, key: &Bytes, request: &Bytes) -> bool {
         let Some(state) = self.keys.get(&key[..]) else { return false };
-        let equal = |f: &&Flight| {
-            f.patience != Patience::ToldOfTimeout && f.request == *request && f.position >= port.link_position()
-        };
+        let sent_to = port.link_position();
+        let in_order = |f: &Flight| f.position >= sent_to || is_planted(Mutation::JoinAnywhere);
+        let equal = |f: &&Flight| f.patience != Patience::ToldOfTimeout && f.request == *request && in_order(f);
         let found = state.flights.iter().copied().find(|&i| self.flights.get(i).as_ref().is_some_and(equal));
         let Some(flight) = found.and_then(|i| self.flights.get_mut(i)) else { return false };
         port.set_link_position(flight.position);
@@ -551,7 +541,6 @@ impl LinkCore {
             position: 0,
             patience,
             sent_at: now,
-            empties: self.empties,
         });
         for (i, key) in keys.into_iter().enumerate() {
             let starts_at = self.put_about_key(b"*2\r\n$4\r\nPTTL\r\n$", &key);
@@ -581,12 +570,13 @@ impl LinkCore {
     }
 
     fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, resumes: bool, now: Time) {
-        if self.filler.partition().is_empty() && self.flights.is_empty() && !resumes {
+        let nothing_is_older = self.filler.partition().is_empty() && self.flights.is_empty();
+        if nothing_is_older && !resumes || is_planted(Mutation::FenceDropped) {
             self.leave(port, Delivery::Fenced(seq));
             return;
         }
         // A PING that has not left yet will be sent after this moment, too.
-        let sent = self.bytes_put - self.outgoing.len() as u64;
+        let sent = self.bytes_sent();
         if let Some(Expected { what: What::Fence { waiting, resumes: also }, starts_at, .. }) = self.expected.back_mut()
             && *starts_at >= sent
         {
@@ -637,7 +627,6 @@ impl LinkCore {
             k.deadline = k.deadline.zip(bound).map(|(a, b)| a.min(b));
         }
         k.changes_seen = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
-        flight.empties = self.empties;
     }
 
     /// The reply to OBJECT ENCODING: only a hash that cannot have field TTLs may be kept, or a key that is not there.
@@ -653,7 +642,7 @@ impl LinkCore {
         let Some(flight_state) = self.flights.try_remove(flight) else { return };
         self.in_flight_bytes -= flight_state.request.len();
         let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
-        if !is_error && flight_state.empties == self.empties {
+        if !is_error {
             match flight_state.kind {
                 OpKind::Fill { command, key_at, .. } => {
                     self.keep_one(&flight_state, command, usize::from(key_at), frame, now);
@@ -715,7 +704,7 @@ impl LinkCore {
     /// The deadline of a key that was read, unless it changed since its PTTL was answered.
     fn fresh_until(&mut self, k: &FlightKey) -> Option<Time> {
         let changes = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
-        if changes != k.changes_seen {
+        if changes != k.changes_seen && !is_planted(Mutation::FillOutrun) {
             self.counts.fills_outrun += 1;
             return None;
         }
@@ -737,11 +726,8 @@ impl LinkCore {
             return Ok(());
         }
         match cursor.next().ok_or(Violation::Push)? {
-            Item::Null => {
-                self.filler.empty();
-                self.empties += 1;
-                self.counts.emptied += 1;
-            }
+            Item::Null if is_planted(Mutation::NullPushIgnored) => {}
+            Item::Null => self.empty(),
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
                     let key = cursor.next_bytes().ok_or(Violation::Push)?;
@@ -751,6 +737,15 @@ impl LinkCore {
             _ => return Err(Violation::Push),
         }
         Ok(())
+    }
+
+    /// Everything may have changed: for the keys of flights under way, too.
+    fn empty(&mut self) {
+        self.filler.empty();
+        self.counts.emptied += 1;
+        for state in self.keys.values_mut() {
+            state.changes += 1;
+        }
     }
 
     fn remove(&mut self, key: &[u8]) -> bool {
@@ -777,9 +772,7 @@ impl LinkCore {
 
     fn fenced(&mut self, waiting: SmallVec<[(Arc<Port>, Seq); 1]>, resumes: u32) {
         if resumes > 0 {
-            self.filler.empty();
-            self.empties += 1;
-            self.counts.emptied += 1;
+            self.empty();
         }
         (0..resumes).for_each(|_| self.filler.partition().resume());
         for (port, seq) in waiting {
@@ -832,6 +825,11 @@ impl LinkCore {
         if port.leave(delivery) {
             self.awake.push(port.clone());
         }
+    }
+
+    /// How many of the bytes put have left `outgoing`.
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_put - self.outgoing.len() as u64
     }
 
     fn put(&mut self, bytes: &[u8]) -> u64 {

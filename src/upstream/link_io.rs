@@ -599,7 +599,6 @@ impl<'a> Serving<'a> {
                 break;
             }
         }
-        self.core.sent();
         Ok(())
     }
 
