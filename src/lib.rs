@@ -45,6 +45,7 @@
 //! | [`origin`] | CORE: the embedded store |
 //! | [`metrics`], [`report`] | counters; what INFO says of Larder |
 //! | [`clock`] | time as a number, and the one reader of the clock |
+//! | [`mutation`] | bugs that can be planted in the cores, to show that the simulation finds them |
 //!
 //! Bytes, commands and reply shapes are the crate [`larder_protocol`]'s. CORE marks a state machine without I/O, clock
 //! or randomness: time and seeds are arguments, so that a simulation can run it. Imports point downwards: `server`,
