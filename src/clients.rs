@@ -186,7 +186,7 @@ impl Client {
                 now_s.saturating_sub(self.heard_at_s.load(Ordering::Relaxed)),
                 self.flags(),
                 load(&self.database),
-                load(&self.subscriptions) - patterns,
+                load(&self.subscriptions).saturating_sub(patterns),
                 patterns,
                 load(&self.shard_subscriptions),
                 table.command(CommandId(self.last_command.load(Ordering::Relaxed))).map_or("NULL", |c| &c.name),

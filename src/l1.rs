@@ -22,14 +22,15 @@
 
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
+use arc_swap::ArcSwap;
 use larder_protocol::args::Args;
 use larder_protocol::shape;
 use larder_protocol::table::CommandId;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use triomphe::ThinArc;
 
 /// Sizes of the store.
@@ -62,6 +63,7 @@ pub struct Partition {
     filled: AtomicBool,
     removals: AtomicU64,
     suspended: AtomicU32,
+    peers: ArcSwap<Vec<Weak<Partition>>>,
 }
 
 /// The right to change a partition. There is one for each, held by the reader task of the scope's link.
@@ -92,6 +94,8 @@ pub enum Filled {
     Stored,
     /// It is larger than `l1.entry_bytes_max`.
     TooBig,
+    /// Another user's scope still holds another answer.
+    Contradicted,
     /// Its deadline has passed already, or the partition is suspended.
     Dead,
 }
@@ -174,6 +178,7 @@ impl L1 {
             filled: AtomicBool::new(false),
             removals: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
+            peers: ArcSwap::default(),
         });
         (partition.clone(), Filler { partition })
     }
@@ -235,7 +240,25 @@ impl Partition {
             && self.peek(hit.entry.key()).is_some_and(|e| e.is(&hit.entry))
     }
 
-    /// A number that grows before anything is removed. Hits between two equal readings were all there at once.
+    /// Sets the partitions of other users of the same database. While one of them holds another answer to the same read,
+    /// this one is not filled with it: a client of this scope would be told at once what a client of that scope could
+    /// still be told to be otherwise. All their links run on one thread, so that looking and filling are one step.
+    pub fn set_peers(&self, peers: Vec<Weak<Partition>>) {
+        self.peers.store(Arc::new(peers));
+    }
+
+    fn is_contradicted(&self, key: &[u8], variant: Variant<'_>, reply: &[u8]) -> bool {
+        let differs = |peer: &Weak<Partition>| {
+            let held = peer.upgrade().and_then(|peer| peer.peek(key));
+            let theirs = held.as_ref().and_then(|entry| Some((entry, entry.variant(variant)?.0)));
+            // An entry without this variant may be older, too: nothing is known of it.
+            held.is_some() && theirs.is_none_or(|(entry, r)| entry.0.slice[r.start as usize..r.end as usize] != *reply)
+        };
+        self.peers.load().iter().any(differs)
+    }
+
+    /// A number that grows after each removal and before any later fill. Hits between two equal readings were all true
+    /// at once: who sees a fill that came after a removal sees the number that the removal left.
     pub fn removals(&self) -> u64 {
         self.removals.load(Ordering::Acquire)
     }
@@ -247,15 +270,19 @@ impl Partition {
 
     /// From now until as many calls of [`Partition::resume`] nothing is answered from the partition and nothing filled.
     pub fn suspend(&self) {
-        self.suspended.fetch_add(1, Ordering::AcqRel);
-        self.removals.fetch_add(1, Ordering::AcqRel);
-        self.id.store(NOWHERE, Ordering::Release);
+        self.suspended.fetch_add(1, Ordering::SeqCst);
+        self.id.store(NOWHERE, Ordering::SeqCst);
+        self.removals.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Ends one suspension. What was filled before it stays out of reach.
     pub fn resume(&self) {
-        if self.suspended.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.id.store(self.l1.next_id(), Ordering::Release);
+        if self.suspended.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.id.store(self.l1.next_id(), Ordering::SeqCst);
+            // Another suspension may have begun between the two.
+            if self.suspended.load(Ordering::SeqCst) > 0 {
+                self.id.store(NOWHERE, Ordering::SeqCst);
+            }
         }
     }
 
@@ -315,6 +342,9 @@ impl Filler {
         if partition == NOWHERE {
             return Filled::Dead;
         }
+        if self.partition.is_contradicted(key, variant, reply) {
+            return Filled::Contradicted;
+        }
         let l1 = &self.partition.l1;
         let old = self.partition.peek(key);
         let kept = old.as_ref().filter(|e| e.0.header.header.deadline > now);
@@ -351,9 +381,10 @@ impl Filler {
         if self.partition.is_empty() {
             return false;
         }
-        self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let partition = self.partition.id.load(Ordering::Acquire);
-        self.partition.l1.cache.remove(&SlotRef { partition, key }).is_some()
+        let removed = self.partition.l1.cache.remove(&SlotRef { partition, key }).is_some();
+        self.partition.removals.fetch_add(1, Ordering::AcqRel);
+        removed
     }
 
     /// Empties the partition, at once. The memory is given back by a sweep over the store.
@@ -361,7 +392,6 @@ impl Filler {
         if self.partition.is_empty() {
             return;
         }
-        self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let old = self.partition.id.load(Ordering::Acquire);
         if old != NOWHERE {
             let next = self.partition.l1.next_id();
@@ -369,6 +399,7 @@ impl Filler {
             let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);
         }
         self.partition.filled.store(false, Ordering::Release);
+        self.partition.removals.fetch_add(1, Ordering::AcqRel);
         self.partition.l1.cache.retain(|slot, _| slot.0.header.header.partition != old);
     }
 }

@@ -678,6 +678,8 @@ impl Batch {
 
 fn fill_of(command: &Command, args: Args<'_>, may_join: bool, around: &Surroundings<'_>) -> OpKind {
     let asks_encoding = around.has_field_ttls && command.reads_hash_fields();
+    // A flight that began before this read may bring what another user's client was just told to be gone.
+    let may_join = may_join && !around.fences;
     match command.keys(args).next() {
         Some(key_at) => OpKind::Fill { command: command.id, key_at: key_at as u16, may_join, asks_encoding },
         None => OpKind::Read,

@@ -62,8 +62,13 @@ impl Connection {
             ("auth", _) => self.auth(request.args()).await,
             ("hello", _) => self.hello(request).await?,
             ("select", _) => self.select(request).await?,
-            ("reset", _) => self.reset(),
+            ("reset", _) => self.reset().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
+            _ if self.core.scope().is_none() => {
+                let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
+                let way_out = "start larder with --upstream redis://host:port";
+                self.core.answer(format!("-ERR '{name}' needs an upstream: {way_out}\r\n").as_bytes());
+            }
             _ => self.tunnel(request).await?,
         }
         if let Some(database) = self.core.selected_in_transaction.take()
@@ -148,7 +153,7 @@ impl Connection {
         let hello = match Hello::parse(request.args()) {
             Ok(hello) => hello,
             Err(line) => {
-                self.core.answer(line.as_bytes());
+                self.core.answer(&line);
                 return Ok(());
             }
         };
@@ -297,7 +302,7 @@ impl Connection {
         .await
     }
 
-    fn reset(&mut self) {
+    async fn reset(&mut self) {
         let core = &mut self.core;
         core.leave_hub();
         core.take_deliveries();
@@ -311,15 +316,19 @@ impl Connection {
             names.user = b"default".to_vec();
         });
         core.login = if core.shared.has_own_users() { Login::Missing } else { Login::Done };
-        match core.shared.first_place() {
-            Ok(place) => core.place = place,
-            Err(line) => {
-                core.answer(&error(line.as_bytes()));
-                return;
-            }
-        }
         core.note_subscriptions();
-        core.answer(b"+RESET\r\n");
+        let entered = match core.shared.first_place() {
+            Ok(Place::Upstream(scope)) => self.enter(scope).await.map_err(|failure| failure.to_string()),
+            Ok(Place::Embedded(database)) => {
+                core.select_embedded(database);
+                Ok(())
+            }
+            Err(line) => Err(line),
+        };
+        match entered {
+            Ok(()) => self.core.answer(b"+RESET\r\n"),
+            Err(line) => self.core.answer(&error(line.as_bytes())),
+        };
     }
 
     /// INFO: the upstream's, and a section about Larder.
@@ -408,7 +417,7 @@ impl Connection {
         if names.is_empty() {
             names = self.core.subscriptions.iter(kind).map(|name| name.to_vec()).collect();
         }
-        if let Some(hub) = self.core.hub() {
+        for hub in self.core.hubs() {
             // What was published before is still delivered.
             hub.settle(&self.core.client).await;
             self.core.take_deliveries();
@@ -509,14 +518,14 @@ impl Core {
 // === impl Hello ===
 
 impl Hello {
-    fn parse(args: Args<'_>) -> Result<Self, String> {
+    fn parse(args: Args<'_>) -> Result<Self, Vec<u8>> {
         let mut hello = Self::default();
         let Some(version) = args.get(1) else { return Ok(hello) };
         hello.protocol = match strict_i64(version) {
             Some(2) => Some(Protocol::Resp2),
             Some(3) => Some(Protocol::Resp3),
-            Some(_) => return Err("-NOPROTO unsupported protocol version\r\n".into()),
-            None => return Err("-ERR Protocol version is not an integer or out of range\r\n".into()),
+            Some(_) => return Err(b"-NOPROTO unsupported protocol version\r\n".to_vec()),
+            None => return Err(b"-ERR Protocol version is not an integer or out of range\r\n".to_vec()),
         };
         let mut at = 2;
         while let Some(option) = args.get(at) {
@@ -527,7 +536,10 @@ impl Hello {
                 hello.name = Some(args.arg(at + 1).to_vec());
                 at += 2;
             } else {
-                return Err(format!("-ERR Syntax error in HELLO option '{}'\r\n", String::from_utf8_lossy(option)));
+                // To the server it is a C string, and an error is one line.
+                let shown = option.split(|b| *b == 0).next().unwrap_or_default();
+                let shown: Vec<u8> = shown.iter().map(|b| if matches!(b, b'\r' | b'\n') { b' ' } else { *b }).collect();
+                return Err([b"-ERR Syntax error in HELLO option '", &shown[..], b"'\r\n"].concat());
             }
         }
         Ok(hello)
@@ -535,7 +547,10 @@ impl Hello {
 }
 
 /// Waits so long and no longer for a connection that is used at once.
-async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, RawError>>) -> Result<T, RawError> {
+pub(super) async fn within<T>(
+    limit: Duration,
+    asked: impl Future<Output = Result<T, RawError>>,
+) -> Result<T, RawError> {
     tokio::time::timeout(limit, asked).await.unwrap_or(Err(RawError::ConnectTimeout(limit.as_millis())))
 }
 

@@ -18,6 +18,7 @@
 //! How it fails: a lost connection answers everything that is owed with `UPSTREAMLOST`, and ends the client's connection
 //! if it held state: as with the server itself, what was watched or queued is gone.
 
+use super::apart::within;
 use super::core::{Core, fence_job};
 use super::{Connection, End, Input, Request};
 use crate::clients::ClientId;
@@ -45,6 +46,8 @@ use tokio::time::{Sleep, sleep};
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// Commands about the client itself in one transaction that are answered by Larder; the upstream answers what is beyond.
 const OWN_IN_TRANSACTION_MAX: usize = 64;
+/// While requests wait, so much more is read from the client.
+const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// Requests that may be owed a reply at a time.
 const OWED_MAX: usize = 1024;
 
@@ -56,8 +59,8 @@ struct Tunnel {
     owed: VecDeque<Owed>,
     state: Held,
     /// Pieces that wait for the fence under way, and pieces that came after it was sent.
-    covered: VecDeque<Bytes>,
-    uncovered: VecDeque<Bytes>,
+    covered: VecDeque<Waiting>,
+    uncovered: VecDeque<Waiting>,
     waiting_bytes: usize,
     fence: Option<Seq>,
     /// The pieces that came after the last fence hold the reply to a request that may have changed keys.
@@ -70,6 +73,7 @@ struct Tunnel {
     swap: Option<Swap>,
     /// True while the reply at hand has begun.
     in_reply: bool,
+    upstream: Upstream,
     /// The reply to EXEC, while it is gathered for Larder's own answers to be put in.
     gathered: BytesMut,
 }
@@ -92,6 +96,21 @@ struct Own {
     /// Its place in the transaction. (If another is not queued after all, there is no reply to put it into.)
     at: usize,
     request: Request,
+}
+
+/// A piece that waits for a fence.
+struct Waiting {
+    bytes: Bytes,
+    /// True if a reply ends with it.
+    ends: bool,
+}
+
+/// Whether the connection can still be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Upstream {
+    There,
+    /// Lost, or too slow: nothing more is expected of it.
+    Gone,
 }
 
 /// State on the connection.
@@ -135,6 +154,8 @@ enum What {
 /// L1 is suspended in all scopes until the databases have been swapped.
 struct Swap {
     scopes: Vec<Arc<Scope>>,
+    upstream: Arc<crate::upstream::scope::Upstream>,
+    grace: Duration,
 }
 
 /// What to do with the next request.
@@ -215,14 +236,14 @@ impl Connection {
                 // The connection must speak the client's protocol, and be who the client is.
                 let words: Vec<Vec<u8>> = request.args().iter().map(<[u8]>::to_vec).collect();
                 tunnel.connection.condemn();
-                let same = tunnel.connection.call(words).await;
+                let same = within(tunnel.reply_max, tunnel.connection.call(words)).await;
                 if command.name == "hello" {
                     self.hello(request).await?;
                 } else {
                     self.auth(request.args()).await;
                 }
-                if let Err(error) = same {
-                    self.tunnel_lost(tunnel, &error)?;
+                if same.is_err() {
+                    return Err(End::Closed);
                 }
             }
             _ => {
@@ -269,11 +290,18 @@ impl Connection {
             moved |= fed == Fed::Something;
             match tunnel.exchange(&mut self.core, cx) {
                 Ok(exchanged) => moved |= exchanged,
-                Err(error) => return Poll::Ready(self.tunnel_lost(tunnel, &error)),
+                Err(error) => {
+                    tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
+                    tunnel.lost(|owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost });
+                    moved = true;
+                }
             }
             match tunnel.release(&mut self.core) {
                 Ok(released) => moved |= released,
-                Err(failure) => return Poll::Ready(self.fence_failed(tunnel, &failure)),
+                Err(failure) => {
+                    self.fence_failed(tunnel, &failure)?;
+                    moved = true;
+                }
             }
             let waited = self.core.out.len();
             self.flush(cx).map_err(End::Io)?;
@@ -282,19 +310,13 @@ impl Connection {
             if self.has_too_much_output() {
                 return Poll::Ready(Err(End::Closed));
             }
-            if tunnel.is_quiet() && fed == Fed::Abandon {
-                tunnel.state = Held::default();
-                tunnel.connection.condemn();
-            }
-            if tunnel.is_quiet() && tunnel.state.is_none() {
-                tunnel.leave(&mut self.core);
-                return Poll::Ready(Ok(Pause::AtRest));
-            }
-            if tunnel.is_quiet() && fed == Fed::Leave {
-                return Poll::Ready(Ok(Pause::StepOut));
+            if let Some(pause) = self.pause_of(tunnel, fed)? {
+                return Poll::Ready(Ok(pause));
             }
             if tunnel.is_out_of_patience(cx) {
-                return Poll::Ready(self.timed_out(tunnel));
+                let ms = tunnel.reply_max.as_millis() as u64;
+                tunnel.lost(|owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) });
+                moved = true;
             }
             if !moved {
                 return Poll::Pending;
@@ -302,12 +324,39 @@ impl Connection {
         }
     }
 
+    /// Whether, and why, the exchange is to pause.
+    fn pause_of(&mut self, tunnel: &mut Tunnel, fed: Fed) -> Result<Option<Pause>, End> {
+        if self.core.shared.is_draining() && (tunnel.is_blocked() || tunnel.is_quiet()) {
+            return Err(End::Closed);
+        }
+        if !tunnel.is_quiet() {
+            return Ok(None);
+        }
+        if tunnel.upstream == Upstream::Gone && (self.core.in_reply || !tunnel.state.is_none()) {
+            // Half a reply cannot be taken back, nor can lost state be told otherwise.
+            self.io.state = Input::Closed;
+        }
+        if fed == Fed::Abandon || self.io.state == Input::Closed {
+            tunnel.state = Held::default();
+            tunnel.connection.condemn();
+        }
+        if tunnel.state.is_none() {
+            tunnel.leave(&mut self.core);
+            return Ok(Some(Pause::AtRest));
+        }
+        Ok((fed == Fed::Leave).then_some(Pause::StepOut))
+    }
+
     /// Takes requests that belong into the tunnel from the client.
     fn feed(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Result<Fed, End> {
-        let mut moved = Fed::Nothing;
+        let mut fed = Fed::Nothing;
         loop {
-            if self.io.state == Input::Closed || tunnel.owed.len() >= OWED_MAX {
-                return Ok(moved);
+            if self.io.state == Input::Closed {
+                return Ok(Fed::Abandon);
+            }
+            if !tunnel.has_room() {
+                self.read_ahead(tunnel, cx)?;
+                return Ok(fed);
             }
             match self.io.peek() {
                 Err(error) => {
@@ -317,75 +366,66 @@ impl Connection {
                 }
                 Ok(Some(len)) => {
                     let next = tunnel.decide(&mut self.core, self.io.scanner.args(&self.io.pending));
-                    match next {
-                        Next::Leave => return Ok(Fed::Leave),
-                        Next::Abandon => return Ok(Fed::Abandon),
-                        Next::Send(_) | Next::Answer(_) => {}
+                    let outside = match next {
+                        Next::Leave => Some(Fed::Leave),
+                        Next::Abandon => Some(Fed::Abandon),
+                        Next::Send(_) | Next::Answer(_) => None,
+                    };
+                    if let Some(outside) = outside {
+                        self.read_ahead(tunnel, cx)?;
+                        return Ok(outside);
                     }
-                    let Some(request) = self.io.take_peeked(len) else { return Ok(moved) };
+                    let Some(request) = self.io.take_peeked(len) else { return Ok(fed) };
                     tunnel.put(&mut self.core, request, next);
-                    moved = Fed::Something;
+                    fed = Fed::Something;
                 }
-                Ok(None) => {
-                    if self.io.state == Input::Ended {
-                        return Err(End::Closed);
-                    }
-                    match self.io.poll_read_more(cx) {
-                        Poll::Pending => return Ok(moved),
-                        Poll::Ready(Ok(0)) => {
-                            // Nobody waits any more: the connection is closed, and the upstream notices.
-                            tunnel.connection.condemn();
-                            return Err(End::Closed);
-                        }
-                        Poll::Ready(Ok(_)) => {}
-                        Poll::Ready(Err(e)) => return Err(End::Io(e)),
-                    }
-                }
+                Ok(None) if self.io.eof => return Ok(Fed::Abandon),
+                Ok(None) => match self.io.poll_read_more(cx) {
+                    Poll::Pending => return Ok(fed),
+                    Poll::Ready(Ok(0)) => self.ended(tunnel)?,
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(e)) => return Err(End::Io(e)),
+                },
             }
         }
     }
 
-    /// The upstream has closed, or talks nonsense.
-    fn tunnel_lost(&mut self, tunnel: &mut Tunnel, error: &RawError) -> Result<Pause, End> {
-        tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
-        self.fail_owed(tunnel, |owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost })
+    /// Reads on while requests wait, so that the end of the client is noticed.
+    fn read_ahead(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Result<(), End> {
+        while !self.io.eof && self.io.pending.len() < READ_AHEAD_BYTES_MAX {
+            match self.io.poll_read_more(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(0)) => self.ended(tunnel)?,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(e)) => return Err(End::Io(e)),
+            }
+        }
+        Ok(())
     }
 
-    fn timed_out(&mut self, tunnel: &mut Tunnel) -> Result<Pause, End> {
-        let ms = tunnel.reply_max.as_millis() as u64;
-        self.fail_owed(tunnel, |owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) })
+    /// The client sends no more. One that waits in a blocking command is gone: what it waits for must not be taken for it.
+    fn ended(&mut self, tunnel: &mut Tunnel) -> Result<(), End> {
+        self.io.eof = true;
+        if tunnel.is_blocked() || tunnel.state.monitoring {
+            tunnel.connection.condemn();
+            return Err(End::Closed);
+        }
+        Ok(())
     }
 
-    fn fence_failed(&mut self, tunnel: &mut Tunnel, failure: &Failure) -> Result<Pause, End> {
-        // What waits for the fence may tell what L1 does not know yet: it is not shown.
-        let waits = !tunnel.covered.is_empty() || !tunnel.uncovered.is_empty();
+    /// What waits for the fence may tell what L1 does not know yet: it is not shown.
+    fn fence_failed(&mut self, tunnel: &mut Tunnel, failure: &Failure) -> Result<(), End> {
         tunnel.covered.clear();
         tunnel.uncovered.clear();
-        if waits {
-            self.core.answer(format!("-{failure}\r\n").as_bytes());
-        }
-        self.fail_owed(tunnel, |_| failure.clone())
-    }
-
-    fn fail_owed(&mut self, tunnel: &mut Tunnel, failure: impl Fn(&Owed) -> Failure) -> Result<Pause, End> {
+        tunnel.owed.clear();
+        tunnel.upstream = Upstream::Gone;
         tunnel.connection.condemn();
-        for piece in tunnel.covered.drain(..).chain(tunnel.uncovered.drain(..)) {
-            self.core.out.put_shared(piece);
+        self.io.state = Input::Closed;
+        if self.core.in_reply {
+            return Err(End::Closed);
         }
-        let broken_off = tunnel.in_reply;
-        for owed in tunnel.owed.drain(..) {
-            match &owed.what {
-                What::Answer(answer) | What::Instead(answer) => self.core.out.put(answer),
-                _ if !owed.muted => self.core.out.put(format!("-{}\r\n", failure(&owed)).as_bytes()),
-                _ => {}
-            }
-        }
-        tunnel.leave(&mut self.core);
-        if broken_off || !tunnel.state.is_none() {
-            // Half a reply cannot be taken back, nor can lost state be told otherwise.
-            self.io.state = Input::Closed;
-        }
-        Ok(Pause::AtRest)
+        self.core.out.put(format!("-{failure}\r\n").as_bytes());
+        Ok(())
     }
 }
 
@@ -455,6 +495,7 @@ impl Tunnel {
             transaction: Transaction::default(),
             swap: None,
             in_reply: false,
+            upstream: Upstream::There,
             gathered: BytesMut::new(),
         }
     }
@@ -466,6 +507,32 @@ impl Tunnel {
             && self.uncovered.is_empty()
             && self.fence.is_none()
             && self.connection.outgoing.is_empty()
+    }
+
+    /// True while more requests may be taken.
+    fn has_room(&self) -> bool {
+        self.owed.len() < OWED_MAX
+            && self.connection.outgoing.len() < WAITING_BYTES_MAX
+            && self.upstream == Upstream::There
+    }
+
+    /// The connection is given up: everything that is owed is answered with an error, behind what has come.
+    fn lost(&mut self, failure: impl Fn(&Owed) -> Failure) {
+        self.connection.condemn();
+        self.connection.outgoing = crate::outgoing::Outgoing::default();
+        self.upstream = Upstream::Gone;
+        if std::mem::take(&mut self.in_reply) {
+            // What has begun cannot be ended: the client's connection is closed behind it.
+            self.owed.clear();
+        }
+        for owed in &mut self.owed {
+            let line = match &owed.what {
+                What::Answer(_) => continue,
+                What::Instead(line) => line.clone(),
+                _ => format!("-{}\r\n", failure(owed)).into(),
+            };
+            owed.what = What::Answer(line);
+        }
     }
 
     /// Takes the request that opened the tunnel.
@@ -560,12 +627,15 @@ impl Tunnel {
             What::Exec(transaction) => {
                 *transaction = std::mem::take(&mut self.transaction);
                 if transaction.swaps && self.swap.is_none() {
-                    self.swap = Some(Swap::begin(core));
+                    self.swap = Swap::begin(core);
                 }
             }
             _ => {}
         }
-        self.note_state(core, request.args());
+        // What is refused here never gets there.
+        if !matches!(owed.what, What::Instead(_)) {
+            self.note_state(core, request.args());
+        }
         let request = match &owed.what {
             What::Reply if self.is_unblock(request.args()) => unblock_request(core, request.args()),
             _ => request.bytes,
@@ -636,7 +706,7 @@ impl Tunnel {
                 self.connection.condemn();
             }
             "select" | "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn(),
-            name if changes_without_push(name) && self.swap.is_none() => self.swap = Some(Swap::begin(core)),
+            name if changes_without_push(name) && self.swap.is_none() => self.swap = Swap::begin(core),
             _ => {}
         }
         core.client.in_transaction.store(self.state.in_multi, Ordering::Relaxed);
@@ -644,20 +714,28 @@ impl Tunnel {
 
     /// Writes what waits and takes what has come.
     fn exchange(&mut self, core: &mut Core, cx: &mut Context<'_>) -> Result<bool, RawError> {
-        let mut moved = false;
+        let mut moved = self.put_answers(core);
+        if self.upstream == Upstream::Gone {
+            return Ok(moved);
+        }
         if let Poll::Ready(flushed) = self.connection.poll_flush(cx) {
             flushed?;
         }
         while self.waiting_bytes + core.out.len() < WAITING_BYTES_MAX {
-            moved |= self.put_answers(core);
             match self.connection.poll_piece(cx) {
-                Poll::Pending => break,
+                Poll::Pending => return Ok(moved),
                 Poll::Ready(piece) => self.came(core, piece?),
             }
+            self.put_answers(core);
             moved = true;
         }
-        moved |= self.put_answers(core);
+        // It is the client that does not read.
+        self.be_patient();
         Ok(moved)
+    }
+
+    fn be_patient(&mut self) {
+        self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
     }
 
     /// Larder's own answers whose turn it is.
@@ -666,7 +744,7 @@ impl Tunnel {
         while !self.in_reply && matches!(self.owed.front(), Some(Owed { what: What::Answer(_), .. })) {
             let Some(Owed { what: What::Answer(answer), muted, .. }) = self.owed.pop_front() else { break };
             if !muted {
-                self.pass(core, answer, false);
+                self.pass(core, answer, true, false);
             }
             moved = true;
         }
@@ -675,8 +753,9 @@ impl Tunnel {
 
     /// A piece of a reply, or of a push, has come.
     fn came(&mut self, core: &mut Core, piece: Piece) {
+        self.be_patient();
         if piece.kind == b'>' || self.state.monitoring && self.owed.is_empty() {
-            return self.pass(core, piece.bytes, true);
+            return self.pass(core, piece.bytes, piece.ends, true);
         }
         let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
         let first = !self.in_reply;
@@ -712,16 +791,15 @@ impl Tunnel {
         if piece.ends {
             self.owed.pop_front();
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
-            self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
         }
         if gathers {
             return self.gather(core, &transaction.own, piece, muted);
         }
         match instead {
-            Some(line) if piece.ends && !muted => self.pass(core, line, false),
-            None if !muted => self.pass(core, piece.bytes, fenced && first),
+            Some(line) if piece.ends && !muted => self.pass(core, line, true, false),
+            None if !muted => self.pass(core, piece.bytes, piece.ends, fenced && first),
             // Nobody is told, but what was changed must be known in time all the same.
-            _ if fenced && first && writes => self.pass(core, Bytes::new(), true),
+            _ if fenced && first && writes => self.pass(core, Bytes::new(), true, true),
             _ => {}
         }
     }
@@ -751,7 +829,7 @@ impl Tunnel {
             }
             _ => reply,
         };
-        self.pass(core, if muted { Bytes::new() } else { patched }, true);
+        self.pass(core, if muted { Bytes::new() } else { patched }, true, true);
     }
 
     fn is_unblock(&self, args: Args<'_>) -> bool {
@@ -762,13 +840,13 @@ impl Tunnel {
         matches!(self.owed.front(), Some(Owed { what: What::Blocking, .. }))
     }
 
-    /// Passes a piece to the client, or lets it wait for a fence.
-    fn pass(&mut self, core: &mut Core, piece: Bytes, fenced: bool) {
+    /// Passes a piece to the client, or lets it wait for a fence. `ends` tells whether a reply ends with it.
+    fn pass(&mut self, core: &mut Core, bytes: Bytes, ends: bool, fenced: bool) {
+        let piece = Waiting { bytes, ends };
         if !fenced && self.covered.is_empty() && self.uncovered.is_empty() {
-            core.out.put_shared(piece);
-            return;
+            return piece.put(core);
         }
-        self.waiting_bytes += piece.len();
+        self.waiting_bytes += piece.bytes.len();
         self.uncovered.push_back(piece);
     }
 
@@ -782,8 +860,8 @@ impl Tunnel {
                     self.fence = None;
                     fenced.map_err(|()| Failure::WriteTimeout(self.reply_max.as_millis() as u64))?;
                     for piece in self.covered.drain(..) {
-                        self.waiting_bytes -= piece.len();
-                        core.out.put_shared(piece);
+                        self.waiting_bytes -= piece.bytes.len();
+                        piece.put(core);
                     }
                     moved = true;
                 }
@@ -795,7 +873,7 @@ impl Tunnel {
         std::mem::swap(&mut self.covered, &mut self.uncovered);
         let swap_over = self.owed.is_empty() && !self.state.in_multi;
         let seq = match self.swap.take_if(|_| swap_over) {
-            Some(swap) => core.start_fence(&swap.finish(core), OpKind::FenceAndResume),
+            Some(swap) => core.start_fence(&swap.finish(), OpKind::FenceAndResume),
             None => {
                 let scopes = core.links_to_fence(std::mem::take(&mut self.fence_widely));
                 core.start_fence(&scopes, OpKind::Fence)
@@ -806,7 +884,7 @@ impl Tunnel {
     }
 
     fn is_out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
-        let endless = self.owed.is_empty() || self.is_blocked();
+        let endless = self.owed.is_empty() || self.is_blocked() || self.upstream == Upstream::Gone;
         !endless && self.patience.as_mut().poll(cx).is_ready()
     }
 
@@ -815,6 +893,19 @@ impl Tunnel {
         core.client.in_transaction.store(false, Ordering::Relaxed);
         drop(self.swap.take());
         tracing::trace!(database = self.scope.database, "tunnel closed");
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    fn put(self, core: &mut Core) {
+        core.out.put_shared(self.bytes);
+        if self.ends {
+            core.put_messages();
+        } else {
+            core.in_reply = true;
+        }
     }
 }
 
@@ -830,36 +921,48 @@ impl Held {
 
 impl Swap {
     /// From now on nothing is answered from L1, in any scope.
-    fn begin(core: &Core) -> Self {
-        let scopes = core.links_to_fence(true);
+    fn begin(core: &Core) -> Option<Self> {
+        let upstream = core.upstream()?;
+        let scopes = upstream.scopes();
         for scope in &scopes {
             scope.link.partition().suspend();
         }
-        Self { scopes }
+        Some(Self { scopes, upstream, grace: core.shared.config.link.dead_ms })
     }
 
     /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there
     /// before.
-    fn finish(mut self, core: &Core) -> Vec<Arc<Scope>> {
-        let mut scopes = std::mem::take(&mut self.scopes);
-        for scope in core.links_to_fence(true) {
-            if !scopes.iter().any(|s| Arc::ptr_eq(s, &scope)) {
-                scope.link.partition().suspend();
-                scopes.push(scope);
-            }
-        }
-        scopes
+    fn finish(mut self) -> Vec<Arc<Scope>> {
+        with_later_scopes(std::mem::take(&mut self.scopes), &self.upstream)
     }
 }
 
 impl Drop for Swap {
-    /// The client has gone before the answer came: the links empty their partitions before they answer again.
+    /// The client has gone, or the connection was lost, before the answer came: whether and when the upstream will execute
+    /// it nobody knows. L1 stays suspended for `link.dead_ms`; what has not been executed by then never will be.
     fn drop(&mut self) {
-        let nobody = Arc::default();
-        for scope in &self.scopes {
-            scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
+        if self.scopes.is_empty() {
+            return;
+        }
+        let (scopes, upstream, grace) = (std::mem::take(&mut self.scopes), self.upstream.clone(), self.grace);
+        self.upstream.spawn(async move {
+            tokio::time::sleep(grace).await;
+            let nobody = Arc::default();
+            for scope in with_later_scopes(scopes, &upstream) {
+                scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
+            }
+        });
+    }
+}
+
+fn with_later_scopes(mut scopes: Vec<Arc<Scope>>, upstream: &crate::upstream::scope::Upstream) -> Vec<Arc<Scope>> {
+    for scope in upstream.scopes() {
+        if !scopes.iter().any(|s| Arc::ptr_eq(s, &scope)) {
+            scope.link.partition().suspend();
+            scopes.push(scope);
         }
     }
+    scopes
 }
 
 // === impl Io (looking before taking) ===

@@ -28,6 +28,7 @@ use crate::l1::{Filled, Filler, Variant};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
+use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::cursor::{Cursor, Item};
@@ -173,6 +174,9 @@ pub struct LinkCounts {
     pub timeouts: u64,
 }
 
+/// Failures that are kept for the breaker between two looks of the shell; more would not tell it more.
+const FAILURES_MAX: usize = 1024;
+
 /// The state machine of one link.
 pub struct LinkCore {
     filler: Filler,
@@ -192,6 +196,7 @@ pub struct LinkCore {
     scanner: RequestScanner,
     /// Keys whose reply was larger than an entry may be: their next reads go another way.
     big_keys: Vec<Bytes>,
+    failures: Vec<FailureCause>,
     counts: LinkCounts,
 }
 
@@ -273,6 +278,7 @@ impl LinkCore {
                 ..RequestLimits::default()
             }),
             big_keys: Vec::new(),
+            failures: Vec::new(),
             counts: LinkCounts::default(),
         }
     }
@@ -318,6 +324,11 @@ impl LinkCore {
         self.counts
     }
 
+    /// Failures of the upstream that its replies have told of (`LOADING`, `MASTERDOWN` ...), since the last call.
+    pub fn take_failures(&mut self) -> Vec<FailureCause> {
+        std::mem::take(&mut self.failures)
+    }
+
     /// Keys whose reply turned out larger than an entry may be, since the last call.
     pub fn take_big_keys(&mut self) -> Vec<Bytes> {
         std::mem::take(&mut self.big_keys)
@@ -350,6 +361,12 @@ impl LinkCore {
             return self.push(frame);
         }
         let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
+        if frame.bytes.first() == Some(&b'-')
+            && let ErrorKind::Failure(cause) = classify_error(frame.bytes)
+            && self.failures.len() < FAILURES_MAX
+        {
+            self.failures.push(cause);
+        }
         match expected.what {
             What::Reply { port, seq, request, kind, state } => {
                 self.in_flight_bytes -= request.len();
@@ -417,13 +434,16 @@ impl LinkCore {
         self.caching = Caching::Off;
         let sent = self.bytes_sent();
         let mut retries = Vec::new();
-        for expected in std::mem::take(&mut self.expected) {
+        let writes = self.last_writes(sent);
+        for (at, expected) in std::mem::take(&mut self.expected).into_iter().enumerate() {
             let unsent = expected.starts_at >= sent;
+            let overtaken = |port: &Arc<Port>| writes.get(&Arc::as_ptr(port)).is_some_and(|write| *write > at);
             match expected.what {
                 What::Reply { port, seq, request, kind, state } => {
+                    let state = if kind.is_read() && overtaken(&port) { state.exhausted() } else { state };
                     self.lost_one(port, seq, request, kind, state, unsent, expected.sent_at, &mut retries);
                 }
-                What::Flight(flight) => self.lost_flight(flight, &mut retries),
+                What::Flight(flight) => self.lost_flight(flight, overtaken, &mut retries),
                 // What the fence was for, that L1 holds nothing older, is true of an empty L1.
                 What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
                 What::Pttl { .. } | What::Encoding { .. } | What::Ignored => {}
@@ -614,7 +634,9 @@ impl LinkCore {
                 Some(flight.sent_at.saturating_add(Duration::from_millis(ms.unsigned_abs())))
             }
             Some(Item::Error(text)) => {
-                if text.starts_with(b"NOPERM") && self.caching != Caching::NoPttl {
+                // Of the command, not of this key: other keys may be read and kept.
+                let of_command = text.starts_with(b"NOPERM") && memmem(text, b"'pttl'");
+                if of_command && self.caching != Caching::NoPttl {
                     tracing::warn!("the upstream refuses PTTL to this user: nothing is cached for it");
                     self.caching = Caching::NoPttl;
                 }
@@ -715,7 +737,7 @@ impl LinkCore {
         match filled {
             Filled::Stored => self.counts.fills += 1,
             Filled::TooBig => self.big_keys.push(Bytes::copy_from_slice(key)),
-            Filled::Dead => {}
+            Filled::Dead | Filled::Contradicted => {}
         }
     }
 
@@ -803,10 +825,21 @@ impl LinkCore {
         }
     }
 
-    fn lost_flight(&mut self, flight: usize, retries: &mut Vec<Retry>) {
+    /// Where the last write of each client stands among the requests that have been sent. A read in front of it is not sent
+    /// again: it could see that write.
+    fn last_writes(&self, sent: u64) -> HashMap<*const Port, usize> {
+        let gone = self.expected.iter().enumerate().take_while(|(_, expected)| expected.starts_at < sent);
+        let writes = gone.filter_map(|(at, expected)| match &expected.what {
+            What::Reply { port, kind, .. } if !kind.is_read() => Some((Arc::as_ptr(port), at)),
+            _ => None,
+        });
+        writes.collect()
+    }
+
+    fn lost_flight(&mut self, flight: usize, overtaken: impl Fn(&Arc<Port>) -> bool, retries: &mut Vec<Retry>) {
         let Some(flight) = self.flights.try_remove(flight) else { return };
         for (port, seq) in flight.waiting {
-            if flight.patience == Patience::Retried {
+            if flight.patience == Patience::Retried || overtaken(&port) {
                 self.leave(&port, Delivery::Failed(seq, Failure::ReadLost));
                 continue;
             }
@@ -882,10 +915,27 @@ pub struct Retry {
 // === impl Retry ===
 
 impl Retry {
+    /// What a client is told of a request that was never executed and has waited too long.
+    pub fn given_up(&self) -> Failure {
+        if self.kind.is_read() {
+            return Failure::ReadLost;
+        }
+        Failure::Down("the connection was lost, and no other could be made in time; nothing was executed".into())
+    }
+
     /// Gives up: tells the client.
     pub fn fail(self, failure: Failure) {
         self.port.leave(Delivery::Failed(self.seq, failure));
         self.port.wake();
+    }
+}
+
+// === impl Patience ===
+
+impl Patience {
+    /// The same for a request that is not to be sent again once it has been sent.
+    fn exhausted(self) -> Self {
+        if self == Self::Waiting { Self::Retried } else { self }
     }
 }
 
@@ -911,6 +961,10 @@ fn argument(request: &Bytes, at: usize) -> Option<Bytes> {
 
 fn slice_of(request: &Bytes, range: ArgRange) -> Bytes {
     request.slice(range.start as usize..range.start as usize + range.len as usize)
+}
+
+fn memmem(text: &[u8], wanted: &[u8]) -> bool {
+    text.windows(wanted.len()).any(|window| window == wanted)
 }
 
 /// A length in decimal digits, without an allocation.

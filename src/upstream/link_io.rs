@@ -23,7 +23,7 @@ use super::raw::{self, Identity, RawConnection, RawError};
 use crate::clock::Time;
 use crate::l1::Partition;
 use crate::outgoing::SHARED_BYTES_MIN;
-use crate::port::{Delivery, Failure};
+use crate::port::{Delivery, Failure, Port};
 use bytes::{Buf, Bytes};
 use larder_protocol::scan::ReplyLimits;
 use larder_protocol::shape::Protocol;
@@ -66,6 +66,7 @@ pub struct LinkHandle {
     /// True while replies may be kept: reads need not look in L1 otherwise.
     caches: AtomicBool,
     is_refused: AtomicBool,
+    is_full: AtomicBool,
     is_up: AtomicBool,
     counts: Mutex<LinkCounts>,
     big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
@@ -91,6 +92,8 @@ struct Queue {
     ops: usize,
     bytes: usize,
     waker: Option<Waker>,
+    /// Clients that wait for room.
+    waiting: Vec<Arc<Port>>,
     state: LinkState,
 }
 
@@ -133,7 +136,8 @@ impl LinkHandle {
         times: LinkTimes,
         big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
     ) -> Arc<Self> {
-        let queue = Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, state: LinkState::Connecting };
+        let state = LinkState::Connecting;
+        let queue = Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, waiting: Vec::new(), state };
         Arc::new(Self {
             queue: Mutex::new(queue),
             node,
@@ -141,6 +145,7 @@ impl LinkHandle {
             times,
             caches: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
             is_up: AtomicBool::new(false),
             counts: Mutex::new(LinkCounts::default()),
             big_keys,
@@ -173,20 +178,31 @@ impl LinkHandle {
             LinkState::Refused(line) => return Err(Failure::Refused(line.clone())),
             LinkState::Closed => return Err(Failure::Down("the scope has ended".into())),
         }
-        let full = queue.ops + job.ops.len() > self.times.queued_max
-            || queue.bytes + job.bytes.len() > self.times.queued_bytes_max;
-        if full && queue.ops > 0 {
-            return Err(Failure::Full);
-        }
         queue.ops += job.ops.len();
         queue.bytes += job.bytes.len();
         queue.jobs.push(job);
+        let full = queue.ops >= self.times.queued_max || queue.bytes >= self.times.queued_bytes_max;
+        self.is_full.store(full, Ordering::Release);
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
             waker.wake();
         }
         Ok(())
+    }
+
+    /// True if the queue takes more. Else `port` is woken when it does: a client whose requests find no room is not read
+    /// from meanwhile. The bounds may be exceeded by one job of each client.
+    pub fn has_room(&self, port: &Arc<Port>) -> bool {
+        if !self.is_full.load(Ordering::Acquire) {
+            return true;
+        }
+        let mut queue = self.lock();
+        let full = queue.ops >= self.times.queued_max || queue.bytes >= self.times.queued_bytes_max;
+        if full && !queue.waiting.iter().any(|p| Arc::ptr_eq(p, port)) {
+            queue.waiting.push(port.clone());
+        }
+        !full
     }
 
     /// Hands a fence over; it is never refused. Without a connection the partition is empty, which is all that a fence
@@ -269,6 +285,7 @@ impl LinkHandle {
             queue.state = state;
         }
         let Some(failure) = failure else { return };
+        self.is_full.store(false, Ordering::Release);
         let jobs = queue.take();
         drop(queue);
         for job in jobs {
@@ -301,6 +318,7 @@ impl LinkHandle {
             }
             return Poll::Pending;
         }
+        self.is_full.store(false, Ordering::Release);
         Poll::Ready(queue.take())
     }
 }
@@ -311,6 +329,9 @@ impl Queue {
     fn take(&mut self) -> Vec<Job> {
         self.ops = 0;
         self.bytes = 0;
+        for port in self.waiting.drain(..) {
+            port.wake();
+        }
         std::mem::take(&mut self.jobs)
     }
 }
@@ -332,7 +353,8 @@ pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpo
         let began = handle.node.clock.now();
         for retry in retries.drain(..) {
             if began.saturating_since(retry.sent_at) >= handle.times.reply_max {
-                retry.fail(Failure::ReadLost);
+                let failure = retry.given_up();
+                retry.fail(failure);
             } else {
                 core.retry(retry, began);
             }
@@ -415,7 +437,7 @@ async fn attempt(
 fn give_up(handle: &LinkHandle, retries: &mut Vec<Retry>) {
     let failure = match handle.state() {
         LinkState::Down(failure) => failure,
-        _ => Failure::ReadLost,
+        _ => handle.node.unreachable("reconnecting", handle.times.backoff.wait_min),
     };
     retries.drain(..).for_each(|retry| retry.fail(failure.clone()));
 }
@@ -547,6 +569,7 @@ impl<'a> Serving<'a> {
             return Poll::Ready(end);
         }
         loop {
+            let was_full = self.core.is_full();
             let took = match self.take_jobs(cx, now) {
                 Ok(took) => took,
                 Err(end) => return Poll::Ready(end),
@@ -568,6 +591,8 @@ impl<'a> Serving<'a> {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
+                // What did not fit before may fit now.
+                Read::Some if was_full && !self.core.is_full() => {}
                 Read::Some | Read::Nothing if !took => return Poll::Pending,
                 _ => {}
             }
@@ -620,7 +645,7 @@ impl<'a> Serving<'a> {
     /// Hands all whole frames that have been received to the core.
     fn frames(&mut self, now: Time) -> Result<(), LinkEnd> {
         while let Some(len) = self.connection.frame_len()? {
-            self.answered += 1;
+            self.heed(now);
             if len >= SHARED_BYTES_MIN {
                 let shared = self.connection.input().split_to(len).freeze();
                 self.core.frame(Frame { bytes: &shared, shared: Some(&shared) }, now)?;
@@ -631,6 +656,20 @@ impl<'a> Serving<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Notes for the breaker that a reply, or a push, is there.
+    fn heed(&mut self, now: Time) {
+        if self.connection.input().first() == Some(&b'>') {
+            return;
+        }
+        let latency = self.core.oldest_sent_at().map_or(Duration::ZERO, |sent| now.saturating_since(sent));
+        match self.handle.node.ticket() {
+            Some(ticket) if self.handle.node.is_slow(latency) => {
+                self.handle.node.record(ticket, Outcome::Success, latency);
+            }
+            _ => self.answered += 1,
+        }
     }
 
     fn take_ticks(&mut self, cx: &mut Context<'_>, now: Time) -> Result<(), LinkEnd> {
@@ -682,6 +721,9 @@ impl<'a> Serving<'a> {
         }
         if self.answered > 0 {
             self.handle.node.record_successes(std::mem::take(&mut self.answered));
+        }
+        for cause in self.core.take_failures() {
+            self.handle.node.record_failures(cause, 1);
         }
         for key in self.core.take_big_keys() {
             (self.handle.big_keys)(key);

@@ -25,6 +25,7 @@ pub struct Node {
     pub clock: Clock,
     breaker: Mutex<Breaker>,
     gate: Arc<BreakerGate>,
+    slow: Duration,
     facts: ArcSwap<Facts>,
 }
 
@@ -46,10 +47,11 @@ pub struct Facts {
 impl Node {
     /// A server of which nothing is known yet.
     pub fn new(endpoint: Endpoint, clock: Clock, settings: CheckedSettings, table: Arc<Table>, seed: u64) -> Self {
+        let slow = settings.values().slow;
         let breaker = Breaker::new(settings, seed, clock.now());
         let gate = breaker.gate();
         let facts = Facts { table, hello: None, has_field_ttls: false, is_known: false };
-        Self { endpoint, clock, breaker: Mutex::new(breaker), gate, facts: ArcSwap::from_pointee(facts) }
+        Self { endpoint, clock, breaker: Mutex::new(breaker), gate, slow, facts: ArcSwap::from_pointee(facts) }
     }
 
     /// What is known of the server.
@@ -84,6 +86,11 @@ impl Node {
     /// The ticket under which results of requests count, while the circuit is closed.
     pub fn ticket(&self) -> Option<Ticket> {
         self.gate.admit()
+    }
+
+    /// True if a call that took so long counts as slow.
+    pub fn is_slow(&self, latency: Duration) -> bool {
+        latency >= self.slow
     }
 
     /// Records how a call ended.

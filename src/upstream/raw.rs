@@ -146,7 +146,11 @@ impl RawConnection {
 
     /// True if the connection must not be used any more, or is not at rest.
     pub fn is_broken(&self) -> bool {
-        self.broken || self.owed > 0 || !self.outgoing.is_empty() || !self.scanner.is_at_boundary()
+        self.broken
+            || self.owed > 0
+            || !self.outgoing.is_empty()
+            || !self.input.is_empty()
+            || !self.scanner.is_at_boundary()
     }
 
     /// Marks the connection as not to be used again: its state cannot be undone.
