@@ -283,6 +283,11 @@ impl Session {
         }
     }
 
+    /// Takes a request of Larder's own commands that the upstream is to answer in Larder's place.
+    pub fn pass_on(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>, batch: &mut Batch) {
+        self.send(command, args, OpKind::Read, around, batch);
+    }
+
     /// Takes a request that is done again: it does not look in L1.
     pub fn request_again(
         &mut self,

@@ -176,7 +176,7 @@ impl Core {
             return self.take_unknown(None, args);
         }
         match command.class {
-            Class::Local => self.take_local(command, args),
+            Class::Local => self.take_local(command, args, around),
             Class::Refused => {
                 let name = String::from_utf8_lossy(args.arg(0)).to_uppercase();
                 self.answer(format!("-ERR '{name}' is refused: a proxy cannot take part in replication\r\n").as_bytes())
