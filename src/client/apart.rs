@@ -140,7 +140,7 @@ impl Connection {
             (b"default", Identity::Anonymous) if !upstream.refuses_anonymous() => Identity::Anonymous,
             _ => identity,
         };
-        let scope = upstream.scope(&identity, database).map_err(|e| Bytes::from(e.to_string()))?;
+        let scope = upstream.accepted_scope(&identity, database).map_err(|e| Bytes::from(e.to_string()))?;
         self.enter(scope).await.map_err(|failure| failure.to_string().into())
     }
 
