@@ -7,6 +7,11 @@ use std::fmt::Write;
 // === impl Shared ===
 
 impl Shared {
+    /// The upstream's INFO as it is told to clients: `connected_clients` are those of Larder.
+    pub fn with_own_clients(&self, theirs: &[u8]) -> Vec<u8> {
+        with_own_clients(theirs, self.clients.len())
+    }
+
     /// The `# Larder` section of INFO, lines ending as INFO's do.
     pub fn info_section(&self) -> String {
         let metrics = &self.metrics;
@@ -64,6 +69,19 @@ impl Shared {
     }
 }
 
+/// The upstream's INFO, with Larder's clients in the place of Larder's own connections.
+fn with_own_clients(theirs: &[u8], connected: usize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(theirs.len());
+    for line in theirs.split_inclusive(|b| *b == b'\n') {
+        if line.starts_with(b"connected_clients:") {
+            text.extend_from_slice(format!("connected_clients:{connected}\r\n").as_bytes());
+        } else {
+            text.extend_from_slice(line);
+        }
+    }
+    text
+}
+
 fn breaker_word(state: &crate::upstream::breaker::State) -> &'static str {
     use crate::upstream::breaker::{Forced, State};
     match state {
@@ -72,5 +90,18 @@ fn breaker_word(state: &crate::upstream::breaker::State) -> &'static str {
         State::HalfOpen { .. } => "half-open",
         State::Forced(Forced::Open) => "forced-open",
         State::Forced(Forced::Closed) => "forced-closed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_own_clients;
+
+    #[test]
+    fn info_tells_of_larders_clients_and_leaves_the_rest_alone() {
+        let theirs = b"# Clients\r\nconnected_clients:7\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
+        let ours = b"# Clients\r\nconnected_clients:12\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
+        assert_eq!(with_own_clients(theirs, 12), ours);
+        assert_eq!(with_own_clients(b"no lines", 12), b"no lines");
     }
 }

@@ -300,8 +300,8 @@ impl Session {
         }
     }
 
-    /// Sends a request that neither reads nor changes a key down the link: its reply stands in the order of all others.
-    pub fn pass(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>, batch: &mut Batch) {
+    /// Takes a request of Larder's own commands that the upstream is to answer in Larder's place.
+    pub fn pass_on(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>, batch: &mut Batch) {
         self.send(command, args, OpKind::Read, around, batch);
     }
 

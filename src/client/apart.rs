@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// What `HELLO` asks for.
 #[derive(Debug, Default)]
@@ -69,6 +70,10 @@ impl Connection {
                 let way_out = "start larder with --upstream redis://host:port";
                 self.core.answer(format!("-ERR '{name}' needs an upstream: {way_out}\r\n").as_bytes());
             }
+            ("client|kill", _) => self.kill_users(request.args()).await,
+            ("pubsub|numsub", _) => self.count_subscribers(request.args(), Kind::Channel).await,
+            ("pubsub|shardnumsub", _) => self.count_subscribers(request.args(), Kind::Shard).await,
+            ("script|kill" | "function|kill" | "function|stats", _) => self.call_while_busy(request.args()).await,
             _ => self.tunnel(request).await?,
         }
         if let Some(database) = self.core.selected_in_transaction.take()
@@ -145,7 +150,7 @@ impl Connection {
             (b"default", Identity::Anonymous) if !upstream.refuses_anonymous() => Identity::Anonymous,
             _ => identity,
         };
-        let scope = upstream.scope(&identity, database).map_err(|e| Bytes::from(e.to_string()))?;
+        let scope = upstream.accepted_scope(&identity, database).map_err(|e| Bytes::from(e.to_string()))?;
         self.enter(scope).await.map_err(|failure| failure.to_string().into())
     }
 
@@ -331,9 +336,88 @@ impl Connection {
         };
     }
 
-    /// INFO: the upstream's, and a section about Larder.
+    /// Calls a command on a connection of the scope's, outside of what is fenced: it must not tell of keys.
+    async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
+        let Some(scope) = self.core.scope().cloned() else { return Err(Failure::ReadLost) };
+        let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
+        let reply_max = self.core.shared.config.link.reply_ms_max;
+        match timeout(reply_max, borrowed.call(words)).await {
+            Ok(reply) => reply.map_err(|_| Failure::ReadLost),
+            Err(_) => {
+                // The reply is still to come, and not for the next borrower.
+                borrowed.condemn();
+                Err(Failure::ReadTimeout(reply_max.as_millis() as u64))
+            }
+        }
+    }
+
+    fn answer_failure(&mut self, failure: &Failure) {
+        self.core.answer(format!("-{failure}\r\n").as_bytes());
+    }
+
+    /// CLIENT KILL with USER: whether there is such a user only the upstream knows. It is asked with one filter more,
+    /// which no connection passes; who is killed are Larder's clients.
+    async fn kill_users(&mut self, args: Args<'_>) {
+        let words = args.iter().map(<[u8]>::to_vec).chain([b"ADDR".to_vec(), b"0:0".to_vec()]);
+        match self.ask(words).await {
+            Ok(reply) if reply.first() == Some(&b':') => {
+                let table = self.core.table();
+                if let Resolved::Known(command) = table.resolve(args)
+                    && let Some(answer) = self.core.local_answer(command, args)
+                {
+                    self.core.answer(&answer);
+                }
+            }
+            Ok(refusal) => drop(self.core.answer(&refusal)),
+            Err(failure) => self.answer_failure(&failure),
+        }
+    }
+
+    /// PUBSUB NUMSUB and SHARDNUMSUB: the upstream counts one subscription where many clients of Larder share it.
+    async fn count_subscribers(&mut self, args: Args<'_>, kind: Kind) {
+        let reply = match self.ask(args.iter().map(<[u8]>::to_vec)).await {
+            Ok(reply) => reply,
+            Err(failure) => return self.answer_failure(&failure),
+        };
+        let mut cursor = Cursor::new(&reply);
+        let Some(Item::Aggregate(kind_byte, count)) = cursor.next() else {
+            self.core.answer(&reply);
+            return;
+        };
+        let mut out = format!("{}{count}\r\n", char::from(kind_byte)).into_bytes();
+        while let (Some(name), Some(Item::Integer(n))) = (cursor.next_bytes(), cursor.next()) {
+            let (upstream, here) = self.core.shared.subscribers(kind, name);
+            out.extend_from_slice(&bulk(name));
+            out.extend_from_slice(format!(":{}\r\n", (n - upstream).max(0) + here).as_bytes());
+        }
+        self.core.answer(&out);
+    }
+
+    /// What must get through while a script keeps the upstream busy: on a connection of its own, in database 0, because
+    /// a busy server refuses SELECT. These commands have no keys.
+    async fn call_while_busy(&mut self, args: Args<'_>) {
+        let (Some(upstream), Some(identity)) = (self.core.upstream(), self.core.identity()) else { return };
+        if let Some(failure) = upstream.node().refusal() {
+            return self.answer_failure(&failure);
+        }
+        let (pool, protocol) = (upstream.settings().pool, self.core.session.protocol());
+        let asked = async {
+            let mut connection =
+                RawConnection::connect(&upstream.node().endpoint, pool.connect_max, pool.replies).await?;
+            raw::set_up(&mut connection, &identity, protocol, 0).await?;
+            connection.call(args.iter().map(<[u8]>::to_vec)).await
+        };
+        let reply_max = self.core.shared.config.link.reply_ms_max;
+        match timeout(reply_max, asked).await {
+            Err(_) => self.answer_failure(&Failure::WriteTimeout(reply_max.as_millis() as u64)),
+            Ok(Ok(reply)) => drop(self.core.answer(&reply)),
+            Ok(Err(RawError::Refused(line))) => drop(self.core.answer(&error(&line))),
+            Ok(Err(cause)) => self.answer_failure(&upstream.node().unreachable(&cause.to_string(), Default::default())),
+        }
+    }
+
+    /// INFO: the upstream's, with what it says of clients said of Larder's, and a section about Larder.
     async fn info(&mut self, args: Args<'_>) {
-        let Some(scope) = self.core.scope().cloned() else { return };
         let asks_for_ours = args.len() == 2 && args.arg(1).eq_ignore_ascii_case(b"larder");
         let asks_for_all = args.len() == 1
             || args.iter().skip(1).any(|section| {
@@ -342,23 +426,15 @@ impl Connection {
         let mut text = Vec::new();
         if !asks_for_ours {
             let words: Vec<Vec<u8>> = args.iter().map(<[u8]>::to_vec).collect();
-            let reply = match scope.pools.borrow(Use::Short, self.core.session.protocol()).await {
-                Ok(mut borrowed) => {
-                    let reply_max = self.core.shared.config.link.reply_ms_max;
-                    let reply = within(reply_max, borrowed.call(words)).await;
-                    reply.map_err(|_| Failure::ReadTimeout(reply_max.as_millis() as u64))
-                }
-                Err(failure) => Err(failure),
-            };
-            let reply = match reply {
+            let reply = match self.ask(words).await {
                 Ok(reply) => reply,
-                Err(failure) => {
-                    self.core.answer(format!("-{failure}\r\n").as_bytes());
-                    return;
-                }
+                Err(failure) => return self.answer_failure(&failure),
             };
             match Cursor::new(&reply).next() {
-                Some(Item::Bulk(theirs)) => text = theirs.strip_prefix(b"txt:").unwrap_or(theirs).to_vec(),
+                Some(Item::Bulk(theirs)) => {
+                    let theirs = theirs.strip_prefix(b"txt:").unwrap_or(theirs);
+                    text = self.core.shared.with_own_clients(theirs);
+                }
                 _ => {
                     self.core.answer(&reply);
                     return;
@@ -382,9 +458,10 @@ impl Connection {
             "psubscribe" | "punsubscribe" => Kind::Pattern,
             _ => Kind::Shard,
         };
+        // Confirmations are pushes: the server sends them to clients that want no replies, too.
         let muted = self.core.session.take_muted();
         if command.contains("unsubscribe") {
-            return self.unsubscribe(command, args, kind, muted).await;
+            return self.unsubscribe(command, args, kind).await;
         }
         let names: Vec<&[u8]> = args.iter().skip(1).collect();
         if let Err(failure) = self.subscribe_all(kind, &names).await {
@@ -396,10 +473,8 @@ impl Connection {
         for name in names {
             self.core.subscriptions.insert(kind, name);
             self.core.note_subscriptions();
-            if !muted {
-                let confirmation = self.core.confirmation(command, Some(name), kind);
-                self.core.out.put(&confirmation);
-            }
+            let confirmation = self.core.confirmation(command, Some(name), kind);
+            self.core.out.put(&confirmation);
         }
     }
 
@@ -412,7 +487,7 @@ impl Connection {
         hub.subscribe_all(&self.core.client, &scope, kind, names).await
     }
 
-    async fn unsubscribe(&mut self, command: &str, args: Args<'_>, kind: Kind, muted: bool) {
+    async fn unsubscribe(&mut self, command: &str, args: Args<'_>, kind: Kind) {
         let mut names: Vec<Vec<u8>> = args.iter().skip(1).map(<[u8]>::to_vec).collect();
         if names.is_empty() {
             names = self.core.subscriptions.iter(kind).map(|name| name.to_vec()).collect();
@@ -432,10 +507,8 @@ impl Connection {
                 self.core.subscriptions.remove(kind, name);
                 self.core.note_subscriptions();
             }
-            if !muted {
-                let confirmation = self.core.confirmation(command, name, kind);
-                self.core.out.put(&confirmation);
-            }
+            let confirmation = self.core.confirmation(command, name, kind);
+            self.core.out.put(&confirmation);
         }
     }
 }

@@ -187,11 +187,7 @@ impl Core {
             return self.take_unknown(None, args);
         }
         match command.class {
-            Class::Local if self.asks_upstream(command, args) => {
-                self.session.pass(command, args, around, &mut self.batch);
-                Take::Taken
-            }
-            Class::Local => self.take_local(command, args),
+            Class::Local => self.take_local(command, args, around),
             Class::Refused => {
                 let name = String::from_utf8_lossy(args.arg(0)).to_uppercase();
                 self.answer(format!("-ERR '{name}' is refused: a proxy cannot take part in replication\r\n").as_bytes())
@@ -218,15 +214,6 @@ impl Core {
             Flow::Wait => Take::Wait,
             Flow::Exclusive => Take::Apart,
         }
-    }
-
-    /// True for PING and ECHO while the link is there: the upstream's own answer tells whether it serves (`BUSY`, `LOADING`).
-    fn asks_upstream(&self, command: &Command, args: Args<'_>) -> bool {
-        matches!(&*command.name, "ping" | "echo")
-            && command.accepts(args.len())
-            && args.len() <= 2
-            && (self.session.protocol() == Protocol::Resp3 || self.subscriptions.is_empty())
-            && self.scope().is_some_and(|scope| scope.link.is_up())
     }
 
     fn take_unknown(&mut self, container: Option<&Command>, args: Args<'_>) -> Take {

@@ -28,10 +28,11 @@ use bytes::{Buf, Bytes};
 use larder_protocol::scan::ReplyLimits;
 use larder_protocol::shape::Protocol;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 
 /// Times and bounds of the shell.
@@ -68,6 +69,9 @@ pub struct LinkHandle {
     is_refused: AtomicBool,
     is_full: AtomicBool,
     is_up: AtomicBool,
+    /// How often the upstream was found to accept the identity, elsewhere than on this link.
+    admissions: AtomicU64,
+    admitted: Notify,
     counts: Mutex<LinkCounts>,
     big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
 }
@@ -147,6 +151,8 @@ impl LinkHandle {
             is_refused: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             is_up: AtomicBool::new(false),
+            admissions: AtomicU64::new(0),
+            admitted: Notify::new(),
             counts: Mutex::new(LinkCounts::default()),
             big_keys,
         })
@@ -236,6 +242,16 @@ impl LinkHandle {
         match self.state() {
             LinkState::Refused(line) => Some(line),
             _ => None,
+        }
+    }
+
+    /// The upstream has just accepted the link's identity: a refusal from before does not count any more (the user may
+    /// have been made anew).
+    pub fn admit(&self) {
+        self.admissions.fetch_add(1, Ordering::AcqRel);
+        if self.refused().is_some() {
+            self.set_state(LinkState::Connecting);
+            self.admitted.notify_one();
         }
     }
 
@@ -395,6 +411,7 @@ async fn attempt(
         }
     };
     let began = node.clock.now();
+    let admissions = handle.admissions.load(Ordering::Acquire);
     let setting_up = connect(handle, core, purpose);
     let result = tokio::time::timeout(handle.times.connect_max, setting_up).await;
     let latency = node.clock.now().saturating_since(began);
@@ -411,6 +428,10 @@ async fn attempt(
         RawError::Refused(line) if !line.starts_with(b"LOADING") => {
             // The server is there and has made its decision about this identity.
             node.record(ticket, Outcome::ClientFault, latency);
+            if handle.admissions.load(Ordering::Acquire) != admissions {
+                handle.set_state(LinkState::Connecting);
+                return Err(Some(Duration::ZERO));
+            }
             // HELLO has words of its own for this, which no other command gets.
             let unauthenticated = line.starts_with(b"NOAUTH");
             let line =
@@ -449,6 +470,7 @@ async fn pause(handle: &LinkHandle, wait: Duration) {
     loop {
         let jobs = tokio::select! {
             () = &mut waiting => return,
+            () = handle.admitted.notified() => return,
             jobs = poll_fn(|cx| handle.poll_jobs(cx)) => jobs,
         };
         if handle.is_closed() {

@@ -170,6 +170,17 @@ impl Upstream {
         Ok(scope)
     }
 
+    /// As [`Upstream::scope`], for an identity that the upstream has just accepted: its links try again if they were
+    /// refused before.
+    pub fn accepted_scope(&self, identity: &Identity, database: u32) -> Result<Arc<Scope>, TooManyScopes> {
+        for ((of, _), held) in self.lock().iter() {
+            if of == identity {
+                held.scope.link.admit();
+            }
+        }
+        self.scope(identity, database)
+    }
+
     /// True if the scope of an identity and a database is there already.
     pub fn has_scope(&self, identity: &Identity, database: u32) -> bool {
         self.lock().contains_key(&(identity.clone(), database))
