@@ -18,6 +18,7 @@
 //! one whose client has gone or was killed.
 
 mod apart;
+mod cache;
 mod core;
 mod local;
 mod tunnel;
@@ -253,7 +254,8 @@ impl Connection {
 
     fn is_done(&self, drained: bool) -> bool {
         let idle = self.core.shared.is_draining() && self.io.pending.is_empty();
-        let ended = idle || self.io.state == Input::Closed || self.io.eof && (self.io.is_short || self.io.pending.is_empty());
+        let ended =
+            idle || self.io.state == Input::Closed || self.io.eof && (self.io.is_short || self.io.pending.is_empty());
         ended && drained && self.core.session.under_way() == 0
     }
 

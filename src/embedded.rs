@@ -3,7 +3,7 @@
 //! INFO, COMMAND and CONFIG GET say what client libraries and redis-cli ask at their start. Everything on data is the
 //! store's ([`crate::origin`]), which also words the refusal of what it does not have.
 
-use crate::origin::{self, Origin, OriginLimits, UnixMillis};
+use crate::origin::{self, Origin, OriginLimits, OriginStats, UnixMillis};
 use crate::server::Shared;
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
@@ -40,6 +40,11 @@ impl Embedded {
         let mut out = Vec::new();
         self.lock().execute(database, protocol, args, unix_now(), &mut out);
         out
+    }
+
+    /// What the store has and what it has done.
+    pub fn stats(&self) -> OriginStats {
+        self.lock().stats()
     }
 
     /// Takes out keys that have expired.
@@ -106,7 +111,7 @@ impl Shared {
     }
 
     fn info_embedded(&self, embedded: &Embedded, args: Args<'_>) -> String {
-        let stats = embedded.lock().stats();
+        let stats = embedded.stats();
         let uptime_s = self.clock.now().as_micros() / 1_000_000;
         let wanted: Vec<Vec<u8>> = args.iter().skip(1).map(<[u8]>::to_ascii_lowercase).collect();
         let wants = |section: &str| {

@@ -20,13 +20,20 @@
 //!
 //! The bytes of a store are bounded: keys, replies, headers and what the cache itself needs for an entry are counted.
 
+mod cause;
+
+pub use self::cause::Cause;
+
+use self::cause::Causes;
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
 use arc_swap::ArcSwap;
 use larder_protocol::args::Args;
+use larder_protocol::glob::{self, Case};
 use larder_protocol::shape;
 use larder_protocol::table::CommandId;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
+use std::cell::Cell;
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -53,6 +60,7 @@ pub struct L1 {
     cache: Cache<Slot, Slot, ByteWeighter, foldhash::fast::RandomState, EvictionCount>,
     settings: L1Settings,
     evictions: Arc<AtomicU64>,
+    causes: Causes,
     partitions: AtomicU64,
 }
 
@@ -125,6 +133,7 @@ struct Header {
     deadline: Time,
     filled_at: Time,
     key_len: u32,
+    /// Hits times two, and one more if there was one since the upstream was told.
     hits: AtomicU32,
 }
 
@@ -147,6 +156,10 @@ const NOWHERE: u64 = 0;
 const VARIANT_HEADER_BYTES: usize = 8;
 const SAME_IN_BOTH: u32 = 1 << 31;
 
+/// One hit in [`Header::hits`], and the mark that the upstream has not been told of one.
+const HIT: u32 = 2;
+const UNTOLD: u32 = 1;
+
 // === impl L1 ===
 
 impl L1 {
@@ -167,7 +180,7 @@ impl L1 {
             Ok(options) => Cache::with_options(options, ByteWeighter, hasher, lifecycle),
             Err(_) => Cache::with(estimated_items, settings.size_bytes_max.max(1), ByteWeighter, hasher, lifecycle),
         };
-        Arc::new(Self { cache, settings, evictions, partitions: AtomicU64::new(1) })
+        Arc::new(Self { cache, settings, evictions, causes: Causes::default(), partitions: AtomicU64::new(1) })
     }
 
     /// A new partition, empty, with the one right to fill it.
@@ -196,6 +209,14 @@ impl L1 {
     /// Entries that had to go for others since the start.
     pub fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
+    }
+
+    /// Entries that left for this cause since the start.
+    pub fn removed(&self, cause: Cause) -> u64 {
+        match cause {
+            Cause::CapacityLimit => self.evictions(),
+            _ => self.causes.count(cause),
+        }
     }
 
     /// The limits in force.
@@ -228,7 +249,7 @@ impl Partition {
             return None;
         }
         let hits = header.hits.load(Ordering::Relaxed);
-        header.hits.store(hits.saturating_add(1), Ordering::Relaxed);
+        header.hits.store(hits.saturating_add(HIT) | UNTOLD, Ordering::Relaxed);
         Some(Hit { entry, reply, same_in_both })
     }
 
@@ -293,7 +314,7 @@ impl Partition {
         Some(EntryFacts {
             bytes: ByteWeighter.weight(&entry, &entry),
             variants: entry.variants().count(),
-            hits: header.hits.load(Ordering::Relaxed),
+            hits: header.hits.load(Ordering::Relaxed) / HIT,
             filled_at: header.filled_at,
             deadline: (header.deadline != Time::MAX).then_some(header.deadline),
         })
@@ -305,14 +326,26 @@ impl Partition {
     }
 
     /// Keys of entries that were hit since the last call, at most `max` of them: what the upstream should be told is
-    /// in use. Counts of those keys start again.
+    /// in use.
     pub fn take_touched(&self, max: usize) -> Vec<Vec<u8>> {
         let id = self.id.load(Ordering::Acquire);
         let touched = |slot: &Slot| {
             let header = &slot.0.header.header;
-            header.partition == id && header.hits.swap(0, Ordering::Relaxed) > 0
+            header.partition == id && header.hits.fetch_and(!UNTOLD, Ordering::Relaxed) & UNTOLD > 0
         };
         self.l1.cache.iter().filter(|(slot, _)| touched(slot)).take(max).map(|(slot, _)| slot.key().to_vec()).collect()
+    }
+
+    /// Keys that match a glob pattern, of entries made at `made_by` or before, at most `max` of them. Looks at the whole
+    /// store: not for a task that others wait for.
+    pub fn keys_matching(&self, pattern: &[u8], made_by: Time, max: usize) -> Vec<Vec<u8>> {
+        let id = self.id.load(Ordering::Acquire);
+        let wanted = |slot: &Slot| {
+            let header = &slot.0.header.header;
+            let matches = || pattern == b"*" || glob::matches(pattern, slot.key(), Case::Sensitive);
+            header.partition == id && header.filled_at <= made_by && matches()
+        };
+        self.l1.cache.iter().filter(|(slot, _)| wanted(slot)).take(max).map(|(slot, _)| slot.key().to_vec()).collect()
     }
 
     fn find(&self, key: &[u8]) -> Option<Slot> {
@@ -347,7 +380,7 @@ impl Filler {
         }
         let l1 = &self.partition.l1;
         let old = self.partition.peek(key);
-        let kept = old.as_ref().filter(|e| e.0.header.header.deadline > now);
+        let kept = old.as_ref().filter(|e| !e.is_dead(now));
         let kept = kept.map(|e| (e.other_variants(variant, l1.settings.variants_per_key_max), e));
         let (body, deadline, hits) = match kept {
             Some((others, e)) if key.len() + others.len() + reply.len() < l1.settings.entry_bytes_max => {
@@ -369,26 +402,29 @@ impl Filler {
         // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
         self.partition.filled.store(true, Ordering::Release);
         l1.cache.insert(slot.clone(), slot);
-        if old.is_some() {
+        if let Some(old) = old {
             // The crate reports a replacement as an eviction.
             l1.evictions.fetch_sub(1, Ordering::Relaxed);
+            l1.causes.add(Cause::TtlExpired, u64::from(old.is_dead(now)));
         }
         Filled::Stored
     }
 
-    /// Drops the entry of `key`; true if there was one.
-    pub fn remove(&mut self, key: &[u8]) -> bool {
+    /// Drops the entry of `key`; true if there was one. If its deadline has passed, that is what counts as the cause.
+    pub fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
         if self.partition.is_empty() {
             return false;
         }
         let partition = self.partition.id.load(Ordering::Acquire);
-        let removed = self.partition.l1.cache.remove(&SlotRef { partition, key }).is_some();
+        let removed = self.partition.l1.cache.remove(&SlotRef { partition, key });
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        removed
+        let Some((slot, _)) = removed else { return false };
+        self.partition.l1.causes.add(if slot.is_dead(now) { Cause::TtlExpired } else { cause }, 1);
+        true
     }
 
     /// Empties the partition, at once. The memory is given back by a sweep over the store.
-    pub fn empty(&mut self) {
+    pub fn empty(&mut self, cause: Cause) {
         if self.partition.is_empty() {
             return;
         }
@@ -400,13 +436,19 @@ impl Filler {
         }
         self.partition.filled.store(false, Ordering::Release);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        self.partition.l1.cache.retain(|slot, _| slot.0.header.header.partition != old);
+        let swept = Cell::new(0);
+        self.partition.l1.cache.retain(|slot, _| {
+            let stays = slot.0.header.header.partition != old;
+            swept.set(swept.get() + u64::from(!stays));
+            stays
+        });
+        self.partition.l1.causes.add(cause, swept.get());
     }
 }
 
 impl Drop for Filler {
     fn drop(&mut self) {
-        self.empty();
+        self.empty(Cause::FeedLost);
     }
 }
 
@@ -473,6 +515,10 @@ impl Slot {
     /// True for the same entry, not just an equal one.
     fn is(&self, other: &Slot) -> bool {
         std::ptr::eq(self.0.slice.as_ptr(), other.0.slice.as_ptr())
+    }
+
+    fn is_dead(&self, now: Time) -> bool {
+        self.0.header.header.deadline <= now
     }
 
     fn key(&self) -> &[u8] {
@@ -607,7 +653,7 @@ mod tests {
         assert_eq!(read(&p, "k", &r2, range, 2), None);
         assert_eq!(read(&p, "k", &plain, strlen, 2), None);
         assert_eq!(p.facts(b"k").unwrap().variants, 2);
-        assert!(f.remove(b"k"));
+        assert!(f.remove(b"k", Cause::Manual, at(2)));
         assert_eq!(read(&p, "k", &plain, get, 2), None);
         assert_eq!(p.store().bytes(), 0);
     }
@@ -634,11 +680,11 @@ mod tests {
         f.fill(b"k", get, b"$1\r\na\r\n", Time::MAX, at(1));
         let hit = p.read(b"k", get, || at(1)).unwrap();
         assert!(p.holds(&hit, at(2)));
-        f.remove(b"k");
+        f.remove(b"k", Cause::DataChanged, at(2));
         f.fill(b"k", get, b"$1\r\na\r\n", Time::MAX, at(3));
         assert!(!p.holds(&hit, at(4)));
         let hit = p.read(b"k", get, || at(1)).unwrap();
-        f.empty();
+        f.empty(Cause::Manual);
         assert!(!p.holds(&hit, at(4)));
         assert!(p.is_empty());
         assert_eq!(p.store().entries(), 0);
@@ -651,7 +697,7 @@ mod tests {
         let get = Variant::bare(id("get"));
         f1.fill(b"k", get, b"$1\r\na\r\n", Time::MAX, at(1));
         assert!(p2.read(b"k", get, || at(1)).is_none());
-        f2.empty();
+        f2.empty(Cause::Manual);
         assert!(p1.read(b"k", get, || at(1)).is_some());
         drop(f1);
         assert!(p1.read(b"k", get, || at(1)).is_none());
@@ -674,5 +720,54 @@ mod tests {
             f.fill(b"v", Variant::new(id("getrange"), request.args(), 1), b"$0\r\n\r\n", Time::MAX, at(1));
             assert!(p.facts(b"v").unwrap().variants <= 3);
         }
+    }
+
+    #[test]
+    fn counts_hits_and_tells_once_of_them() {
+        let (p, mut f) = store(1 << 20).partition();
+        let get = Variant::bare(id("get"));
+        f.fill(b"k", get, b"_\r\n", Time::MAX, at(1));
+        assert!(p.take_touched(9).is_empty());
+        for _ in 0..3 {
+            p.read(b"k", get, || at(2)).unwrap();
+        }
+        assert_eq!(p.facts(b"k").unwrap().hits, 3);
+        assert_eq!(p.take_touched(9), [b"k".to_vec()]);
+        assert!(p.take_touched(9).is_empty());
+        assert_eq!(p.facts(b"k").unwrap().hits, 3);
+    }
+
+    #[test]
+    fn finds_keys_by_pattern_and_age() {
+        let l1 = store(1 << 20);
+        let ((p, mut f), (_, mut f2)) = (l1.partition(), l1.partition());
+        let get = Variant::bare(id("get"));
+        for (key, filled_at) in [("a:1", 1), ("a:2", 2), ("b:1", 1), ("", 1)] {
+            f.fill(key.as_bytes(), get, b"_\r\n", Time::MAX, at(filled_at));
+            f2.fill(b"a:other", get, b"_\r\n", Time::MAX, at(1));
+        }
+        assert_eq!(p.keys_matching(b"a:*", at(1), 9), [b"a:1".to_vec()]);
+        assert_eq!(p.keys_matching(b"a:*", at(2), 9).len(), 2);
+        assert_eq!(p.keys_matching(b"*", at(2), 9).len(), 4);
+        assert_eq!(p.keys_matching(b"*", at(2), 3).len(), 3);
+    }
+
+    #[test]
+    fn counts_removals_by_cause() {
+        let l1 = store(1 << 20);
+        let (_, mut f) = l1.partition();
+        let get = Variant::bare(id("get"));
+        let fill = |f: &mut Filler, key: &[u8], deadline| f.fill(key, get, b"_\r\n", deadline, at(1));
+        fill(&mut f, b"changed", Time::MAX);
+        fill(&mut f, b"late", at(5));
+        fill(&mut f, b"replaced", at(5));
+        assert!(f.remove(b"changed", Cause::DataChanged, at(9)));
+        assert!(!f.remove(b"changed", Cause::DataChanged, at(9)));
+        assert!(f.remove(b"late", Cause::DataChanged, at(9)));
+        f.fill(b"replaced", get, b"_\r\n", Time::MAX, at(9));
+        f.fill(b"other", get, b"_\r\n", Time::MAX, at(9));
+        f.empty(Cause::FeedLost);
+        let counts = Cause::ALL.map(|cause| l1.removed(cause));
+        assert_eq!(counts, [2, 0, 1, 0, 0, 2]);
     }
 }

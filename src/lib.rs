@@ -52,6 +52,7 @@
 //! `client`, `session`, then `l1` and `upstream`, then `larder_protocol`; only [`server::Shared`], what all clients
 //! share, is used from below it (`client`, `embedded`, `report`).
 
+pub mod cache;
 pub mod client;
 pub mod clients;
 pub mod clock;

@@ -24,6 +24,8 @@ pub enum Passed {
     TooBig,
     /// Within WATCH, MULTI, client-side tracking: on a connection of its own.
     Exclusive,
+    /// The client has asked for it with `CACHE READ`.
+    ReadMode,
 }
 
 /// The counters of one worker thread.
@@ -45,7 +47,7 @@ pub struct Counters {
     pub accepted: Counter,
     /// Connections refused at the limit.
     pub refused: Counter,
-    passed: [Counter; Bypass::ALL.len() + 4],
+    passed: [Counter; Bypass::ALL.len() + 5],
 }
 
 /// All workers' counters.
@@ -74,7 +76,7 @@ impl Counter {
 impl Passed {
     /// Every reason.
     pub fn all() -> impl Iterator<Item = Self> {
-        let own = [Self::UnansweredWrite, Self::NotTracked, Self::TooBig, Self::Exclusive];
+        let own = [Self::UnansweredWrite, Self::NotTracked, Self::TooBig, Self::Exclusive, Self::ReadMode];
         Bypass::ALL.into_iter().map(Self::Table).chain(own)
     }
 
@@ -86,6 +88,7 @@ impl Passed {
             Self::NotTracked => "not_tracked",
             Self::TooBig => "too_big",
             Self::Exclusive => "exclusive",
+            Self::ReadMode => "read_mode",
         }
     }
 
@@ -96,6 +99,7 @@ impl Passed {
             Self::NotTracked => Bypass::ALL.len() + 1,
             Self::TooBig => Bypass::ALL.len() + 2,
             Self::Exclusive => Bypass::ALL.len() + 3,
+            Self::ReadMode => Bypass::ALL.len() + 4,
         }
     }
 }

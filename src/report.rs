@@ -1,8 +1,49 @@
-//! What Larder says about itself: the `# Larder` section of INFO.
+//! What Larder says about itself: the figures behind the `# Larder` section of INFO, `CACHE INFO` and `CACHE STATS`.
+//!
+//! Figures are gathered in one place, by section. Those that only grow are *counters*: `CACHE RESETSTATS` lets them begin
+//! anew. Each counter has one writer that knows nothing of this, so a reset changes no counter but notes where it
+//! stands, and what is shown is the difference.
 
+use crate::l1::Cause;
 use crate::metrics::Passed;
 use crate::server::{Backend, Shared};
-use std::fmt::Write;
+use crate::upstream::breaker::{Forced, State};
+use crate::upstream::scope::Upstream;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+/// One figure.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Figure {
+    /// Grows from the last reset on.
+    Counter(u64),
+    /// As it is now.
+    Gauge(u64),
+    /// A share between 0 and 1.
+    Share(f64),
+    /// A word.
+    Text(String),
+}
+
+/// Figures that belong together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Section {
+    /// Its name.
+    pub name: &'static str,
+    /// Name and value of each; names are unique over all sections.
+    pub figures: Vec<(String, Figure)>,
+}
+
+/// Where counters stood when they were reset last, by name; nowhere is 0.
+#[derive(Debug, Default)]
+pub struct Baseline(Mutex<HashMap<String, u64>>);
+
+/// Gathers sections.
+struct Gatherer<'a> {
+    sections: Vec<Section>,
+    baseline: &'a HashMap<String, u64>,
+}
 
 // === impl Shared ===
 
@@ -14,58 +55,63 @@ impl Shared {
 
     /// The `# Larder` section of INFO, lines ending as INFO's do.
     pub fn info_section(&self) -> String {
-        let metrics = &self.metrics;
         let mut text = String::from("# Larder\r\n");
-        let mut line = |name: &str, value: &dyn std::fmt::Display| {
-            let _ = write!(text, "{name}:{value}\r\n");
-        };
-        let (hits, misses) = (metrics.sum(|c| &c.hits), metrics.sum(|c| &c.misses));
-        let looked = hits + misses;
-        line("larder_version", &env!("CARGO_PKG_VERSION"));
-        line("larder_uptime_in_seconds", &(self.clock.now().as_micros() / 1_000_000));
-        line("larder_connected_clients", &self.clients.len());
-        line("larder_connections_received", &metrics.sum(|c| &c.accepted));
-        line("larder_connections_refused", &metrics.sum(|c| &c.refused));
-        line("larder_commands_processed", &metrics.sum(|c| &c.commands));
-        line("larder_l1_hits", &hits);
-        line("larder_l1_misses", &misses);
-        line("larder_l1_hit_rate", &format!("{:.4}", if looked == 0 { 0.0 } else { hits as f64 / looked as f64 }));
-        line("larder_l1_redone", &metrics.sum(|c| &c.redone));
-        line("larder_writes", &metrics.sum(|c| &c.writes));
-        line("larder_exclusive", &metrics.sum(|c| &c.exclusive));
-        for reason in Passed::all() {
-            line(&format!("larder_l1_passed_{}", reason.label()), &metrics.passed(reason));
-        }
-        if let Backend::Upstream(upstream) = &self.backend {
-            let l1 = upstream.l1();
-            line("larder_l1_entries", &l1.entries());
-            line("larder_l1_bytes", &l1.bytes());
-            line("larder_l1_bytes_max", &l1.settings().size_bytes_max);
-            line("larder_l1_evictions", &l1.evictions());
-            let breaker = upstream.node().snapshot();
-            line("larder_upstream", &upstream.node().endpoint);
-            line("larder_breaker_state", &breaker_word(&breaker.state));
-            line("larder_breaker_transitions", &breaker.transitions);
-            let scopes = upstream.scopes();
-            line("larder_scopes", &scopes.len());
-            let (mut used, mut idle) = (0, 0);
-            for scope in &scopes {
-                let (u, i) = scope.pools.counts();
-                (used, idle) = (used + u, idle + i);
-            }
-            line("larder_pool_in_use", &used);
-            line("larder_pool_idle", &idle);
-            let counts: Vec<_> = scopes.iter().map(|scope| scope.link.counts()).collect();
-            line("larder_link_fills", &counts.iter().map(|c| c.fills).sum::<u64>());
-            line("larder_link_fills_outrun", &counts.iter().map(|c| c.fills_outrun).sum::<u64>());
-            line("larder_link_joined", &counts.iter().map(|c| c.joined).sum::<u64>());
-            line("larder_link_dropped_by_push", &counts.iter().map(|c| c.dropped_by_push).sum::<u64>());
-            line("larder_link_dropped_by_write", &counts.iter().map(|c| c.dropped_by_write).sum::<u64>());
-            line("larder_link_emptied", &counts.iter().map(|c| c.emptied).sum::<u64>());
-            line("larder_link_fences", &counts.iter().map(|c| c.fences).sum::<u64>());
-            line("larder_link_timeouts", &counts.iter().map(|c| c.timeouts).sum::<u64>());
+        for (name, figure) in self.figures().into_iter().flat_map(|section| section.figures) {
+            text.push_str(&format!("larder_{name}:{figure}\r\n"));
         }
         text
+    }
+
+    /// All figures, by section.
+    pub fn figures(&self) -> Vec<Section> {
+        let baseline = self.baseline.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.gather(&baseline)
+    }
+
+    /// From now on counters begin anew.
+    pub fn reset_counters(&self) {
+        let standing = self.gather(&HashMap::new()).into_iter().flat_map(|section| section.figures);
+        let standing = standing.filter_map(|(name, figure)| match figure {
+            Figure::Counter(n) => Some((name, n)),
+            _ => None,
+        });
+        *self.baseline.0.lock().unwrap_or_else(PoisonError::into_inner) = standing.collect();
+    }
+
+    fn gather(&self, baseline: &HashMap<String, u64>) -> Vec<Section> {
+        let mut out = Gatherer { sections: Vec::new(), baseline };
+        let metrics = &self.metrics;
+        out.section("Server");
+        out.text("version", env!("CARGO_PKG_VERSION"));
+        out.gauge("uptime_in_seconds", self.clock.now().as_micros() / 1_000_000);
+        out.section("Clients");
+        out.gauge("connected_clients", self.clients.len() as u64);
+        out.counter("connections_received", metrics.sum(|c| &c.accepted));
+        out.counter("connections_refused", metrics.sum(|c| &c.refused));
+        out.section("Commands");
+        out.counter("commands_processed", metrics.sum(|c| &c.commands));
+        out.counter("writes", metrics.sum(|c| &c.writes));
+        out.counter("exclusive", metrics.sum(|c| &c.exclusive));
+        out.section("L1");
+        let hits = out.counter("l1_hits", metrics.sum(|c| &c.hits));
+        let misses = out.counter("l1_misses", metrics.sum(|c| &c.misses));
+        out.figure("l1_hit_rate", Figure::Share(share(hits, hits + misses)));
+        out.counter("l1_redone", metrics.sum(|c| &c.redone));
+        match &self.backend {
+            Backend::Upstream(upstream) => gather_upstream(&mut out, self, upstream),
+            Backend::Embedded(embedded) => {
+                let stats = embedded.stats();
+                out.section("Store");
+                out.gauge("store_keys", stats.databases.iter().map(|d| d.keys).sum());
+                out.gauge("store_bytes", stats.bytes_used);
+                out.gauge("store_bytes_max", stats.bytes_max);
+                out.counter("store_hits", stats.hits);
+                out.counter("store_misses", stats.misses);
+                out.counter("store_expired", stats.expired);
+                out.counter("store_evicted", stats.evicted);
+            }
+        }
+        out.sections
     }
 }
 
@@ -82,8 +128,47 @@ fn with_own_clients(theirs: &[u8], connected: usize) -> Vec<u8> {
     text
 }
 
-fn breaker_word(state: &crate::upstream::breaker::State) -> &'static str {
-    use crate::upstream::breaker::{Forced, State};
+fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream) {
+    let l1 = upstream.l1();
+    out.gauge("l1_entries", l1.entries() as u64);
+    out.gauge("l1_bytes", l1.bytes());
+    out.gauge("l1_bytes_max", l1.settings().size_bytes_max);
+    out.counter("l1_evictions", l1.evictions());
+    out.section("Passed");
+    for reason in Passed::all() {
+        out.counter(&format!("l1_passed_{}", reason.label()), shared.metrics.passed(reason));
+    }
+    out.section("Removed");
+    for cause in Cause::ALL {
+        out.counter(&format!("l1_removed_{}", cause.label()), l1.removed(cause));
+    }
+    out.section("Upstream");
+    out.text("upstream", &upstream.node().endpoint.to_string());
+    let scopes = upstream.scopes();
+    out.gauge("scopes", scopes.len() as u64);
+    let counts = scopes.iter().map(|scope| scope.pools.counts());
+    let (used, idle) = counts.fold((0, 0), |(used, idle), (u, i)| (used + u64::from(u), idle + u64::from(i)));
+    out.gauge("pool_in_use", used);
+    out.gauge("pool_idle", idle);
+    out.section("Breaker");
+    let breaker = upstream.node().snapshot();
+    out.text("breaker_state", breaker_word(&breaker.state));
+    out.counter("breaker_transitions", breaker.transitions);
+    out.counter("breaker_refused", upstream.node().requests_refused());
+    out.section("Link");
+    let counts = upstream.link_counts();
+    out.counter("link_fills", counts.fills);
+    out.counter("link_fills_outrun", counts.fills_outrun);
+    out.counter("link_joined", counts.joined);
+    out.counter("link_dropped_by_push", counts.dropped_by_push);
+    out.counter("link_dropped_by_write", counts.dropped_by_write);
+    out.counter("link_emptied", counts.emptied);
+    out.counter("link_fences", counts.fences);
+    out.counter("link_timeouts", counts.timeouts);
+}
+
+/// The state of a breaker in one word.
+pub fn breaker_word(state: &State) -> &'static str {
     match state {
         State::Closed => "closed",
         State::Open { .. } => "open",
@@ -93,9 +178,67 @@ fn breaker_word(state: &crate::upstream::breaker::State) -> &'static str {
     }
 }
 
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+// === impl Gatherer ===
+
+impl Gatherer<'_> {
+    fn section(&mut self, name: &'static str) {
+        self.sections.push(Section { name, figures: Vec::new() });
+    }
+
+    fn figure(&mut self, name: &str, figure: Figure) {
+        if let Some(section) = self.sections.last_mut() {
+            section.figures.push((name.to_owned(), figure));
+        }
+    }
+
+    /// What a counter shows.
+    fn counter(&mut self, name: &str, stands_at: u64) -> u64 {
+        let began_at = self.baseline.get(name).copied().unwrap_or(0);
+        let shown = stands_at.saturating_sub(began_at);
+        self.figure(name, Figure::Counter(shown));
+        shown
+    }
+
+    fn gauge(&mut self, name: &str, value: u64) {
+        self.figure(name, Figure::Gauge(value));
+    }
+
+    fn text(&mut self, name: &str, text: &str) {
+        self.figure(name, Figure::Text(text.to_owned()));
+    }
+}
+
+// === impl Figure ===
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Counter(n) | Self::Gauge(n) => write!(f, "{n}"),
+            Self::Share(share) => write!(f, "{share:.4}"),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::with_own_clients;
+    use super::*;
+
+    #[test]
+    fn shows_counters_from_where_they_were_reset() {
+        let baseline = HashMap::from([("seen".to_owned(), 40)]);
+        let mut out = Gatherer { sections: Vec::new(), baseline: &baseline };
+        out.section("A");
+        assert_eq!((out.counter("seen", 42), out.counter("new", 7), out.counter("seen", 39)), (2, 7, 0));
+        out.gauge("seen_now", 42);
+        assert_eq!(out.sections[0].figures[3], ("seen_now".to_owned(), Figure::Gauge(42)));
+        assert_eq!(Figure::Share(share(1, 3)).to_string(), "0.3333");
+        assert_eq!(share(0, 0), 0.0);
+    }
 
     #[test]
     fn info_tells_of_larders_clients_and_leaves_the_rest_alone() {

@@ -12,6 +12,7 @@ use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
 use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
+use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
 use crate::upstream::link::LinkLimits;
@@ -78,6 +79,8 @@ pub struct Shared {
     pub table: Arc<Table>,
     /// Bounds of requests.
     pub request_limits: RequestLimits,
+    /// Where counters began when they were reset last.
+    pub(crate) baseline: Baseline,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
     runtime: Handle,
     draining: AtomicBool,
@@ -163,6 +166,7 @@ impl Shared {
             metrics: Metrics::default(),
             table,
             request_limits,
+            baseline: Baseline::default(),
             hubs: Mutex::default(),
             runtime,
             draining: AtomicBool::new(false),

@@ -26,6 +26,7 @@ use crate::port::{Failure, Seq};
 use crate::upstream::link::{Each, Job, Op, OpKind};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::Args;
+use larder_protocol::cache::ReadMode;
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Cacheability, Class, Command, CommandId, PerKey, Table};
@@ -84,6 +85,7 @@ pub struct Session {
     /// Reads that are not held but sent down the link: what a client that mixes reads and writes is better served by.
     follows: u32,
     muted: Muted,
+    reads: ReadMode,
 }
 
 /// `CLIENT REPLY`.
@@ -199,7 +201,18 @@ impl Session {
             held: 0,
             follows: 0,
             muted: Muted::No,
+            reads: ReadMode::Cached,
         }
+    }
+
+    /// Where reads are answered from.
+    pub fn read_mode(&self) -> ReadMode {
+        self.reads
+    }
+
+    /// Changes where reads are answered from. Only when nothing is under way.
+    pub fn set_read_mode(&mut self, reads: ReadMode) {
+        self.reads = reads;
     }
 
     /// The protocol that the client speaks.
@@ -286,6 +299,9 @@ impl Session {
         out: &mut Outgoing,
     ) -> Flow {
         match command.classify(args, self.protocol) {
+            Class::Read(Cacheability::Single | Cacheability::PerKey(_)) if self.reads != ReadMode::Cached => {
+                self.read_past(command, args, around, batch)
+            }
             Class::Read(Cacheability::Single) => self.read(command, args, around, batch, out),
             Class::Read(Cacheability::PerKey(per_key)) => self.read_each(command, per_key, args, around, batch, out),
             Class::Read(Cacheability::No(bypass)) => {
@@ -338,6 +354,28 @@ impl Session {
         if let Some(slot) = self.slots.back_mut() {
             slot.receivers = Some((upstream, here));
         }
+    }
+
+    /// A read that L1 may not answer (`CACHE READ`). It follows down the link and does not share the reply of an earlier
+    /// one: the upstream answers it after it has come. That costs no more than a fence in front of a hit would.
+    fn read_past(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>, batch: &mut Batch) -> Flow {
+        around.counters.pass(Passed::ReadMode);
+        if command.keys(args).any(|at| (around.is_big)(args.arg(at))) {
+            return if self.slots.is_empty() { Flow::Exclusive } else { Flow::Wait };
+        }
+        let is_there = |key_at| {
+            let key = Variant::new(command.id, args, key_at);
+            around.partition.is_some_and(|p| p.read(args.arg(key_at), key, around.now).is_some())
+        };
+        let kind = match command.classify(args, self.protocol) {
+            _ if self.reads == ReadMode::Bypass => OpKind::Read,
+            Class::Read(Cacheability::PerKey(per_key)) => OpKind::FillEach(each_of(per_key, command, around.table)),
+            // What is there is dropped by a push if it is not right; it need not be kept twice.
+            _ if command.keys(args).next().is_some_and(is_there) => OpKind::Read,
+            _ => fill_of(command, args, false, around),
+        };
+        self.send(command, args, kind, around, batch);
+        Flow::Taken
     }
 
     fn read(

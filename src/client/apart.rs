@@ -4,6 +4,7 @@
 //! A client that changes its scope is fenced on its new link before the answer: what it has been told in its old scope,
 //! the new scope's L1 knows, too.
 
+use super::cache::is_cache;
 use super::core::{Core, Login, Place};
 use super::local::{arity_error, bulk, integer, null};
 use super::tunnel::push_byte;
@@ -17,6 +18,7 @@ use crate::upstream::raw::{self, Identity, RawConnection, RawError};
 use crate::upstream::scope::Scope;
 use bytes::Bytes;
 use larder_protocol::args::{Args, OwnedArgs};
+use larder_protocol::cache::ReadMode;
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::{self, Protocol, Shape};
@@ -51,6 +53,9 @@ impl Connection {
             }
         };
         let table = self.core.table();
+        if is_cache(&table, request.args()) {
+            return self.cache(&request).await;
+        }
         let (name, class, accepts) = match table.resolve(request.args()) {
             Resolved::Known(c) if c.on_upstream || self.core.upstream().is_none() => {
                 (c.name.to_string(), c.class, c.accepts(request.args().len()))
@@ -313,6 +318,7 @@ impl Connection {
         core.take_deliveries();
         core.session.set_protocol(Protocol::Resp2);
         core.session.set_muted(Muted::No);
+        core.session.set_read_mode(ReadMode::Cached);
         core.client.resp.store(2, Ordering::Relaxed);
         core.client.no_evict.store(false, Ordering::Relaxed);
         core.client.no_touch.store(false, Ordering::Relaxed);

@@ -220,6 +220,9 @@ impl Core {
         if let Some(line) = container.and_then(|c| self.refusal(c)) {
             return self.answer(line.as_bytes());
         }
+        if container.is_some_and(|c| c.group == Group::Larder) {
+            return self.take_cache();
+        }
         match &self.place {
             Place::Embedded(_) => {
                 let line = unknown(container, args);

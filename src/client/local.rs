@@ -11,7 +11,7 @@ use crate::upstream::link_io::LinkState;
 use larder_protocol::args::Args;
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::Command;
+use larder_protocol::table::{Command, Group};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -32,6 +32,9 @@ struct Filter {
 impl Core {
     /// Takes a command that Larder answers.
     pub(super) fn take_local(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+        if command.group == Group::Larder {
+            return self.take_cache();
+        }
         let name = &*command.name;
         if name == "quit" {
             self.session.answer(b"+OK\r\n", &mut self.out);

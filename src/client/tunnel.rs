@@ -19,6 +19,7 @@
 //! if it held state: as with the server itself, what was watched or queued is gone.
 
 use super::apart::within;
+use super::cache::is_cache;
 use super::core::{Core, fence_job};
 use super::{Connection, End, Input, Request};
 use crate::clients::ClientId;
@@ -32,7 +33,7 @@ use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::{RequestError, Step, strict_i64};
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Command, Flags, Resolved, Table};
+use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -188,6 +189,7 @@ impl Connection {
         let purpose = purpose_of(&table, first.args());
         self.core.counters.exclusive.add(1);
         if let Some(failure) = scope.link.node().refusal() {
+            scope.link.node().count_refused(1);
             self.core.answer(format!("-{failure}\r\n").as_bytes());
             return Ok(());
         }
@@ -228,6 +230,9 @@ impl Connection {
     /// Handles a request that has nothing to do with the connection, while that keeps its state.
     async fn step_out(&mut self, tunnel: &mut Tunnel) -> Result<(), End> {
         let Ok(Some(request)) = self.io.next_request() else { return Ok(()) };
+        if is_cache(&tunnel.table, request.args()) {
+            return self.cache(&request).await;
+        }
         let table = tunnel.table.clone();
         let Resolved::Known(command) = table.resolve(request.args()) else { return Ok(()) };
         match &*command.name {
@@ -550,6 +555,7 @@ impl Tunnel {
         let table = self.table.clone();
         let command = match table.resolve(args) {
             Resolved::Known(command) => command,
+            Resolved::UnknownSubcommand(command) if command.group == Group::Larder => command,
             _ => return Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
         };
         if let Some(line) = core.refusal(command) {
@@ -566,6 +572,10 @@ impl Tunnel {
             Class::Transaction if !command.accepts(args.len()) => owed(What::Reply),
             Class::Transaction => self.decide_transaction(command),
             Class::Local if ends_state(command, args) && !self.state.is_none() => Next::Abandon,
+            Class::Local if command.group == Group::Larder && self.state.in_multi => {
+                owed(What::Instead(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n")))
+            }
+            Class::Local if command.group == Group::Larder => Next::Leave,
             _ if self.state.in_multi => owed(What::Queued),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),

@@ -23,8 +23,10 @@
 //! [`Violation`]: the shell closes the connection and calls [`LinkCore::lost`]. Losing the connection empties the
 //! partition first; reads are kept for one retry, writes that may have been sent are reported as such.
 
+mod drops;
+
 use crate::clock::Time;
-use crate::l1::{Filled, Filler, Variant};
+use crate::l1::{Cause, Filled, Filler, Variant};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
@@ -91,6 +93,11 @@ pub enum OpKind {
     Fence,
     /// As `Fence`, and at that moment the partition is emptied and its suspension ends.
     FenceAndResume,
+    /// Nothing is sent: the arguments behind the first leave L1, and what is under way for them is not kept. The reply
+    /// is their number.
+    Drop(Cause),
+    /// As `Drop`, for everything; the reply is `+OK`.
+    DropAll(Cause),
 }
 
 /// How the reply to a read of several keys is kept.
@@ -253,6 +260,25 @@ struct KeyState {
     changes: u64,
 }
 
+// === impl LinkCounts ===
+
+impl std::ops::Add for LinkCounts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            fills: self.fills + other.fills,
+            fills_outrun: self.fills_outrun + other.fills_outrun,
+            joined: self.joined + other.joined,
+            dropped_by_push: self.dropped_by_push + other.dropped_by_push,
+            dropped_by_write: self.dropped_by_write + other.dropped_by_write,
+            emptied: self.emptied + other.emptied,
+            fences: self.fences + other.fences,
+            timeouts: self.timeouts + other.timeouts,
+        }
+    }
+}
+
 // === impl LinkCore ===
 
 impl LinkCore {
@@ -358,7 +384,7 @@ impl LinkCore {
     /// Takes over one frame that came from the upstream.
     pub fn frame(&mut self, frame: Frame<'_>, now: Time) -> Result<(), Violation> {
         if frame.bytes.first() == Some(&b'>') {
-            return self.push(frame);
+            return self.push(frame, now);
         }
         let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
         if frame.bytes.first() == Some(&b'-')
@@ -373,7 +399,7 @@ impl LinkCore {
                 if let OpKind::Write(command) = kind
                     && !is_planted(Mutation::WriteRemovesNothing)
                 {
-                    self.remove_keys_of(command, &request);
+                    self.remove_keys_of(command, &request, now);
                 }
                 if state != Patience::ToldOfTimeout {
                     self.hand_on(&port, seq, frame);
@@ -428,7 +454,7 @@ impl LinkCore {
     /// and returns the reads that are to be sent once more on the next connection, oldest first.
     pub fn lost(&mut self) -> Vec<Retry> {
         if !is_planted(Mutation::KeptOverReconnect) {
-            self.filler.empty();
+            self.filler.empty(Cause::FeedLost);
         }
         self.counts.emptied += 1;
         self.caching = Caching::Off;
@@ -472,6 +498,8 @@ impl LinkCore {
             OpKind::Fence | OpKind::FenceAndResume => {
                 self.submit_fence(port, seq, kind == OpKind::FenceAndResume, now);
             }
+            OpKind::Drop(cause) => self.drop_keys(port, seq, &request, cause, now),
+            OpKind::DropAll(cause) => self.drop_all(port, seq, cause),
             _ => {
                 let starts_at = self.put_shared(&request);
                 self.in_flight_bytes += request.len();
@@ -741,7 +769,7 @@ impl LinkCore {
         }
     }
 
-    fn push(&mut self, frame: Frame<'_>) -> Result<(), Violation> {
+    fn push(&mut self, frame: Frame<'_>, now: Time) -> Result<(), Violation> {
         let mut cursor = Cursor::new(frame.bytes);
         let _count = cursor.next_count().ok_or(Violation::Push)?;
         if cursor.next_bytes().ok_or(Violation::Push)? != b"invalidate" {
@@ -753,7 +781,7 @@ impl LinkCore {
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
                     let key = cursor.next_bytes().ok_or(Violation::Push)?;
-                    self.counts.dropped_by_push += u64::from(self.remove(key));
+                    self.counts.dropped_by_push += u64::from(self.remove(key, Cause::DataChanged, now));
                 }
             }
             _ => return Err(Violation::Push),
@@ -763,21 +791,21 @@ impl LinkCore {
 
     /// Everything may have changed: for the keys of flights under way, too.
     fn empty(&mut self) {
-        self.filler.empty();
+        self.filler.empty(Cause::DataChanged);
         self.counts.emptied += 1;
         for state in self.keys.values_mut() {
             state.changes += 1;
         }
     }
 
-    fn remove(&mut self, key: &[u8]) -> bool {
+    fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
         if let Some(state) = self.keys.get_mut(key) {
             state.changes += 1;
         }
-        self.filler.remove(key)
+        self.filler.remove(key, cause, now)
     }
 
-    fn remove_keys_of(&mut self, command: CommandId, request: &Bytes) {
+    fn remove_keys_of(&mut self, command: CommandId, request: &Bytes, now: Time) {
         if self.filler.partition().is_empty() && self.keys.is_empty() {
             return;
         }
@@ -786,7 +814,7 @@ impl LinkCore {
         let table = self.table.clone();
         let Some(command) = table.command(command) else { return };
         for key_at in command.keys(args) {
-            let removed = self.remove(args.arg(key_at));
+            let removed = self.remove(args.arg(key_at), Cause::DataChanged, now);
             self.counts.dropped_by_write += u64::from(removed);
         }
         self.scanner_gives_back(ranges);

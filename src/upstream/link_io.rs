@@ -175,6 +175,7 @@ impl LinkHandle {
     /// Nothing has been sent: the upstream is down, or too much waits.
     pub fn submit(&self, job: Job) -> Result<(), Failure> {
         if let Some(failure) = self.node.refusal() {
+            self.node.count_refused(job.ops.len() as u64);
             return Err(failure);
         }
         let mut queue = self.lock();
@@ -211,8 +212,8 @@ impl LinkHandle {
         !full
     }
 
-    /// Hands a fence over; it is never refused. Without a connection the partition is empty, which is all that a fence
-    /// waits for.
+    /// Hands a fence, or an order to drop entries, over; it is never refused. Without a connection the partition is empty,
+    /// which is all that either wants, and is answered as a fence.
     pub fn submit_fence(&self, job: Job) {
         let mut queue = self.lock();
         if queue.state == LinkState::Up {
@@ -316,8 +317,10 @@ impl LinkHandle {
                 self.partition.resume();
             }
             job.port.leave(match op.kind {
-                // No connection, no entries: nothing is left to wait for.
-                OpKind::Fence | OpKind::FenceAndResume => Delivery::Fenced(op.seq),
+                // No connection, no entries: nothing is left to wait for, or to drop.
+                OpKind::Fence | OpKind::FenceAndResume | OpKind::Drop(_) | OpKind::DropAll(_) => {
+                    Delivery::Fenced(op.seq)
+                }
                 _ => Delivery::Failed(op.seq, failure.clone()),
             });
         }

@@ -14,6 +14,7 @@ use crate::port::Failure;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use larder_protocol::table::Table;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ pub struct Node {
     breaker: Mutex<Breaker>,
     gate: Arc<BreakerGate>,
     slow: Duration,
+    refused: AtomicU64,
     facts: ArcSwap<Facts>,
 }
 
@@ -51,7 +53,15 @@ impl Node {
         let breaker = Breaker::new(settings, seed, clock.now());
         let gate = breaker.gate();
         let facts = Facts { table, hello: None, has_field_ttls: false, is_known: false };
-        Self { endpoint, clock, breaker: Mutex::new(breaker), gate, slow, facts: ArcSwap::from_pointee(facts) }
+        Self {
+            endpoint,
+            clock,
+            breaker: Mutex::new(breaker),
+            gate,
+            slow,
+            refused: AtomicU64::new(0),
+            facts: ArcSwap::from_pointee(facts),
+        }
     }
 
     /// What is known of the server.
@@ -73,6 +83,16 @@ impl Node {
     #[inline]
     pub fn refusal(&self) -> Option<Failure> {
         if self.gate.is_closed() { None } else { Some(self.refused()) }
+    }
+
+    /// Requests were answered with what [`Node::refusal`] said.
+    pub fn count_refused(&self, requests: u64) {
+        self.refused.fetch_add(requests, Ordering::Relaxed);
+    }
+
+    /// Requests that an open circuit has refused so far.
+    pub fn requests_refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Asks for leave to try a connection, as a probe if the circuit is open.

@@ -7,7 +7,7 @@
 //! Invariants: one scope for an identity and a database at a time; a scope without clients ends after
 //! `limits.scope_idle_ms_max`, the first one never does; there are at most `limits.scopes_max`.
 
-use super::link::{LinkCore, LinkLimits};
+use super::link::{LinkCore, LinkCounts, LinkLimits};
 use super::link_io::{self, LinkHandle, LinkPurpose, LinkTimes};
 use super::node::Node;
 use super::pool::{PoolLimits, Pools};
@@ -44,6 +44,8 @@ pub struct Upstream {
     identity: Identity,
     database: u32,
     scopes: Mutex<HashMap<(Identity, u32), Held>>,
+    /// What the links of scopes that have ended had done.
+    ended: Mutex<LinkCounts>,
     count: AtomicUsize,
     next_seed: AtomicU64,
     runtime: Handle,
@@ -104,6 +106,7 @@ impl Upstream {
             identity,
             database,
             scopes: Mutex::new(HashMap::new()),
+            ended: Mutex::default(),
             count: AtomicUsize::new(0),
             next_seed: AtomicU64::new(seed),
             runtime,
@@ -214,6 +217,13 @@ impl Upstream {
         self.lock().values().map(|held| held.scope.clone()).collect()
     }
 
+    /// What all links have done since the start, those of scopes that have ended included.
+    pub fn link_counts(&self) -> LinkCounts {
+        let scopes = self.lock();
+        let ended = *self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        scopes.values().fold(ended, |sum, held| sum + held.scope.link.counts())
+    }
+
     /// True if the upstream serves nobody who has not authenticated.
     pub fn refuses_anonymous(&self) -> bool {
         let scope = self.lock().get(&(Identity::Anonymous, self.database)).map(|held| held.scope.clone());
@@ -252,6 +262,8 @@ impl Upstream {
             let ends = held.idle_for > self.settings.scope_idle_max;
             if ends {
                 held.scope.link.close();
+                let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+                *ended = *ended + held.scope.link.counts();
             }
             !ends
         });

@@ -91,7 +91,7 @@ fn an_mget_that_is_overtaken_by_a_removal_is_asked_of_the_upstream() {
     }
     let filler = RefCell::new(filler);
     let now = || {
-        filler.borrow_mut().remove(b"c");
+        filler.borrow_mut().remove(b"c", larder::l1::Cause::DataChanged, larder::clock::Time::ZERO);
         Time::ZERO
     };
     let around = Surroundings {

@@ -1,0 +1,444 @@
+//! The grammar of `CACHE`, Larder's own command: bytes to a typed enum.
+//!
+//! Keywords are known in any case; lists have their count in front; what is wrong is worded as Redis words it. One
+//! table, [`SUBCOMMANDS`], holds name, arity, syntax and explanation of each subcommand: the parser checks the arity by
+//! it, `CACHE HELP` prints it, and the command table has a row for each of its lines.
+//!
+//! Invariants: nothing is copied and nothing allocated but in errors; no arguments make it panic.
+
+use crate::args::Args;
+use crate::scan::strict_i64;
+use thiserror::Error;
+
+/// A request for `CACHE`, understood.
+#[derive(Clone, Copy, Debug)]
+pub enum CacheCommand<'a> {
+    /// `HELP`
+    Help,
+    /// `FENCE`
+    Fence,
+    /// `READ [CACHED|STRICT|BYPASS]`: sets the connection's mode; without one, tells it.
+    Read(Option<ReadMode>),
+    /// `BREAKER [OPEN|CLOSE|RELEASE]`
+    Breaker(BreakerOrder),
+    /// `INFO [section]`
+    Info(Option<&'a [u8]>),
+    /// `STATS`
+    Stats,
+    /// `RESETSTATS`
+    ResetStats,
+    /// `ENTRY key`
+    Entry(&'a [u8]),
+    /// `INVALIDATE ...`
+    Invalidate(Target<'a>, Reach),
+}
+
+/// Where the reads of a connection are answered from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadMode {
+    /// From L1 where it can: what a connection begins with.
+    #[default]
+    Cached,
+    /// By the upstream, at or after the moment at which the read came; L1 is filled.
+    Strict,
+    /// By the upstream; L1 is neither looked at nor filled.
+    Bypass,
+}
+
+/// What `CACHE BREAKER` is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerOrder {
+    /// Show the state.
+    Show,
+    /// Hold the circuit open.
+    Open,
+    /// Hold it closed.
+    Close,
+    /// End what `OPEN` or `CLOSE` has ordered.
+    Release,
+}
+
+/// What is to be invalidated.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// These keys, at least one.
+    Keys(KeyList<'a>),
+    /// All keys that match a glob pattern.
+    Pattern(&'a [u8]),
+    /// The whole database.
+    All,
+}
+
+/// How far an invalidation goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The keys are deleted upstream, and so are gone from every cache.
+    Everywhere,
+    /// `LOCAL`: they leave this L1 only.
+    Local,
+}
+
+/// A list of keys within a request.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyList<'a> {
+    args: Args<'a>,
+    from: usize,
+    count: usize,
+}
+
+/// What is wrong with a request. `Display` is the error line without the dash.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CacheError {
+    /// Too few or too many arguments for `CACHE` itself or for this subcommand.
+    #[error("ERR wrong number of arguments for 'cache{gap}{name}' command", gap = if .0.is_empty() { "" } else { "|" }, name = .0)]
+    Arity(&'static str),
+    /// No such subcommand; its first bytes.
+    #[error("ERR unknown subcommand '{0}'. Try CACHE HELP.")]
+    Unknown(String),
+    /// A word that is not expected where it stands.
+    #[error("ERR syntax error")]
+    Syntax,
+    /// The count of keys is no positive number.
+    #[error("ERR numkeys should be greater than 0")]
+    Numkeys,
+    /// Fewer keys than were counted.
+    #[error("ERR Number of keys can't be greater than number of args")]
+    KeysMissing,
+}
+
+/// What is known of one subcommand.
+#[derive(Clone, Copy, Debug)]
+pub struct Subcommand {
+    /// Its name, in lower case.
+    pub name: &'static str,
+    /// Number of arguments, `CACHE` and the name included; negative: at least that many.
+    pub arity: i16,
+    /// Its arguments as documentation writes them.
+    pub syntax: &'static str,
+    /// What it does, in lines of help.
+    pub help: &'static [&'static str],
+}
+
+/// All subcommands, by name; `HELP` is the last, as Redis has it.
+pub const SUBCOMMANDS: &[Subcommand] = &[
+    Subcommand {
+        name: "breaker",
+        arity: -2,
+        syntax: "[OPEN|CLOSE|RELEASE]",
+        help: &["Show the circuit breaker of the upstream, hold its circuit open or closed,", "or let it go again."],
+    },
+    Subcommand { name: "entry", arity: 3, syntax: "<key>", help: &["Show what L1 holds of <key>; null if nothing."] },
+    Subcommand {
+        name: "fence",
+        arity: 2,
+        syntax: "",
+        help: &["Return when every invalidation that the upstream has sent before the call", "has been applied here."],
+    },
+    Subcommand {
+        name: "info",
+        arity: -2,
+        syntax: "[<section>]",
+        help: &["Show figures about Larder as text, like INFO: all sections or one."],
+    },
+    Subcommand {
+        name: "invalidate",
+        arity: -3,
+        syntax: "KEYS <numkeys> <key> [<key> ...] | PATTERN <glob> | ALL [LOCAL]",
+        help: &[
+            "Delete keys upstream, and so from every cache. With LOCAL, only drop them",
+            "from the L1 of this Larder. Return the number of keys; OK for ALL.",
+        ],
+    },
+    Subcommand {
+        name: "read",
+        arity: -2,
+        syntax: "[CACHED|STRICT|BYPASS]",
+        help: &[
+            "Show or set where the reads of this connection are answered: from L1 where it",
+            "can (CACHED, the default), by the upstream (STRICT), or by the upstream without",
+            "filling L1 (BYPASS).",
+        ],
+    },
+    Subcommand { name: "resetstats", arity: 2, syntax: "", help: &["Let the counters begin anew."] },
+    Subcommand { name: "stats", arity: 2, syntax: "", help: &["Return all figures about Larder as a map."] },
+    Subcommand { name: "help", arity: 2, syntax: "", help: &["Prints this help."] },
+];
+
+/// Most bytes of an unknown word that an error repeats.
+const SHOWN_BYTES_MAX: usize = 128;
+
+// === impl CacheCommand ===
+
+impl<'a> CacheCommand<'a> {
+    /// Understands a request whose first argument is `CACHE`.
+    ///
+    /// # Errors
+    /// [`CacheError`] says what is wrong, in the order in which Redis would notice: subcommand, number of arguments,
+    /// arguments from left to right.
+    pub fn parse(args: Args<'a>) -> Result<Self, CacheError> {
+        let Some(name) = args.get(1) else { return Err(CacheError::Arity("")) };
+        let Some(subcommand) = SUBCOMMANDS.iter().find(|s| is(name, s.name)) else {
+            let shown = &name[..name.len().min(SHOWN_BYTES_MAX)];
+            return Err(CacheError::Unknown(String::from_utf8_lossy(shown).replace(['\r', '\n'], " ")));
+        };
+        if !subcommand.accepts(args.len()) {
+            return Err(CacheError::Arity(subcommand.name));
+        }
+        let wrong_arity = Err(CacheError::Arity(subcommand.name));
+        match (subcommand.name, args.len()) {
+            ("breaker", 2) => Ok(Self::Breaker(BreakerOrder::Show)),
+            ("breaker", 3) => BreakerOrder::parse(args.arg(2)).map(Self::Breaker),
+            ("entry", _) => Ok(Self::Entry(args.arg(2))),
+            ("fence", _) => Ok(Self::Fence),
+            ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
+            ("invalidate", _) => parse_invalidate(args),
+            ("read", 2) => Ok(Self::Read(None)),
+            ("read", 3) => ReadMode::parse(args.arg(2)).map(|mode| Self::Read(Some(mode))),
+            ("resetstats", _) => Ok(Self::ResetStats),
+            ("stats", _) => Ok(Self::Stats),
+            ("help", _) => Ok(Self::Help),
+            _ => wrong_arity,
+        }
+    }
+}
+
+/// The lines of `CACHE HELP`.
+pub fn help() -> impl Iterator<Item = String> {
+    let head = "CACHE <subcommand> [<arg> [value] [opt] ...]. Subcommands are:".to_owned();
+    let lines = SUBCOMMANDS.iter().flat_map(|s| {
+        let gap = if s.syntax.is_empty() { "" } else { " " };
+        let title = format!("{}{gap}{}", s.name.to_uppercase(), s.syntax);
+        std::iter::once(title).chain(s.help.iter().map(|line| format!("    {line}")))
+    });
+    std::iter::once(head).chain(lines)
+}
+
+// === impl Subcommand ===
+
+impl Subcommand {
+    fn accepts(&self, argc: usize) -> bool {
+        let wanted = usize::from(self.arity.unsigned_abs());
+        if self.arity < 0 { argc >= wanted } else { argc == wanted }
+    }
+}
+
+// === impl ReadMode ===
+
+impl ReadMode {
+    /// The keyword, in lower case.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Cached => "cached",
+            Self::Strict => "strict",
+            Self::Bypass => "bypass",
+        }
+    }
+
+    fn parse(word: &[u8]) -> Result<Self, CacheError> {
+        let modes = [Self::Cached, Self::Strict, Self::Bypass];
+        modes.into_iter().find(|mode| is(word, mode.word())).ok_or(CacheError::Syntax)
+    }
+}
+
+// === impl BreakerOrder ===
+
+impl BreakerOrder {
+    fn parse(word: &[u8]) -> Result<Self, CacheError> {
+        match () {
+            () if is(word, "open") => Ok(Self::Open),
+            () if is(word, "close") => Ok(Self::Close),
+            () if is(word, "release") => Ok(Self::Release),
+            () => Err(CacheError::Syntax),
+        }
+    }
+}
+
+// === impl KeyList ===
+
+impl<'a> KeyList<'a> {
+    /// The keys, in the order of the request.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
+        let (args, from) = (self.args, self.from);
+        (from..from + self.count).map(move |i| args.arg(i))
+    }
+
+    /// How many there are; at least one.
+    #[expect(clippy::len_without_is_empty, reason = "the grammar takes no empty list")]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// `numkeys key ...` from argument `at` on.
+    fn parse(args: Args<'a>, at: usize) -> Result<Self, CacheError> {
+        let count = strict_i64(args.arg(at)).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+        let count = count.ok_or(CacheError::Numkeys)?;
+        let from = at + 1;
+        if count > args.len().saturating_sub(from) {
+            return Err(CacheError::KeysMissing);
+        }
+        Ok(Self { args, from, count })
+    }
+}
+
+/// `CACHE INVALIDATE KEYS numkeys key ... | PATTERN glob | ALL [LOCAL]`
+fn parse_invalidate(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
+    let kind = args.arg(2);
+    let wrong_arity = Err(CacheError::Arity("invalidate"));
+    let (target, end) = match () {
+        () if is(kind, "keys") && args.len() < 5 => return wrong_arity,
+        () if is(kind, "keys") => {
+            let keys = KeyList::parse(args, 3)?;
+            (Target::Keys(keys), keys.from + keys.count)
+        }
+        () if is(kind, "pattern") => match args.get(3) {
+            Some(glob) => (Target::Pattern(glob), 4),
+            None => return wrong_arity,
+        },
+        () if is(kind, "all") => (Target::All, 3),
+        () => return Err(CacheError::Syntax),
+    };
+    let reach = match (args.get(end), args.len() - end) {
+        (None, _) => Reach::Everywhere,
+        (Some(word), 1) if is(word, "local") => Reach::Local,
+        _ => return Err(CacheError::Syntax),
+    };
+    Ok(CacheCommand::Invalidate(target, reach))
+}
+
+fn is(word: &[u8], keyword: &str) -> bool {
+    word.eq_ignore_ascii_case(keyword.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::OwnedArgs;
+    use crate::table::{Class, Group, Table};
+    use proptest::prelude::*;
+
+    /// What a line means, as `Debug` shows it, or its error.
+    fn parsed(line: &str) -> String {
+        let args = OwnedArgs::new(line.split_whitespace());
+        match CacheCommand::parse(args.args()) {
+            Ok(CacheCommand::Invalidate(Target::Keys(keys), reach)) => {
+                let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
+                format!("Keys({}) {reach:?}", keys.join(","))
+            }
+            Ok(CacheCommand::Invalidate(Target::Pattern(glob), reach)) => {
+                format!("Pattern({}) {reach:?}", String::from_utf8_lossy(glob))
+            }
+            Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
+            Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
+            Ok(command) => format!("{command:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn understands_every_form_in_any_case() {
+        for (line, meaning) in [
+            ("CACHE HELP", "Help"),
+            ("cache fence", "Fence"),
+            ("CACHE read", "Read(None)"),
+            ("CACHE READ strict", "Read(Some(Strict))"),
+            ("CACHE READ Bypass", "Read(Some(Bypass))"),
+            ("CACHE READ CACHED", "Read(Some(Cached))"),
+            ("CACHE BREAKER", "Breaker(Show)"),
+            ("CACHE BREAKER open", "Breaker(Open)"),
+            ("CACHE BREAKER CLOSE", "Breaker(Close)"),
+            ("CACHE BREAKER RELEASE", "Breaker(Release)"),
+            ("CACHE INFO", "Info(None)"),
+            ("CACHE INFO l1", "Info(Some(\"l1\"))"),
+            ("CACHE STATS", "Stats"),
+            ("CACHE RESETSTATS", "ResetStats"),
+            ("CACHE ENTRY k", "Entry(k)"),
+            ("CACHE INVALIDATE KEYS 2 a b", "Keys(a,b) Everywhere"),
+            ("CACHE invalidate keys 1 local LOCAL", "Keys(local) Local"),
+            ("CACHE INVALIDATE PATTERN a*", "Pattern(a*) Everywhere"),
+            ("CACHE INVALIDATE PATTERN a* local", "Pattern(a*) Local"),
+            ("CACHE INVALIDATE ALL", "Invalidate(All, Everywhere)"),
+            ("CACHE INVALIDATE ALL LOCAL", "Invalidate(All, Local)"),
+        ] {
+            assert_eq!(parsed(line), meaning, "{line}");
+        }
+    }
+
+    #[test]
+    fn words_errors_as_redis_does() {
+        const SYNTAX: &str = "ERR syntax error";
+        for (line, error) in [
+            ("CACHE", "ERR wrong number of arguments for 'cache' command"),
+            ("CACHE nope x", "ERR unknown subcommand 'nope'. Try CACHE HELP."),
+            ("CACHE FENCE x", "ERR wrong number of arguments for 'cache|fence' command"),
+            ("CACHE READ STRICT x", "ERR wrong number of arguments for 'cache|read' command"),
+            ("CACHE READ fast", SYNTAX),
+            ("CACHE BREAKER HALF", SYNTAX),
+            ("CACHE BREAKER OPEN x", "ERR wrong number of arguments for 'cache|breaker' command"),
+            ("CACHE INFO a b", "ERR wrong number of arguments for 'cache|info' command"),
+            ("CACHE ENTRY", "ERR wrong number of arguments for 'cache|entry' command"),
+            ("CACHE STATS x", "ERR wrong number of arguments for 'cache|stats' command"),
+            ("CACHE RESETSTATS x", "ERR wrong number of arguments for 'cache|resetstats' command"),
+            ("CACHE HELP x", "ERR wrong number of arguments for 'cache|help' command"),
+            ("CACHE INVALIDATE", "ERR wrong number of arguments for 'cache|invalidate' command"),
+            ("CACHE INVALIDATE KEYS 1", "ERR wrong number of arguments for 'cache|invalidate' command"),
+            ("CACHE INVALIDATE PATTERN", "ERR wrong number of arguments for 'cache|invalidate' command"),
+            ("CACHE INVALIDATE KEYS 0 k", "ERR numkeys should be greater than 0"),
+            ("CACHE INVALIDATE KEYS x k", "ERR numkeys should be greater than 0"),
+            ("CACHE INVALIDATE KEYS 2 k", "ERR Number of keys can't be greater than number of args"),
+            ("CACHE INVALIDATE KEYS 9223372036854775807 k", "ERR Number of keys can't be greater than number of args"),
+            ("CACHE INVALIDATE KEYS 1 k j", SYNTAX),
+            ("CACHE INVALIDATE KEYS 1 k LOCAL x", SYNTAX),
+            ("CACHE INVALIDATE PATTERN a b", SYNTAX),
+            ("CACHE INVALIDATE ALL here", SYNTAX),
+            ("CACHE INVALIDATE SOME", SYNTAX),
+        ] {
+            assert_eq!(parsed(line), error, "{line}");
+        }
+        let long = OwnedArgs::new([b"CACHE".to_vec(), vec![b'\n'; 100_000]]);
+        let error = CacheCommand::parse(long.args()).map(drop).unwrap_err().to_string();
+        assert!(error.len() < 200 && !error.contains('\n'));
+    }
+
+    #[test]
+    fn help_names_every_subcommand_once() {
+        let lines: Vec<String> = help().collect();
+        for subcommand in SUBCOMMANDS {
+            let name = subcommand.name.to_uppercase();
+            let titles = lines.iter().filter(|line| line.split(' ').next() == Some(&name)).count();
+            assert_eq!(titles, 1, "{name}");
+        }
+        assert!(lines.iter().all(|line| line.len() <= 100));
+    }
+
+    #[test]
+    fn the_command_table_has_a_row_for_each_subcommand() {
+        let table = Table::builtin();
+        for subcommand in SUBCOMMANDS {
+            let row = table.by_full_name(&format!("cache|{}", subcommand.name)).unwrap();
+            assert_eq!((row.arity, row.class, row.group), (subcommand.arity, Class::Local, Group::Larder));
+        }
+        let rows = table.iter().filter(|row| row.name.starts_with("cache|")).count();
+        assert_eq!(rows, SUBCOMMANDS.len());
+    }
+
+    proptest! {
+        #[test]
+        fn any_arguments_do_not_panic(
+            words in prop::collection::vec(
+                prop_oneof![
+                    prop::collection::vec(any::<u8>(), 0..12),
+                    prop::sample::select(vec![
+                        "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "read", "strict", "breaker", "open", "info",
+                        "entry", "help", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
+                    ]).prop_map(|word| word.as_bytes().to_vec()),
+                ],
+                0..8,
+            )
+        ) {
+            let args = OwnedArgs::new(std::iter::once(b"CACHE".to_vec()).chain(words));
+            if let Ok(CacheCommand::Invalidate(Target::Keys(keys), _)) = CacheCommand::parse(args.args()) {
+                prop_assert_eq!(keys.iter().count(), keys.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! An errand: requests of Larder's own on links, by a task that waits for their replies.
+//!
+//! An errand has a letter box of its own, so that its replies do not meet a client's. Its requests stand in the order of
+//! the link like all others. One that is dropped half-way leaves nothing behind: replies go to a box that nobody opens.
+
+use crate::l1::Cause;
+use crate::port::{Delivery, Failure, Port, Seq, Taken};
+use crate::upstream::link::{Job, Op, OpKind};
+use crate::upstream::link_io::LinkHandle;
+use crate::upstream::scope::Scope;
+use bytes::{Bytes, BytesMut};
+use larder_protocol::args::OwnedArgs;
+use larder_protocol::cursor::Cursor;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+
+/// Sends requests and waits for their replies, one batch after the other.
+#[derive(Debug, Default)]
+pub(super) struct Errand {
+    port: Arc<Port>,
+    seq_last: u64,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+enum Outcome {
+    Reply(Bytes),
+    Failed(Failure),
+    /// The link has caught up, or has nothing to catch up with.
+    Fenced,
+}
+
+// === impl Errand ===
+
+impl Errand {
+    /// Drops what `request` names behind its first argument from L1, and sends it as a write. Its reply, unless that is
+    /// an error.
+    pub(super) async fn delete(
+        &mut self,
+        link: &LinkHandle,
+        cause: Cause,
+        request: &OwnedArgs,
+        kind: OpKind,
+    ) -> Result<Bytes, Failure> {
+        self.call(link, &[(OpKind::Drop(cause), request), (kind, request)]).await
+    }
+
+    /// Sends requests as one job; the reply to the last, unless one is an error.
+    pub(super) async fn call(
+        &mut self,
+        link: &LinkHandle,
+        requests: &[(OpKind, &OwnedArgs)],
+    ) -> Result<Bytes, Failure> {
+        let job = self.job(requests);
+        link.submit(job)?;
+        let mut last = Bytes::new();
+        for outcome in self.outcomes(requests.len()).await {
+            match outcome {
+                Outcome::Failed(failure) => return Err(failure),
+                Outcome::Reply(reply) if reply.starts_with(b"-") => {
+                    return Err(Failure::Refused(reply.slice(1..reply.len().saturating_sub(2).max(1))));
+                }
+                Outcome::Reply(reply) => last = reply,
+                Outcome::Fenced => {}
+            }
+        }
+        Ok(last)
+    }
+
+    /// Drops keys from L1, in the order of the link: how many were there. `keys` has a word in front of them.
+    pub(super) async fn drop_keys(&mut self, link: &LinkHandle, cause: Cause, keys: &OwnedArgs) -> u64 {
+        link.submit_fence(self.job(&[(OpKind::Drop(cause), keys)]));
+        let dropped = match self.outcomes(1).await.pop() {
+            Some(Outcome::Reply(reply)) => Cursor::new(&reply).next_integer(),
+            _ => None,
+        };
+        dropped.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
+    }
+
+    /// Empties the partition of a link, in its order.
+    pub(super) async fn drop_all(&mut self, link: &LinkHandle, cause: Cause) {
+        link.submit_fence(self.job(&[(OpKind::DropAll(cause), &OwnedArgs::default())]));
+        self.outcomes(1).await;
+    }
+
+    /// Returns when all links have caught up with this moment.
+    ///
+    /// # Errors
+    /// One did not in time.
+    pub(super) async fn fence(&mut self, scopes: &[Arc<Scope>]) -> Result<(), Failure> {
+        for scope in scopes {
+            scope.link.submit_fence(self.job(&[(OpKind::Fence, &OwnedArgs::default())]));
+        }
+        let failed = self.outcomes(scopes.len()).await.into_iter().find_map(|outcome| match outcome {
+            Outcome::Failed(failure) => Some(failure),
+            _ => None,
+        });
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn job(&mut self, requests: &[(OpKind, &OwnedArgs)]) -> Job {
+        let mut bytes = BytesMut::new();
+        let mut op = |(kind, request): &(OpKind, &OwnedArgs)| {
+            self.seq_last += 1;
+            let start = bytes.len() as u32;
+            bytes.extend_from_slice(request.args().bytes());
+            Op { seq: Seq(self.seq_last), bytes: start..bytes.len() as u32, kind: *kind }
+        };
+        let ops = requests.iter().map(&mut op).collect();
+        Job { port: self.port.clone(), bytes: bytes.freeze(), ops }
+    }
+
+    /// Waits for the last `count` requests; what became of them, in their order.
+    async fn outcomes(&mut self, count: usize) -> Vec<Outcome> {
+        let first = self.seq_last + 1 - count as u64;
+        let mut outcomes: Vec<Option<Outcome>> = (0..count).map(|_| None).collect();
+        let mut missing = count;
+        let port = self.port.clone();
+        poll_fn(|cx| {
+            while missing > 0 {
+                ready!(port.poll_ready(cx));
+                let mut taken = Taken::default();
+                port.take(&mut taken);
+                for (seq, outcome) in unpack(taken) {
+                    let place = seq.0.checked_sub(first).and_then(|at| outcomes.get_mut(at as usize));
+                    if let Some(place) = place
+                        && place.replace(outcome).is_none()
+                    {
+                        missing -= 1;
+                    }
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        outcomes.into_iter().flatten().collect()
+    }
+}
+
+fn unpack(taken: Taken) -> Vec<(Seq, Outcome)> {
+    let bytes = Bytes::from(taken.bytes);
+    let mut at = 0;
+    let mut outcomes = Vec::with_capacity(taken.deliveries.len());
+    for delivery in taken.deliveries {
+        outcomes.push(match delivery {
+            Delivery::Small { seq, len } => {
+                at += len;
+                (seq, Outcome::Reply(bytes.slice(at - len..at)))
+            }
+            Delivery::Large(seq, reply) => (seq, Outcome::Reply(reply)),
+            Delivery::Failed(seq, failure) => (seq, Outcome::Failed(failure)),
+            Delivery::Fenced(seq) => (seq, Outcome::Fenced),
+            // No hub knows of this box.
+            Delivery::Message(_) => continue,
+        });
+    }
+    outcomes
+}

@@ -1,0 +1,261 @@
+//! `CACHE INVALIDATE`: keys, patterns, everything; upstream or in this L1 only.
+//!
+//! Upstream, keys are deleted by writes on the scope's link, in chunks, so that no command stops the server for long and
+//! L1 follows by the rules that hold for every write. What is returned to the client has been heard by all links of
+//! the database. A pattern is looked for by SCAN on a borrowed connection; between its steps the upstream rests for as
+//! long as the last one has taken.
+//!
+//! `LOCAL` drops entries in the order of the link, and leaves the upstream alone. It works while there is no upstream.
+//!
+//! How it fails: an error in the middle ends it, with that error; what was deleted until then stays deleted.
+
+use super::Caller;
+use super::errand::Errand;
+use crate::l1::Cause;
+use crate::port::Failure;
+use crate::upstream::link::OpKind;
+use crate::upstream::pool::Use;
+use crate::upstream::scope::{Scope, Upstream};
+use bytes::Bytes;
+use larder_protocol::args::OwnedArgs;
+use larder_protocol::cache::{Reach, Target};
+use larder_protocol::cursor::{Cursor, Item};
+use larder_protocol::shape::Protocol;
+use larder_protocol::table::CommandId;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Keys that one request deletes at most: well below a millisecond of the upstream's time.
+const KEYS_PER_REQUEST_MAX: usize = 512;
+/// Keys that one step of SCAN looks at, about.
+const SCAN_COUNT: &str = "512";
+/// Shortest and longest rest between two steps.
+const REST_MIN: Duration = Duration::from_millis(1);
+const REST_MAX: Duration = Duration::from_millis(100);
+/// Keys that are gathered from L1 at a time.
+const GATHERED_KEYS_MAX: usize = 65_536;
+
+/// What an invalidation has done.
+#[derive(Debug)]
+pub(super) enum Invalidated {
+    /// So many keys.
+    Keys(u64),
+    /// Everything.
+    All,
+}
+
+/// The upstream's side of an invalidation.
+struct Deletion<'a> {
+    upstream: &'a Upstream,
+    scope: &'a Arc<Scope>,
+    errand: Errand,
+    word: &'static str,
+    command: CommandId,
+    cause: Cause,
+}
+
+/// Invalidates.
+pub(super) async fn invalidate(caller: &Caller, target: Target<'_>, reach: Reach) -> Result<Invalidated, Failure> {
+    let (Some(upstream), Some(scope)) = (caller.upstream(), &caller.scope) else {
+        return invalidate_embedded(caller, target, reach).await;
+    };
+    match (target, reach) {
+        (Target::Keys(keys), Reach::Everywhere) => {
+            let mut deletion = Deletion::begin(caller, upstream, scope, Cause::Manual)?;
+            let count = deletion.delete(keys.iter()).await?;
+            deletion.finish().await?;
+            Ok(Invalidated::Keys(count))
+        }
+        (Target::Pattern(glob), Reach::Everywhere) => {
+            let mut deletion = Deletion::begin(caller, upstream, scope, Cause::PatternBased)?;
+            let count = deletion.delete_matching(caller, glob).await?;
+            deletion.finish().await?;
+            Ok(Invalidated::Keys(count))
+        }
+        (Target::All, Reach::Everywhere) => flush(caller, upstream, scope).await,
+        (Target::Keys(keys), Reach::Local) => {
+            let dropped = drop_keys(scope, keys.iter(), Cause::Manual).await;
+            Ok(Invalidated::Keys(dropped))
+        }
+        (Target::Pattern(glob), Reach::Local) => drop_matching(caller, scope, glob).await,
+        (Target::All, Reach::Local) => {
+            Errand::default().drop_all(&scope.link, Cause::Manual).await;
+            Ok(Invalidated::All)
+        }
+    }
+}
+
+// === impl Deletion ===
+
+impl<'a> Deletion<'a> {
+    fn begin(caller: &Caller, upstream: &'a Upstream, scope: &'a Arc<Scope>, cause: Cause) -> Result<Self, Failure> {
+        let table = upstream.node().table();
+        // Servers before 4.0 have no UNLINK.
+        let unlink = table.lookup(b"unlink").filter(|command| command.on_upstream).map(|command| ("UNLINK", command));
+        let del = || table.lookup(b"del").map(|command| ("DEL", command));
+        let Some((word, command)) = unlink.or_else(del) else {
+            return Err(refused("ERR larder: the upstream has no command that deletes keys"));
+        };
+        caller.may_use(&table, word)?;
+        Ok(Self { upstream, scope, errand: Errand::default(), word, command: command.id, cause })
+    }
+
+    /// Deletes keys in chunks: how many there were.
+    async fn delete(&mut self, keys: impl ExactSizeIterator<Item = &[u8]>) -> Result<u64, Failure> {
+        let mut deleted = 0;
+        let mut keys = keys;
+        while keys.len() > 0 {
+            let chunk = keys.by_ref().take(KEYS_PER_REQUEST_MAX);
+            let request = OwnedArgs::new(std::iter::once(self.word.as_bytes()).chain(chunk));
+            let write = OpKind::Write(self.command);
+            let reply = self.errand.delete(&self.scope.link, self.cause, &request, write).await?;
+            deleted += Cursor::new(&reply).next_integer().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        }
+        Ok(deleted)
+    }
+
+    async fn delete_matching(&mut self, caller: &Caller, glob: &[u8]) -> Result<u64, Failure> {
+        caller.may_use(&self.upstream.node().table(), "SCAN")?;
+        let mut deleted = 0;
+        let mut cursor = Bytes::from_static(b"0");
+        loop {
+            let began = Instant::now();
+            let (next, keys) = self.scan(&cursor, glob).await?;
+            deleted += self.delete(keys.iter().map(|key| &key[..])).await?;
+            if next == "0" {
+                return Ok(deleted);
+            }
+            cursor = next;
+            sleep(began.elapsed().clamp(REST_MIN, REST_MAX)).await;
+        }
+    }
+
+    /// One step of SCAN: the next cursor and the keys found.
+    async fn scan(&self, cursor: &Bytes, glob: &[u8]) -> Result<(Bytes, Vec<Bytes>), Failure> {
+        let words = [&b"SCAN"[..], cursor, b"MATCH", glob, b"COUNT", SCAN_COUNT.as_bytes()];
+        let reply_max = self.upstream.settings().times.reply_max;
+        if let Some(failure) = self.upstream.node().refusal() {
+            return Err(failure);
+        }
+        let mut borrowed = self.scope.pools.borrow(Use::Short, Protocol::Resp2).await?;
+        let reply = match timeout(reply_max, borrowed.call(words)).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(_)) => return Err(Failure::ReadLost),
+            Err(_) => return Err(Failure::ReadTimeout(reply_max.as_millis() as u64)),
+        };
+        drop(borrowed);
+        let mut items = Cursor::new(&reply);
+        match items.next() {
+            Some(Item::Error(line)) => return Err(Failure::Refused(reply.slice_ref(line))),
+            Some(Item::Aggregate(_, 2)) => {}
+            _ => return Err(refused("ERR larder: the upstream's reply to SCAN cannot be read")),
+        }
+        let next = items.next_bytes().map(|next| reply.slice_ref(next));
+        let count = items.next_count().unwrap_or(0);
+        let keys = (0..count).map_while(|_| items.next_bytes()).map(|key| reply.slice_ref(key)).collect();
+        next.map(|next| (next, keys)).ok_or_else(|| refused("ERR larder: the upstream's reply to SCAN cannot be read"))
+    }
+
+    /// Other users' links of the database have heard of it, too.
+    async fn finish(mut self) -> Result<(), Failure> {
+        let others = self.upstream.others(self.scope, Some(self.scope.database));
+        self.errand.fence(&others).await
+    }
+}
+
+/// Empties the database upstream. Every tracking connection hears of it, whatever its database.
+async fn flush(caller: &Caller, upstream: &Upstream, scope: &Arc<Scope>) -> Result<Invalidated, Failure> {
+    caller.may_use(&upstream.node().table(), "FLUSHDB")?;
+    let mut errand = Errand::default();
+    let request = OwnedArgs::new(["FLUSHDB", "ASYNC"]);
+    let requests = [(OpKind::DropAll(Cause::Manual), &request), (OpKind::Effect, &request)];
+    errand.call(&scope.link, &requests).await?;
+    errand.fence(&upstream.scopes()).await?;
+    Ok(Invalidated::All)
+}
+
+async fn drop_keys<'k>(scope: &Scope, keys: impl ExactSizeIterator<Item = &'k [u8]>, cause: Cause) -> u64 {
+    let mut errand = Errand::default();
+    let mut dropped = 0;
+    let mut keys = keys;
+    while keys.len() > 0 {
+        let chunk = keys.by_ref().take(KEYS_PER_REQUEST_MAX);
+        let request = OwnedArgs::new(std::iter::once(&b"DROP"[..]).chain(chunk));
+        dropped += errand.drop_keys(&scope.link, cause, &request).await;
+    }
+    dropped
+}
+
+/// Drops the entries whose keys match: those of now, and those that were on their way.
+async fn drop_matching(caller: &Caller, scope: &Arc<Scope>, glob: &[u8]) -> Result<Invalidated, Failure> {
+    Errand::default().fence(std::slice::from_ref(scope)).await?;
+    let made_by = caller.shared.clock.now();
+    let mut dropped = 0;
+    loop {
+        let (partition, pattern) = (scope.link.partition().clone(), glob.to_vec());
+        let search = move || partition.keys_matching(&pattern, made_by, GATHERED_KEYS_MAX);
+        let keys = tokio::task::spawn_blocking(search).await.unwrap_or_default();
+        let here = drop_keys(scope, keys.iter().map(|key| &key[..]), Cause::PatternBased).await;
+        dropped += here;
+        // Fewer than were asked for are all; and where nothing goes, nothing would go the next time.
+        if keys.len() < GATHERED_KEYS_MAX || here == 0 {
+            return Ok(Invalidated::Keys(dropped));
+        }
+    }
+}
+
+/// Without an upstream there is no L1: what is invalidated is deleted, and LOCAL finds nothing.
+async fn invalidate_embedded(caller: &Caller, target: Target<'_>, reach: Reach) -> Result<Invalidated, Failure> {
+    let Reach::Everywhere = reach else {
+        return Ok(if matches!(target, Target::All) { Invalidated::All } else { Invalidated::Keys(0) });
+    };
+    let table = &caller.shared.table;
+    match target {
+        Target::Keys(keys) => {
+            caller.may_use(table, "UNLINK")?;
+            Ok(Invalidated::Keys(unlink_embedded(caller, keys.iter())?))
+        }
+        Target::Pattern(glob) => {
+            caller.may_use(table, "UNLINK")?;
+            caller.may_use(table, "SCAN")?;
+            let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
+            loop {
+                let reply =
+                    caller.execute_embedded(&[b"SCAN", &cursor, b"MATCH", glob, b"COUNT", SCAN_COUNT.as_bytes()])?;
+                let mut items = Cursor::new(&reply);
+                items.next_count();
+                cursor = items.next_bytes().unwrap_or(b"0").to_vec();
+                let count = items.next_count().unwrap_or(0);
+                let keys: Vec<&[u8]> = (0..count).map_while(|_| items.next_bytes()).collect();
+                deleted += unlink_embedded(caller, keys.into_iter())?;
+                if cursor == b"0" {
+                    return Ok(Invalidated::Keys(deleted));
+                }
+                // Others of the thread have their turn.
+                tokio::task::yield_now().await;
+            }
+        }
+        Target::All => {
+            caller.may_use(table, "FLUSHDB")?;
+            caller.execute_embedded(&[b"FLUSHDB"])?;
+            Ok(Invalidated::All)
+        }
+    }
+}
+
+fn unlink_embedded<'k>(caller: &Caller, keys: impl ExactSizeIterator<Item = &'k [u8]>) -> Result<u64, Failure> {
+    let mut deleted = 0;
+    let mut keys = keys;
+    while keys.len() > 0 {
+        let words: Vec<&[u8]> =
+            std::iter::once(&b"UNLINK"[..]).chain(keys.by_ref().take(KEYS_PER_REQUEST_MAX)).collect();
+        let reply = caller.execute_embedded(&words)?;
+        deleted += Cursor::new(&reply).next_integer().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+    }
+    Ok(deleted)
+}
+
+fn refused(line: &'static str) -> Failure {
+    Failure::Refused(Bytes::from_static(line.as_bytes()))
+}
