@@ -25,19 +25,21 @@ mod tunnel;
 
 pub(crate) use self::core::Place;
 use self::core::{Core, Take};
-use crate::clients::Client;
+use crate::clients::{Client, ClientId};
 use crate::metrics::Counters;
 use crate::server::Shared;
 use bytes::{Buf, BytesMut};
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestScanner, Step};
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
 
 /// The size of the thread's read buffer.
 const READ_BYTES: usize = 64 * 1024;
@@ -61,6 +63,10 @@ struct Io {
     /// Bytes that the request at hand is known to lack.
     lacks: usize,
     state: Input,
+    /// True once the client has said that it will send no more.
+    eof: bool,
+    /// True if `pending` is known to hold no whole request.
+    is_short: bool,
 }
 
 /// Whether more may be read.
@@ -70,8 +76,6 @@ enum Input {
     Open,
     /// The request at the start of `pending` waits for its turn.
     Stalled,
-    /// The client will send no more.
-    Ended,
     /// What it sent was no request, or it said QUIT: nothing more is taken.
     Closed,
 }
@@ -101,27 +105,54 @@ pub(crate) enum End {
 /// Serves one client until it leaves.
 pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, counters: Arc<Counters>) {
     let id = client.id;
+    let _registered = Registered { shared: shared.clone(), id };
     let scanner = RequestScanner::new(shared.request_limits);
     let mut connection = match Core::new(shared.clone(), client, counters) {
         Ok(core) => {
-            Connection { io: Io { stream, pending: BytesMut::new(), scanner, lacks: 0, state: Input::Open }, core }
+            let idle = shared.config.limits.idle_timeout_ms.map(|limit| Box::pin(sleep(limit)));
+            Connection {
+                io: Io {
+                    stream,
+                    pending: BytesMut::new(),
+                    scanner,
+                    lacks: 0,
+                    state: Input::Open,
+                    eof: false,
+                    is_short: true,
+                },
+                core,
+                idle,
+            }
         }
         Err(line) => {
             // The answer is a courtesy; there is nobody to tell if it cannot be written.
             let _ = stream.try_write(format!("-{line}\r\n").as_bytes());
-            return shared.clients.leave(id);
+            return;
         }
     };
     if let End::Io(error) = connection.run().await {
         tracing::debug!(client = id.0, cause = %error, "connection ended");
     }
     connection.core.leave_hub();
-    shared.clients.leave(id);
+}
+
+/// A client's place in the registry, given up however its task ends.
+struct Registered {
+    shared: Arc<Shared>,
+    id: ClientId,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.shared.clients.leave(self.id);
+    }
 }
 
 struct Connection {
     io: Io,
     core: Core,
+    /// The timer of `limits.idle_timeout_ms`, if there is one.
+    idle: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl Connection ===
@@ -140,6 +171,7 @@ impl Connection {
                         return end;
                     }
                     self.io.state = if self.io.state == Input::Stalled { Input::Open } else { self.io.state };
+                    self.io.is_short = false;
                 }
             }
         }
@@ -148,11 +180,12 @@ impl Connection {
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
         // What a stalled request waits for may have come to pass with whatever has woken the task.
         let mut moved = true;
+        let mut active = false;
         for _ in 0..TURNS_MAX {
             if moved && self.io.state == Input::Stalled {
                 self.io.state = Input::Open;
             }
-            moved = false;
+            active |= std::mem::take(&mut moved);
             if self.core.client.port.poll_ready(cx).is_ready() {
                 if self.core.client.port.is_killed() {
                     return Poll::Ready(Ok(Turn::Close));
@@ -173,7 +206,10 @@ impl Connection {
                     }
                 }
             }
+            let waited_for = self.core.session.under_way();
             self.core.submit();
+            // What could not be sent has been answered at once.
+            moved |= waited_for > 0 && self.core.session.under_way() == 0;
             if self.core.session.is_head_ready() {
                 self.core.advance();
                 moved = true;
@@ -181,20 +217,45 @@ impl Connection {
             let waited = self.core.out.len();
             let drained = self.flush(cx)?;
             moved |= self.core.out.len() < waited;
-            if self.is_done(drained) {
+            if self.is_done(drained) || self.has_too_much_output() {
                 return Poll::Ready(Ok(Turn::Close));
             }
             if !moved {
-                return Poll::Pending;
+                return if self.is_idle_too_long(active, cx) { Poll::Ready(Ok(Turn::Close)) } else { Poll::Pending };
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
+    /// True if nothing has moved for `limits.idle_timeout_ms`; subscribers may be silent for ever.
+    fn is_idle_too_long(&mut self, active: bool, cx: &mut Context<'_>) -> bool {
+        let (Some(idle), Some(limit)) = (&mut self.idle, self.core.shared.config.limits.idle_timeout_ms) else {
+            return false;
+        };
+        if active || self.core.session.under_way() > 0 || !self.core.subscriptions.is_empty() {
+            idle.as_mut().reset(Instant::now() + limit);
+        }
+        idle.as_mut().poll(cx).is_ready()
+    }
+
+    /// True if more waits for the client than it may let wait: it does not read what it has asked for.
+    fn has_too_much_output(&self) -> bool {
+        let too_much = self.core.out.len() > self.core.shared.config.limits.client_output_bytes_max;
+        if too_much {
+            tracing::warn!(
+                client = self.core.client.id.0,
+                bytes = self.core.out.len(),
+                "client closed: it does not read"
+            );
+        }
+        too_much
+    }
+
     fn is_done(&self, drained: bool) -> bool {
         let idle = self.core.shared.is_draining() && self.io.pending.is_empty();
-        let ended = idle || matches!(self.io.state, Input::Ended | Input::Closed);
+        let ended =
+            idle || self.io.state == Input::Closed || self.io.eof && (self.io.is_short || self.io.pending.is_empty());
         ended && drained && self.core.session.under_way() == 0
     }
 
@@ -207,15 +268,15 @@ impl Connection {
                 return Ok(took);
             }
         }
-        while self.io.state == Input::Open && self.core.may_take() {
+        while self.io.state == Input::Open && !self.io.eof && self.core.may_take() {
             match self.io.stream.poll_read_ready(cx) {
                 Poll::Pending => break,
                 Poll::Ready(ready) => ready?,
             }
             match self.read()? {
                 Some(Took::Apart) => return Ok(Took::Apart),
-                Some(_) => {
-                    took = Took::Something;
+                Some(read) => {
+                    took = if took == Took::Something { took } else { read };
                     break;
                 }
                 None => {}
@@ -232,7 +293,7 @@ impl Connection {
         SCRATCH.with_borrow_mut(|scratch| {
             let n = match self.io.stream.try_read(scratch) {
                 Ok(0) => {
-                    self.io.state = Input::Ended;
+                    self.io.eof = true;
                     return Ok(Some(Took::Something));
                 }
                 Ok(n) => n,
@@ -242,7 +303,7 @@ impl Connection {
             let read = &scratch[..n];
             let (taken, took) = self.core.take_requests(&mut self.io.scanner, read);
             self.io.settle(took, &read[taken..]);
-            Ok(Some(took.into()))
+            Ok(Some(took.after(taken)))
         })
     }
 
@@ -251,7 +312,7 @@ impl Connection {
         self.io.pending.reserve(self.io.lacks.clamp(READ_BYTES, LARGE_READ_BYTES));
         match self.io.stream.try_read_buf(&mut self.io.pending) {
             Ok(0) => {
-                self.io.state = Input::Ended;
+                self.io.eof = true;
                 Ok(Some(Took::Something))
             }
             Ok(_) => Ok(Some(self.take_pending())),
@@ -266,7 +327,7 @@ impl Connection {
         self.io.pending = pending;
         self.io.pending.advance(taken);
         self.io.settle(took, &[]);
-        took.into()
+        took.after(taken)
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
@@ -301,11 +362,15 @@ enum Pass {
     Closed,
 }
 
-impl From<Pass> for Took {
-    fn from(pass: Pass) -> Self {
-        match pass {
-            Pass::Apart => Self::Apart,
-            _ => Self::Something,
+// === impl Pass ===
+
+impl Pass {
+    /// What the pass came to, after so many bytes were taken.
+    fn after(self, taken: usize) -> Took {
+        match self {
+            Self::Apart => Took::Apart,
+            Self::Stalled if taken == 0 => Took::Nothing,
+            _ => Took::Something,
         }
     }
 }
@@ -317,6 +382,7 @@ impl Io {
     fn settle(&mut self, pass: Pass, rest: &[u8]) {
         self.pending.extend_from_slice(rest);
         self.lacks = 0;
+        self.is_short = matches!(pass, Pass::Short(_));
         match pass {
             Pass::Short(lacks) => {
                 self.lacks = lacks;

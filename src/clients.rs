@@ -169,9 +169,9 @@ impl Client {
         if subscribed > 0 { "pubsub" } else { "normal" }
     }
 
-    /// Its line in `CLIENT LIST`, with the fields of redis-server 7.0 in their order; buffers are Larder's own and are not
-    /// told apart here.
-    pub fn line(&self, now_s: u64, table: &Table) -> Vec<u8> {
+    /// Its line in `CLIENT LIST`, with the fields of redis-server 7.0 in their order. `request_bytes` is
+    /// what the client's request at hand takes in its input buffer; of other buffers nothing is told.
+    pub fn line(&self, now_s: u64, table: &Table, request_bytes: usize) -> Vec<u8> {
         let load = |n: &AtomicU32| n.load(Ordering::Relaxed);
         let names = self.with_names(|names| names.clone());
         let patterns = load(&self.patterns);
@@ -181,12 +181,12 @@ impl Client {
         line.extend_from_slice(&names.name);
         line.extend_from_slice(
             format!(
-                " age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={multi} qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd={} user=",
+                " age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={multi} qbuf={request_bytes} qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd={} user=",
                 now_s.saturating_sub(self.connected_at_s),
                 now_s.saturating_sub(self.heard_at_s.load(Ordering::Relaxed)),
                 self.flags(),
                 load(&self.database),
-                load(&self.subscriptions) - patterns,
+                load(&self.subscriptions).saturating_sub(patterns),
                 patterns,
                 load(&self.shard_subscriptions),
                 table.command(CommandId(self.last_command.load(Ordering::Relaxed))).map_or("NULL", |c| &c.name),

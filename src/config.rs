@@ -332,7 +332,7 @@ impl LimitsConfig {
             client_in_flight_max: from.count("limits.client_in_flight_max", 1024, 1..=1_048_576),
             scopes_max: from.count("limits.scopes_max", 64, 1..=65_536),
             scope_idle_ms_max: from.millis("limits.scope_idle_ms_max", MINUTE_MS, 0..=MONTH_MS),
-            reply_depth_max: from.count("limits.reply_depth_max", 128, 8..=1024),
+            reply_depth_max: from.count("limits.reply_depth_max", 8192, 8..=65_536),
             idle_timeout_ms: from.millis_or_off("limits.idle_timeout_ms", 0, MONTH_MS),
             tcp_keepalive_ms: from.millis_or_off("limits.tcp_keepalive_ms", 5 * MINUTE_MS, MONTH_MS),
             drain_ms_max: from.millis("limits.drain_ms_max", 5 * SECOND_MS, 0..=HOUR_MS),

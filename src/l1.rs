@@ -26,6 +26,8 @@ pub use self::cause::Cause;
 
 use self::cause::Causes;
 use crate::clock::Time;
+use crate::mutation::{Mutation, is_planted};
+use arc_swap::ArcSwap;
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
 use larder_protocol::shape;
@@ -34,8 +36,8 @@ use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use triomphe::ThinArc;
 
 /// Sizes of the store.
@@ -69,6 +71,7 @@ pub struct Partition {
     filled: AtomicBool,
     removals: AtomicU64,
     suspended: AtomicU32,
+    peers: ArcSwap<Vec<Weak<Partition>>>,
 }
 
 /// The right to change a partition. There is one for each, held by the reader task of the scope's link.
@@ -99,6 +102,8 @@ pub enum Filled {
     Stored,
     /// It is larger than `l1.entry_bytes_max`.
     TooBig,
+    /// Another user's scope still holds another answer.
+    Contradicted,
     /// Its deadline has passed already, or the partition is suspended.
     Dead,
 }
@@ -186,6 +191,7 @@ impl L1 {
             filled: AtomicBool::new(false),
             removals: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
+            peers: ArcSwap::default(),
         });
         (partition.clone(), Filler { partition })
     }
@@ -239,7 +245,7 @@ impl Partition {
         let entry = self.find(key)?;
         let (reply, same_in_both) = entry.variant(variant)?;
         let header = &entry.0.header.header;
-        if header.deadline != Time::MAX && now() >= header.deadline {
+        if header.deadline != Time::MAX && now() >= header.deadline && !is_planted(Mutation::DeadlineIgnored) {
             return None;
         }
         let hits = header.hits.load(Ordering::Relaxed);
@@ -255,7 +261,25 @@ impl Partition {
             && self.peek(hit.entry.key()).is_some_and(|e| e.is(&hit.entry))
     }
 
-    /// A number that grows before anything is removed. Hits between two equal readings were all there at once.
+    /// Sets the partitions of other users of the same database. While one of them holds another answer to the same read,
+    /// this one is not filled with it: a client of this scope would be told at once what a client of that scope could
+    /// still be told to be otherwise. All their links run on one thread, so that looking and filling are one step.
+    pub fn set_peers(&self, peers: Vec<Weak<Partition>>) {
+        self.peers.store(Arc::new(peers));
+    }
+
+    fn is_contradicted(&self, key: &[u8], variant: Variant<'_>, reply: &[u8]) -> bool {
+        let differs = |peer: &Weak<Partition>| {
+            let held = peer.upgrade().and_then(|peer| peer.peek(key));
+            let theirs = held.as_ref().and_then(|entry| Some((entry, entry.variant(variant)?.0)));
+            // An entry without this variant may be older, too: nothing is known of it.
+            held.is_some() && theirs.is_none_or(|(entry, r)| entry.0.slice[r.start as usize..r.end as usize] != *reply)
+        };
+        self.peers.load().iter().any(differs)
+    }
+
+    /// A number that grows after each removal and before any later fill. Hits between two equal readings were all true
+    /// at once: who sees a fill that came after a removal sees the number that the removal left.
     pub fn removals(&self) -> u64 {
         self.removals.load(Ordering::Acquire)
     }
@@ -267,15 +291,19 @@ impl Partition {
 
     /// From now until as many calls of [`Partition::resume`] nothing is answered from the partition and nothing filled.
     pub fn suspend(&self) {
-        self.suspended.fetch_add(1, Ordering::AcqRel);
-        self.removals.fetch_add(1, Ordering::AcqRel);
-        self.id.store(NOWHERE, Ordering::Release);
+        self.suspended.fetch_add(1, Ordering::SeqCst);
+        self.id.store(NOWHERE, Ordering::SeqCst);
+        self.removals.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Ends one suspension. What was filled before it stays out of reach.
     pub fn resume(&self) {
-        if self.suspended.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.id.store(self.l1.next_id(), Ordering::Release);
+        if self.suspended.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.id.store(self.l1.next_id(), Ordering::SeqCst);
+            // Another suspension may have begun between the two.
+            if self.suspended.load(Ordering::SeqCst) > 0 {
+                self.id.store(NOWHERE, Ordering::SeqCst);
+            }
         }
     }
 
@@ -347,6 +375,9 @@ impl Filler {
         if partition == NOWHERE {
             return Filled::Dead;
         }
+        if self.partition.is_contradicted(key, variant, reply) {
+            return Filled::Contradicted;
+        }
         let l1 = &self.partition.l1;
         let old = self.partition.peek(key);
         let kept = old.as_ref().filter(|e| !e.is_dead(now));
@@ -384,9 +415,10 @@ impl Filler {
         if self.partition.is_empty() {
             return false;
         }
-        self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let partition = self.partition.id.load(Ordering::Acquire);
-        let Some((slot, _)) = self.partition.l1.cache.remove(&SlotRef { partition, key }) else { return false };
+        let removed = self.partition.l1.cache.remove(&SlotRef { partition, key });
+        self.partition.removals.fetch_add(1, Ordering::AcqRel);
+        let Some((slot, _)) = removed else { return false };
         self.partition.l1.causes.add(if slot.is_dead(now) { Cause::TtlExpired } else { cause }, 1);
         true
     }
@@ -396,7 +428,6 @@ impl Filler {
         if self.partition.is_empty() {
             return;
         }
-        self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let old = self.partition.id.load(Ordering::Acquire);
         if old != NOWHERE {
             let next = self.partition.l1.next_id();
@@ -404,6 +435,7 @@ impl Filler {
             let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);
         }
         self.partition.filled.store(false, Ordering::Release);
+        self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let swept = Cell::new(0);
         self.partition.l1.cache.retain(|slot, _| {
             let stays = slot.0.header.header.partition != old;

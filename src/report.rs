@@ -48,6 +48,11 @@ struct Gatherer<'a> {
 // === impl Shared ===
 
 impl Shared {
+    /// The upstream's INFO as it is told to clients: `connected_clients` are those of Larder.
+    pub fn with_own_clients(&self, theirs: &[u8]) -> Vec<u8> {
+        with_own_clients(theirs, self.clients.len())
+    }
+
     /// The `# Larder` section of INFO, lines ending as INFO's do.
     pub fn info_section(&self) -> String {
         let mut text = String::from("# Larder\r\n");
@@ -108,6 +113,19 @@ impl Shared {
         }
         out.sections
     }
+}
+
+/// The upstream's INFO, with Larder's clients in the place of Larder's own connections.
+fn with_own_clients(theirs: &[u8], connected: usize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(theirs.len());
+    for line in theirs.split_inclusive(|b| *b == b'\n') {
+        if line.starts_with(b"connected_clients:") {
+            text.extend_from_slice(format!("connected_clients:{connected}\r\n").as_bytes());
+        } else {
+            text.extend_from_slice(line);
+        }
+    }
+    text
 }
 
 fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream) {
@@ -220,5 +238,13 @@ mod tests {
         assert_eq!(out.sections[0].figures[3], ("seen_now".to_owned(), Figure::Gauge(42)));
         assert_eq!(Figure::Share(share(1, 3)).to_string(), "0.3333");
         assert_eq!(share(0, 0), 0.0);
+    }
+
+    #[test]
+    fn info_tells_of_larders_clients_and_leaves_the_rest_alone() {
+        let theirs = b"# Clients\r\nconnected_clients:7\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
+        let ours = b"# Clients\r\nconnected_clients:12\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
+        assert_eq!(with_own_clients(theirs, 12), ours);
+        assert_eq!(with_own_clients(b"no lines", 12), b"no lines");
     }
 }

@@ -9,7 +9,7 @@ use crate::clients::Clients;
 use crate::clock::Clock;
 use crate::config::{Config, Credentials, DenyRule};
 use crate::embedded::Embedded;
-use crate::hub::{Hub, HubSettings};
+use crate::hub::{Hub, HubSettings, Kind};
 use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
 use crate::report::Baseline;
@@ -223,6 +223,13 @@ impl Shared {
         (sums != (0, 0)).then_some(sums)
     }
 
+    /// Who is subscribed through Larder to exactly this: as [`Shared::receivers`].
+    pub fn subscribers(&self, kind: Kind, name: &[u8]) -> (i64, i64) {
+        let hubs: Vec<Arc<Hub>> = self.hubs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let receivers = hubs.iter().map(|hub| hub.subscribers(kind, name));
+        receivers.fold((0, 0), |(up, here), r| (up + r.upstream as i64, here + r.here as i64))
+    }
+
     async fn require_upstream(&self) -> Result<(), RunError> {
         let Backend::Upstream(upstream) = &self.backend else { return Ok(()) };
         let endpoint = upstream.node().endpoint.clone();
@@ -233,9 +240,10 @@ impl Shared {
                 .await?;
             raw::accepted(connection.call(["PING"]).await?)
         };
-        match asked.await {
-            Ok(_) => Ok(()),
-            Err(cause) => Err(RunError::Upstream { endpoint, cause: cause.to_string() }),
+        match tokio::time::timeout(pool.connect_max, asked).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(cause)) => Err(RunError::Upstream { endpoint, cause: cause.to_string() }),
+            Err(_) => Err(RunError::Upstream { endpoint, cause: "no answer in time".into() }),
         }
     }
 }

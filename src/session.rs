@@ -20,6 +20,7 @@
 use crate::clock::Time;
 use crate::l1::{Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
+use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Failure, Seq};
 use crate::upstream::link::{Each, Job, Op, OpKind};
@@ -315,6 +316,11 @@ impl Session {
         }
     }
 
+    /// Takes a request of Larder's own commands that the upstream is to answer in Larder's place.
+    pub fn pass_on(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>, batch: &mut Batch) {
+        self.send(command, args, OpKind::Read, around, batch);
+    }
+
     /// Takes a request that is done again: it does not look in L1.
     pub fn request_again(
         &mut self,
@@ -469,8 +475,12 @@ impl Session {
             return Flow::Taken;
         }
         let what = if per_key == PerKey::Mget { HeldKind::Mget } else { HeldKind::Exists };
-        if found == hits.len() && self.slots.is_empty() && partition.removals() == removals {
-            if !self.take_muted() {
+        if found == hits.len() && self.slots.is_empty() {
+            // A removal came in between: the hits may not have been there at once, and a held answer with nothing
+            // in front of it would never be looked at again.
+            if partition.removals() != removals {
+                self.send(command, args, OpKind::FillEach(each), around, batch);
+            } else if !self.take_muted() {
                 let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
             }
             return Flow::Taken;
@@ -605,11 +615,12 @@ impl Session {
     /// Moves what may leave to `out`, in order.
     pub fn advance(&mut self, around: &Surroundings<'_>, out: &mut Outgoing) -> Advanced {
         let mut advanced = Advanced::default();
+        let fences = around.fences && !is_planted(Mutation::OtherScopesUnfenced);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
                 State::Waiting { .. } | State::Held(Held { missing: Missing::AskedFor, .. }) => break,
                 _ if matches!(slot.fence, Fence::Missing(_)) => break,
-                _ if slot.fence == Fence::Wanted && around.fences => break,
+                _ if slot.fence == Fence::Wanted && fences => break,
                 State::Arrived(reply) => {
                     if !slot.muted {
                         match (slot.receivers, Cursor::new(reply).next()) {
@@ -635,7 +646,7 @@ impl Session {
             }
             self.slots.pop_front();
         }
-        if around.fences {
+        if fences {
             let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
             advanced.fence = self.slots.iter().filter(arrived).map(|slot| slot.seq).collect();
         }
@@ -705,6 +716,8 @@ impl Batch {
 
 fn fill_of(command: &Command, args: Args<'_>, may_join: bool, around: &Surroundings<'_>) -> OpKind {
     let asks_encoding = around.has_field_ttls && command.reads_hash_fields();
+    // A flight that began before this read may bring what another user's client was just told to be gone.
+    let may_join = may_join && !around.fences;
     match command.keys(args).next() {
         Some(key_at) => OpKind::Fill { command: command.id, key_at: key_at as u16, may_join, asks_encoding },
         None => OpKind::Read,
@@ -755,7 +768,8 @@ fn put_resp2(shape: Shape, reply: &[u8], out: &mut Outgoing) {
 fn put_held(held: &Held, shape: Option<Shape>, muted: bool, around: &Surroundings<'_>, out: &mut Outgoing) -> bool {
     let now = (around.now)();
     let Some(partition) = around.partition else { return false };
-    if !held.hits.iter().flatten().all(|hit| partition.holds(hit, now)) {
+    let hold = held.hits.iter().flatten().all(|hit| partition.holds(hit, now));
+    if !hold && !is_planted(Mutation::HeldUnchecked) {
         return false;
     }
     let came: &[u8] = match &held.missing {

@@ -23,10 +23,12 @@ use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Class, Resolved};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// What `HELLO` asks for.
 #[derive(Debug, Default)]
@@ -65,13 +67,25 @@ impl Connection {
             (_, Class::PubSub) => self.subscribe(&name, request.args()).await,
             ("auth", _) => self.auth(request.args()).await,
             ("hello", _) => self.hello(request).await?,
-            ("select", _) => self.select(request.args()).await,
-            ("reset", _) => self.reset(),
+            ("select", _) => self.select(request).await?,
+            ("reset", _) => self.reset().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
+            _ if self.core.scope().is_none() => {
+                let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
+                let way_out = "start larder with --upstream redis://host:port";
+                self.core.answer(format!("-ERR '{name}' needs an upstream: {way_out}\r\n").as_bytes());
+            }
+            ("client|kill", _) => self.kill_users(request.args()).await,
+            ("pubsub|numsub", _) => self.count_subscribers(request.args(), Kind::Channel).await,
+            ("pubsub|shardnumsub", _) => self.count_subscribers(request.args(), Kind::Shard).await,
+            ("script|kill" | "function|kill" | "function|stats", _) => self.call_while_busy(request.args()).await,
             _ => self.tunnel(request).await?,
         }
-        if let Some(database) = self.core.selected_in_transaction.take() {
-            self.enter_database(database).await;
+        if let Some(database) = self.core.selected_in_transaction.take()
+            && self.enter_database(database).await != b"+OK\r\n"
+        {
+            // It was told that it is there already.
+            return Err(End::Closed);
         }
         Ok(())
     }
@@ -84,7 +98,7 @@ impl Connection {
         Ok(())
     }
 
-    async fn auth(&mut self, args: Args<'_>) {
+    pub(super) async fn auth(&mut self, args: Args<'_>) {
         let (user, password) = match args.len() {
             2 => (None, args.arg(1)),
             3 => (Some(args.arg(1)), args.arg(2)),
@@ -127,7 +141,8 @@ impl Connection {
         if let Some(failure) = upstream.node().refusal() {
             return Err(failure.to_string().into());
         }
-        match pool::try_identity(upstream.node(), &identity, upstream.settings().pool).await {
+        let limits = upstream.settings().pool;
+        match within(limits.connect_max, pool::try_identity(upstream.node(), &identity, limits)).await {
             Ok(Ok(())) => {}
             Ok(Err(line)) => return Err(line),
             Err(cause) => {
@@ -140,15 +155,15 @@ impl Connection {
             (b"default", Identity::Anonymous) if !upstream.refuses_anonymous() => Identity::Anonymous,
             _ => identity,
         };
-        let scope = upstream.scope(&identity, database).map_err(|e| Bytes::from(e.to_string()))?;
+        let scope = upstream.accepted_scope(&identity, database).map_err(|e| Bytes::from(e.to_string()))?;
         self.enter(scope).await.map_err(|failure| failure.to_string().into())
     }
 
-    async fn hello(&mut self, request: Request) -> Result<(), End> {
+    pub(super) async fn hello(&mut self, request: Request) -> Result<(), End> {
         let hello = match Hello::parse(request.args()) {
             Ok(hello) => hello,
             Err(line) => {
-                self.core.answer(line.as_bytes());
+                self.core.answer(&line);
                 return Ok(());
             }
         };
@@ -211,22 +226,23 @@ impl Connection {
             raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
             raw::accepted(connection.call(["HELLO", "3"]).await?)
         };
-        asked.await.map_err(|cause| match cause {
+        within(upstream.settings().pool.connect_max, asked).await.map_err(|cause| match cause {
             RawError::Refused(line) => line,
             cause => upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into(),
         })
     }
 
-    async fn select(&mut self, args: Args<'_>) {
-        let Some(index) = strict_i64(args.arg(1)) else {
-            self.core.answer(b"-ERR value is not an integer or out of range\r\n");
-            return;
-        };
-        let answer = match u32::try_from(index) {
-            Ok(database) => self.enter_database(database).await,
-            Err(_) => b"-ERR DB index is out of range\r\n".to_vec(),
+    async fn select(&mut self, request: Request) -> Result<(), End> {
+        let index = strict_i64(request.args().arg(1));
+        let answer = match index.and_then(|index| u32::try_from(index).ok()) {
+            Some(database) if database <= i32::MAX as u32 => self.enter_database(database).await,
+            // The upstream words what is wrong with it.
+            _ if self.core.scope().is_some() => return self.tunnel(request).await,
+            _ if index.is_none() => b"-ERR value is not an integer or out of range\r\n".to_vec(),
+            _ => b"-ERR DB index is out of range\r\n".to_vec(),
         };
         self.core.answer(&answer);
+        Ok(())
     }
 
     /// Moves the client to another database of its user; the answer to SELECT.
@@ -249,7 +265,7 @@ impl Connection {
                 raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
                 raw::accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)
             };
-            match tried.await {
+            match within(pool.connect_max, tried).await {
                 Ok(_) => {}
                 Err(RawError::Refused(line)) => return error(&line),
                 Err(cause) => {
@@ -296,9 +312,10 @@ impl Connection {
         .await
     }
 
-    fn reset(&mut self) {
+    async fn reset(&mut self) {
         let core = &mut self.core;
         core.leave_hub();
+        core.take_deliveries();
         core.session.set_protocol(Protocol::Resp2);
         core.session.set_muted(Muted::No);
         core.session.set_read_mode(ReadMode::Cached);
@@ -310,20 +327,103 @@ impl Connection {
             names.user = b"default".to_vec();
         });
         core.login = if core.shared.has_own_users() { Login::Missing } else { Login::Done };
-        match core.shared.first_place() {
-            Ok(place) => core.place = place,
-            Err(line) => {
-                core.answer(&error(line.as_bytes()));
-                return;
-            }
-        }
         core.note_subscriptions();
-        core.answer(b"+RESET\r\n");
+        let entered = match core.shared.first_place() {
+            Ok(Place::Upstream(scope)) => self.enter(scope).await.map_err(|failure| failure.to_string()),
+            Ok(Place::Embedded(database)) => {
+                core.select_embedded(database);
+                Ok(())
+            }
+            Err(line) => Err(line),
+        };
+        match entered {
+            Ok(()) => self.core.answer(b"+RESET\r\n"),
+            Err(line) => self.core.answer(&error(line.as_bytes())),
+        };
     }
 
-    /// INFO: the upstream's, and a section about Larder.
+    /// Calls a command on a connection of the scope's, outside of what is fenced: it must not tell of keys.
+    async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
+        let Some(scope) = self.core.scope().cloned() else { return Err(Failure::ReadLost) };
+        let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
+        let reply_max = self.core.shared.config.link.reply_ms_max;
+        match timeout(reply_max, borrowed.call(words)).await {
+            Ok(reply) => reply.map_err(|_| Failure::ReadLost),
+            Err(_) => {
+                // The reply is still to come, and not for the next borrower.
+                borrowed.condemn();
+                Err(Failure::ReadTimeout(reply_max.as_millis() as u64))
+            }
+        }
+    }
+
+    fn answer_failure(&mut self, failure: &Failure) {
+        self.core.answer(format!("-{failure}\r\n").as_bytes());
+    }
+
+    /// CLIENT KILL with USER: whether there is such a user only the upstream knows. It is asked with one filter more,
+    /// which no connection passes; who is killed are Larder's clients.
+    async fn kill_users(&mut self, args: Args<'_>) {
+        let words = args.iter().map(<[u8]>::to_vec).chain([b"ADDR".to_vec(), b"0:0".to_vec()]);
+        match self.ask(words).await {
+            Ok(reply) if reply.first() == Some(&b':') => {
+                let table = self.core.table();
+                if let Resolved::Known(command) = table.resolve(args)
+                    && let Some(answer) = self.core.local_answer(command, args)
+                {
+                    self.core.answer(&answer);
+                }
+            }
+            Ok(refusal) => drop(self.core.answer(&refusal)),
+            Err(failure) => self.answer_failure(&failure),
+        }
+    }
+
+    /// PUBSUB NUMSUB and SHARDNUMSUB: the upstream counts one subscription where many clients of Larder share it.
+    async fn count_subscribers(&mut self, args: Args<'_>, kind: Kind) {
+        let reply = match self.ask(args.iter().map(<[u8]>::to_vec)).await {
+            Ok(reply) => reply,
+            Err(failure) => return self.answer_failure(&failure),
+        };
+        let mut cursor = Cursor::new(&reply);
+        let Some(Item::Aggregate(kind_byte, count)) = cursor.next() else {
+            self.core.answer(&reply);
+            return;
+        };
+        let mut out = format!("{}{count}\r\n", char::from(kind_byte)).into_bytes();
+        while let (Some(name), Some(Item::Integer(n))) = (cursor.next_bytes(), cursor.next()) {
+            let (upstream, here) = self.core.shared.subscribers(kind, name);
+            out.extend_from_slice(&bulk(name));
+            out.extend_from_slice(format!(":{}\r\n", (n - upstream).max(0) + here).as_bytes());
+        }
+        self.core.answer(&out);
+    }
+
+    /// What must get through while a script keeps the upstream busy: on a connection of its own, in database 0, because
+    /// a busy server refuses SELECT. These commands have no keys.
+    async fn call_while_busy(&mut self, args: Args<'_>) {
+        let (Some(upstream), Some(identity)) = (self.core.upstream(), self.core.identity()) else { return };
+        if let Some(failure) = upstream.node().refusal() {
+            return self.answer_failure(&failure);
+        }
+        let (pool, protocol) = (upstream.settings().pool, self.core.session.protocol());
+        let asked = async {
+            let mut connection =
+                RawConnection::connect(&upstream.node().endpoint, pool.connect_max, pool.replies).await?;
+            raw::set_up(&mut connection, &identity, protocol, 0).await?;
+            connection.call(args.iter().map(<[u8]>::to_vec)).await
+        };
+        let reply_max = self.core.shared.config.link.reply_ms_max;
+        match timeout(reply_max, asked).await {
+            Err(_) => self.answer_failure(&Failure::WriteTimeout(reply_max.as_millis() as u64)),
+            Ok(Ok(reply)) => drop(self.core.answer(&reply)),
+            Ok(Err(RawError::Refused(line))) => drop(self.core.answer(&error(&line))),
+            Ok(Err(cause)) => self.answer_failure(&upstream.node().unreachable(&cause.to_string(), Default::default())),
+        }
+    }
+
+    /// INFO: the upstream's, with what it says of clients said of Larder's, and a section about Larder.
     async fn info(&mut self, args: Args<'_>) {
-        let Some(scope) = self.core.scope().cloned() else { return };
         let asks_for_ours = args.len() == 2 && args.arg(1).eq_ignore_ascii_case(b"larder");
         let asks_for_all = args.len() == 1
             || args.iter().skip(1).any(|section| {
@@ -332,19 +432,15 @@ impl Connection {
         let mut text = Vec::new();
         if !asks_for_ours {
             let words: Vec<Vec<u8>> = args.iter().map(<[u8]>::to_vec).collect();
-            let reply = match scope.pools.borrow(Use::Short, self.core.session.protocol()).await {
-                Ok(mut borrowed) => borrowed.call(words).await.map_err(|_| Failure::ReadLost),
-                Err(failure) => Err(failure),
-            };
-            let reply = match reply {
+            let reply = match self.ask(words).await {
                 Ok(reply) => reply,
-                Err(failure) => {
-                    self.core.answer(format!("-{failure}\r\n").as_bytes());
-                    return;
-                }
+                Err(failure) => return self.answer_failure(&failure),
             };
             match Cursor::new(&reply).next() {
-                Some(Item::Bulk(theirs)) => text = theirs.strip_prefix(b"txt:").unwrap_or(theirs).to_vec(),
+                Some(Item::Bulk(theirs)) => {
+                    let theirs = theirs.strip_prefix(b"txt:").unwrap_or(theirs);
+                    text = self.core.shared.with_own_clients(theirs);
+                }
                 _ => {
                     self.core.answer(&reply);
                     return;
@@ -368,9 +464,10 @@ impl Connection {
             "psubscribe" | "punsubscribe" => Kind::Pattern,
             _ => Kind::Shard,
         };
+        // Confirmations are pushes: the server sends them to clients that want no replies, too.
         let muted = self.core.session.take_muted();
         if command.contains("unsubscribe") {
-            return self.unsubscribe(command, args, kind, muted).await;
+            return self.unsubscribe(command, args, kind).await;
         }
         let names: Vec<&[u8]> = args.iter().skip(1).collect();
         if let Err(failure) = self.subscribe_all(kind, &names).await {
@@ -382,10 +479,8 @@ impl Connection {
         for name in names {
             self.core.subscriptions.insert(kind, name);
             self.core.note_subscriptions();
-            if !muted {
-                let confirmation = self.core.confirmation(command, Some(name), kind);
-                self.core.out.put(&confirmation);
-            }
+            let confirmation = self.core.confirmation(command, Some(name), kind);
+            self.core.out.put(&confirmation);
         }
     }
 
@@ -398,18 +493,19 @@ impl Connection {
         hub.subscribe_all(&self.core.client, &scope, kind, names).await
     }
 
-    async fn unsubscribe(&mut self, command: &str, args: Args<'_>, kind: Kind, muted: bool) {
+    async fn unsubscribe(&mut self, command: &str, args: Args<'_>, kind: Kind) {
         let mut names: Vec<Vec<u8>> = args.iter().skip(1).map(<[u8]>::to_vec).collect();
         if names.is_empty() {
             names = self.core.subscriptions.iter(kind).map(|name| name.to_vec()).collect();
         }
-        if let Some(hub) = self.core.hub() {
+        for hub in self.core.hubs() {
             // What was published before is still delivered.
             hub.settle(&self.core.client).await;
             self.core.take_deliveries();
             for name in &names {
                 hub.unsubscribe(&self.core.client, kind, name);
             }
+            self.core.take_deliveries();
         }
         let nothing = names.is_empty();
         for name in names.iter().map(|name| Some(&name[..])).chain(nothing.then_some(None)) {
@@ -417,10 +513,8 @@ impl Connection {
                 self.core.subscriptions.remove(kind, name);
                 self.core.note_subscriptions();
             }
-            if !muted {
-                let confirmation = self.core.confirmation(command, name, kind);
-                self.core.out.put(&confirmation);
-            }
+            let confirmation = self.core.confirmation(command, name, kind);
+            self.core.out.put(&confirmation);
         }
     }
 }
@@ -503,14 +597,14 @@ impl Core {
 // === impl Hello ===
 
 impl Hello {
-    fn parse(args: Args<'_>) -> Result<Self, String> {
+    fn parse(args: Args<'_>) -> Result<Self, Vec<u8>> {
         let mut hello = Self::default();
         let Some(version) = args.get(1) else { return Ok(hello) };
         hello.protocol = match strict_i64(version) {
             Some(2) => Some(Protocol::Resp2),
             Some(3) => Some(Protocol::Resp3),
-            Some(_) => return Err("-NOPROTO unsupported protocol version\r\n".into()),
-            None => return Err("-ERR Protocol version is not an integer or out of range\r\n".into()),
+            Some(_) => return Err(b"-NOPROTO unsupported protocol version\r\n".to_vec()),
+            None => return Err(b"-ERR Protocol version is not an integer or out of range\r\n".to_vec()),
         };
         let mut at = 2;
         while let Some(option) = args.get(at) {
@@ -521,11 +615,22 @@ impl Hello {
                 hello.name = Some(args.arg(at + 1).to_vec());
                 at += 2;
             } else {
-                return Err(format!("-ERR Syntax error in HELLO option '{}'\r\n", String::from_utf8_lossy(option)));
+                // To the server it is a C string, and an error is one line.
+                let shown = option.split(|b| *b == 0).next().unwrap_or_default();
+                let shown: Vec<u8> = shown.iter().map(|b| if matches!(b, b'\r' | b'\n') { b' ' } else { *b }).collect();
+                return Err([b"-ERR Syntax error in HELLO option '", &shown[..], b"'\r\n"].concat());
             }
         }
         Ok(hello)
     }
+}
+
+/// Waits so long and no longer for a connection that is used at once.
+pub(super) async fn within<T>(
+    limit: Duration,
+    asked: impl Future<Output = Result<T, RawError>>,
+) -> Result<T, RawError> {
+    tokio::time::timeout(limit, asked).await.unwrap_or(Err(RawError::ConnectTimeout(limit.as_millis())))
 }
 
 fn error(line: &[u8]) -> Vec<u8> {

@@ -33,7 +33,12 @@ pub(crate) struct Core {
     pub(crate) place: Place,
     pub(crate) login: Login,
     pub(crate) subscriptions: Subscriptions,
-    hub: Option<Arc<Hub>>,
+    /// The hubs that the client's subscriptions are with: one for each user that it has been.
+    hubs: Vec<(Identity, Arc<Hub>)>,
+    /// True while the output ends in the middle of a reply: messages have to wait.
+    pub(super) in_reply: bool,
+    messages: Vec<Bytes>,
+    held_message_bytes: usize,
     /// The connection is to be closed behind the answers that are due.
     pub(crate) ends_after_answer: bool,
     /// Fences that something else than a slot waits for, with how many links are still to answer.
@@ -92,7 +97,10 @@ impl Core {
             place,
             login,
             subscriptions: Subscriptions::default(),
-            hub: None,
+            hubs: Vec::new(),
+            in_reply: false,
+            messages: Vec::new(),
+            held_message_bytes: 0,
             ends_after_answer: false,
             fences: BTreeMap::new(),
             selected_in_transaction: None,
@@ -104,6 +112,7 @@ impl Core {
         self.session.under_way() < self.shared.config.limits.client_in_flight_max
             && self.out.len() < super::OUTPUT_PAUSE_BYTES
             && self.batch.len() < super::OUTPUT_PAUSE_BYTES
+            && self.scope().is_none_or(|scope| scope.link.has_room(&self.client.port))
     }
 
     /// The scope, if there is an upstream.
@@ -171,12 +180,14 @@ impl Core {
         if let Some(line) = self.refusal(command) {
             return self.answer(line.as_bytes());
         }
+        // The upstream words the error.
         let is_foreign = !command.on_upstream && command.group != Group::Larder;
-        if is_foreign && matches!(self.place, Place::Upstream(_)) {
+        let is_malformed = command.class == Class::Refused && !command.accepts(args.len());
+        if (is_foreign || is_malformed) && matches!(self.place, Place::Upstream(_)) {
             return self.take_unknown(None, args);
         }
         match command.class {
-            Class::Local => self.take_local(command, args),
+            Class::Local => self.take_local(command, args, around),
             Class::Refused => {
                 let name = String::from_utf8_lossy(args.arg(0)).to_uppercase();
                 self.answer(format!("-ERR '{name}' is refused: a proxy cannot take part in replication\r\n").as_bytes())
@@ -315,6 +326,7 @@ impl Core {
                     }
                     self.session.fenced(seq);
                 }
+                Delivery::Message(message) if self.in_reply => self.hold_message(message),
                 Delivery::Message(message) => self.put_message(&message),
             }
         }
@@ -415,7 +427,7 @@ impl Core {
     pub(crate) fn enter(&mut self, scope: Arc<Scope>) {
         self.client.database.store(scope.database, Ordering::Relaxed);
         self.client.with_names(|names| names.user = scope.identity.name().to_vec());
-        if let Some(hub) = &self.hub {
+        for (_, hub) in &self.hubs {
             hub.moved(&self.client, &scope);
         }
         self.place = Place::Upstream(scope);
@@ -426,17 +438,42 @@ impl Core {
         self.scope().map(|scope| scope.identity.clone())
     }
 
-    /// The hub that the client's subscriptions are with.
+    /// The hub of the user that the client is now.
     pub(super) fn hub(&mut self) -> Option<Arc<Hub>> {
-        if self.hub.is_none() {
-            self.hub = self.identity().and_then(|identity| self.shared.hub(&identity));
+        let identity = self.identity()?;
+        if let Some((_, hub)) = self.hubs.iter().find(|(i, _)| *i == identity) {
+            return Some(hub.clone());
         }
-        self.hub.clone()
+        let hub = self.shared.hub(&identity)?;
+        self.hubs.push((identity, hub.clone()));
+        Some(hub)
+    }
+
+    /// All hubs that the client has subscriptions with.
+    pub(super) fn hubs(&self) -> Vec<Arc<Hub>> {
+        self.hubs.iter().map(|(_, hub)| hub.clone()).collect()
+    }
+
+    fn hold_message(&mut self, message: Bytes) {
+        self.held_message_bytes += message.len();
+        if self.held_message_bytes > self.shared.config.limits.client_output_bytes_max {
+            self.client.port.kill();
+        }
+        self.messages.push(message);
+    }
+
+    /// Puts the messages out that had to wait for the end of a reply.
+    pub(super) fn put_messages(&mut self) {
+        self.in_reply = false;
+        self.held_message_bytes = 0;
+        for message in std::mem::take(&mut self.messages) {
+            self.put_message(&message);
+        }
     }
 
     /// Ends all subscriptions.
     pub(super) fn leave_hub(&mut self) {
-        if let Some(hub) = self.hub.take() {
+        for (_, hub) in self.hubs.drain(..) {
             hub.leave(&self.client, &mut self.subscriptions);
         }
     }

@@ -1,12 +1,13 @@
 //! What Larder answers by itself: commands about the connection, which the upstream does not see.
 //!
-//! PING and ECHO, and the CLIENT family, which speaks of Larder's clients. What must ask somebody first (AUTH, SELECT,
+//! The CLIENT family, which speaks of Larder's clients; PING and ECHO while the upstream is away, and to subscribers. What must ask somebody first (AUTH, SELECT,
 //! HELLO, CLIENT UNBLOCK) is in `apart`. Wrong numbers of arguments and unknown options go to the upstream, which words
 //! the error.
 
 use super::core::{Core, Place, Take};
 use crate::clients::{Client, ClientId};
-use crate::session::Muted;
+use crate::session::{Muted, Surroundings};
+use crate::upstream::link_io::LinkState;
 use larder_protocol::args::Args;
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::Protocol;
@@ -30,7 +31,7 @@ struct Filter {
 
 impl Core {
     /// Takes a command that Larder answers.
-    pub(super) fn take_local(&mut self, command: &Command, args: Args<'_>) -> Take {
+    pub(super) fn take_local(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
         if command.group == Group::Larder {
             return self.take_cache();
         }
@@ -42,7 +43,12 @@ impl Core {
         if name == "client|reply" && command.accepts(args.len()) {
             return self.take_reply_mode(args);
         }
-        match self.local_answer(command, args) {
+        if matches!(name, "ping" | "echo") && command.accepts(args.len()) && self.reaches_upstream() {
+            self.session.pass_on(command, args, around, &mut self.batch);
+            return Take::Taken;
+        }
+        let answer = if self.asks_upstream(name, args) { None } else { self.local_answer(command, args) };
+        match answer {
             Some(answer) => self.answer(&answer),
             None if self.session.under_way() > 0 => Take::Wait,
             None => Take::Apart,
@@ -67,13 +73,30 @@ impl Core {
             }
             "client|setname" => Some(self.set_name(args.arg(2))),
             "client|setinfo" => self.set_info(args.arg(2), args.arg(3)),
-            "client|info" => Some(self.verbatim(&self.lines(std::slice::from_ref(&self.client)))),
+            "client|info" => Some(self.verbatim(&self.lines(std::slice::from_ref(&self.client), args))),
             "client|list" => self.client_list(args),
             "client|kill" => self.client_kill(args),
             "client|no-evict" => self.switch(args.arg(2), |client| &client.no_evict),
             "client|no-touch" => self.switch(args.arg(2), |client| &client.no_touch),
             _ => None,
         }
+    }
+
+    /// True if the upstream is to answer PING and ECHO, with what it may have to say (BUSY, LOADING, NOPERM). While it is
+    /// away Larder answers: it can still serve what it was told to serve then.
+    fn reaches_upstream(&self) -> bool {
+        let subscribed = self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0;
+        let link = self.scope().map(|scope| scope.link.state());
+        !subscribed && matches!(link, Some(LinkState::Up | LinkState::Connecting))
+    }
+
+    /// True for CLIENT KILL with USER, where the users are the upstream's: it is to say if there is such a user.
+    fn asks_upstream(&self, name: &str, args: Args<'_>) -> bool {
+        name == "client|kill"
+            && matches!(self.place, Place::Upstream(_))
+            && !self.shared.has_own_users()
+            && args.len() > 3
+            && args.iter().skip(2).step_by(2).any(|option| option.eq_ignore_ascii_case(b"user"))
     }
 
     fn pong(&self, args: Args<'_>) -> Option<Vec<u8>> {
@@ -158,7 +181,7 @@ impl Core {
             }
             _ => return Some(b"-ERR syntax error\r\n".to_vec()),
         };
-        Some(self.verbatim(&self.lines(&self.matching(&filter))))
+        Some(self.verbatim(&self.lines(&self.matching(&filter), args)))
     }
 
     fn client_kill(&mut self, args: Args<'_>) -> Option<Vec<u8>> {
@@ -191,11 +214,13 @@ impl Core {
         self.shared.clients.all().into_iter().filter(|c| filter.admits(c, self.client.id, now_s)).collect()
     }
 
-    fn lines(&self, clients: &[Arc<Client>]) -> Vec<u8> {
+    /// One line for each client; `args` is the request at hand of this one.
+    fn lines(&self, clients: &[Arc<Client>], args: Args<'_>) -> Vec<u8> {
         let (now_s, table) = (self.now_s(), self.table());
         let mut lines = Vec::new();
         for client in clients {
-            lines.extend_from_slice(&client.line(now_s, &table));
+            let request_bytes = if client.id == self.client.id { args.bytes().len() } else { 0 };
+            lines.extend_from_slice(&client.line(now_s, &table, request_bytes));
             lines.push(b'\n');
         }
         lines

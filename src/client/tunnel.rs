@@ -18,6 +18,7 @@
 //! How it fails: a lost connection answers everything that is owed with `UPSTREAMLOST`, and ends the client's connection
 //! if it held state: as with the server itself, what was watched or queued is gone.
 
+use super::apart::within;
 use super::cache::is_cache;
 use super::core::{Core, fence_job};
 use super::{Connection, End, Input, Request};
@@ -46,6 +47,8 @@ use tokio::time::{Sleep, sleep};
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// Commands about the client itself in one transaction that are answered by Larder; the upstream answers what is beyond.
 const OWN_IN_TRANSACTION_MAX: usize = 64;
+/// While requests wait, so much more is read from the client.
+const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// Requests that may be owed a reply at a time.
 const OWED_MAX: usize = 1024;
 
@@ -57,32 +60,58 @@ struct Tunnel {
     owed: VecDeque<Owed>,
     state: Held,
     /// Pieces that wait for the fence under way, and pieces that came after it was sent.
-    covered: VecDeque<Bytes>,
-    uncovered: VecDeque<Bytes>,
+    covered: VecDeque<Waiting>,
+    uncovered: VecDeque<Waiting>,
     waiting_bytes: usize,
     fence: Option<Seq>,
     /// The pieces that came after the last fence hold the reply to a request that may have changed keys.
     fence_widely: bool,
     patience: Pin<Box<Sleep>>,
     reply_max: Duration,
-    /// The database that a queued SELECT names.
-    selects: Option<u32>,
-    /// SWAPDB was queued or sent: all partitions are suspended until it is over.
+    /// What is queued so far.
+    transaction: Transaction,
+    /// SWAPDB was sent: all partitions are suspended until it is over.
     swap: Option<Swap>,
     /// True while the reply at hand has begun.
     in_reply: bool,
-    /// Commands queued in the transaction, and those among them that Larder answers.
-    queued: usize,
-    own_in_transaction: Vec<Own>,
+    upstream: Upstream,
     /// The reply to EXEC, while it is gathered for Larder's own answers to be put in.
     gathered: BytesMut,
 }
 
+/// What a transaction holds that Larder must know of when it is executed.
+#[derive(Default)]
+struct Transaction {
+    /// Commands queued.
+    queued: usize,
+    /// Those that Larder answers.
+    own: Vec<Own>,
+    /// The database that the last SELECT names.
+    selects: Option<u32>,
+    /// True if databases are swapped, or rights changed.
+    swaps: bool,
+}
+
 /// A command in a transaction that is about Larder's client and not about the upstream's connection.
 struct Own {
-    /// Its place in the transaction, once it is known to be queued.
-    at: Option<usize>,
+    /// Its place in the transaction. (If another is not queued after all, there is no reply to put it into.)
+    at: usize,
     request: Request,
+}
+
+/// A piece that waits for a fence.
+struct Waiting {
+    bytes: Bytes,
+    /// True if a reply ends with it.
+    ends: bool,
+}
+
+/// Whether the connection can still be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Upstream {
+    There,
+    /// Lost, or too slow: nothing more is expected of it.
+    Gone,
 }
 
 /// State on the connection.
@@ -113,10 +142,8 @@ enum What {
     Select(Option<u32>),
     /// The reply to a command that is being queued.
     Queued,
-    /// As `Queued`; in the reply to EXEC, Larder's own answer takes the place of the upstream's.
-    QueuedOwn(usize),
     /// The reply to EXEC.
-    Exec,
+    Exec(Transaction),
     /// The reply to MULTI: an error means that there is no transaction.
     Multi,
     /// The upstream's reply is dropped for this one.
@@ -128,6 +155,8 @@ enum What {
 /// L1 is suspended in all scopes until the databases have been swapped.
 struct Swap {
     scopes: Vec<Arc<Scope>>,
+    upstream: Arc<crate::upstream::scope::Upstream>,
+    grace: Duration,
 }
 
 /// What to do with the next request.
@@ -179,7 +208,7 @@ impl Connection {
             match poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await {
                 Ok(Pause::AtRest) => break Ok(()),
                 Ok(Pause::StepOut) => {
-                    if let Err(end) = self.step_out(&tunnel).await {
+                    if let Err(end) = self.step_out(&mut tunnel).await {
                         break Err(end);
                     }
                 }
@@ -199,14 +228,28 @@ impl Connection {
     }
 
     /// Handles a request that has nothing to do with the connection, while that keeps its state.
-    async fn step_out(&mut self, tunnel: &Tunnel) -> Result<(), End> {
+    async fn step_out(&mut self, tunnel: &mut Tunnel) -> Result<(), End> {
         let Ok(Some(request)) = self.io.next_request() else { return Ok(()) };
         if is_cache(&tunnel.table, request.args()) {
             return self.cache(&request).await;
         }
-        match tunnel.table.resolve(request.args()) {
-            Resolved::Known(command) if command.class == Class::PubSub && command.accepts(request.args().len()) => {
-                self.subscribe(&command.name, request.args()).await;
+        let table = tunnel.table.clone();
+        let Resolved::Known(command) = table.resolve(request.args()) else { return Ok(()) };
+        match &*command.name {
+            name if command.class == Class::PubSub => self.subscribe(name, request.args()).await,
+            "hello" | "auth" => {
+                // The connection must speak the client's protocol, and be who the client is.
+                let words: Vec<Vec<u8>> = request.args().iter().map(<[u8]>::to_vec).collect();
+                tunnel.connection.condemn();
+                let same = within(tunnel.reply_max, tunnel.connection.call(words)).await;
+                if command.name == "hello" {
+                    self.hello(request).await?;
+                } else {
+                    self.auth(request.args()).await;
+                }
+                if same.is_err() {
+                    return Err(End::Closed);
+                }
             }
             _ => {
                 let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
@@ -252,26 +295,33 @@ impl Connection {
             moved |= fed == Fed::Something;
             match tunnel.exchange(&mut self.core, cx) {
                 Ok(exchanged) => moved |= exchanged,
-                Err(error) => return Poll::Ready(self.tunnel_lost(tunnel, &error)),
+                Err(error) => {
+                    tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
+                    tunnel.lost(|owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost });
+                    moved = true;
+                }
             }
             match tunnel.release(&mut self.core) {
                 Ok(released) => moved |= released,
-                Err(failure) => return Poll::Ready(self.fence_failed(tunnel, &failure)),
+                Err(failure) => {
+                    self.fence_failed(tunnel, &failure)?;
+                    moved = true;
+                }
             }
+            let waited = self.core.out.len();
             self.flush(cx).map_err(End::Io)?;
-            if tunnel.is_quiet() && fed == Fed::Abandon {
-                tunnel.state = Held::default();
-                tunnel.connection.condemn();
+            // What was drained makes room for more.
+            moved |= self.core.out.len() < waited;
+            if self.has_too_much_output() {
+                return Poll::Ready(Err(End::Closed));
             }
-            if tunnel.is_quiet() && tunnel.state.is_none() {
-                tunnel.leave(&mut self.core);
-                return Poll::Ready(Ok(Pause::AtRest));
-            }
-            if tunnel.is_quiet() && fed == Fed::Leave {
-                return Poll::Ready(Ok(Pause::StepOut));
+            if let Some(pause) = self.pause_of(tunnel, fed)? {
+                return Poll::Ready(Ok(pause));
             }
             if tunnel.is_out_of_patience(cx) {
-                return Poll::Ready(self.timed_out(tunnel));
+                let ms = tunnel.reply_max.as_millis() as u64;
+                tunnel.lost(|owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) });
+                moved = true;
             }
             if !moved {
                 return Poll::Pending;
@@ -279,12 +329,39 @@ impl Connection {
         }
     }
 
+    /// Whether, and why, the exchange is to pause.
+    fn pause_of(&mut self, tunnel: &mut Tunnel, fed: Fed) -> Result<Option<Pause>, End> {
+        if self.core.shared.is_draining() && (tunnel.is_blocked() || tunnel.is_quiet()) {
+            return Err(End::Closed);
+        }
+        if !tunnel.is_quiet() {
+            return Ok(None);
+        }
+        if tunnel.upstream == Upstream::Gone && (self.core.in_reply || !tunnel.state.is_none()) {
+            // Half a reply cannot be taken back, nor can lost state be told otherwise.
+            self.io.state = Input::Closed;
+        }
+        if fed == Fed::Abandon || self.io.state == Input::Closed {
+            tunnel.state = Held::default();
+            tunnel.connection.condemn();
+        }
+        if tunnel.state.is_none() {
+            tunnel.leave(&mut self.core);
+            return Ok(Some(Pause::AtRest));
+        }
+        Ok((fed == Fed::Leave).then_some(Pause::StepOut))
+    }
+
     /// Takes requests that belong into the tunnel from the client.
     fn feed(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Result<Fed, End> {
-        let mut moved = Fed::Nothing;
+        let mut fed = Fed::Nothing;
         loop {
-            if self.io.state == Input::Closed || tunnel.owed.len() >= OWED_MAX {
-                return Ok(moved);
+            if self.io.state == Input::Closed {
+                return Ok(Fed::Abandon);
+            }
+            if !tunnel.has_room() {
+                self.read_ahead(tunnel, cx)?;
+                return Ok(fed);
             }
             match self.io.peek() {
                 Err(error) => {
@@ -294,75 +371,66 @@ impl Connection {
                 }
                 Ok(Some(len)) => {
                     let next = tunnel.decide(&mut self.core, self.io.scanner.args(&self.io.pending));
-                    match next {
-                        Next::Leave => return Ok(Fed::Leave),
-                        Next::Abandon => return Ok(Fed::Abandon),
-                        Next::Send(_) | Next::Answer(_) => {}
+                    let outside = match next {
+                        Next::Leave => Some(Fed::Leave),
+                        Next::Abandon => Some(Fed::Abandon),
+                        Next::Send(_) | Next::Answer(_) => None,
+                    };
+                    if let Some(outside) = outside {
+                        self.read_ahead(tunnel, cx)?;
+                        return Ok(outside);
                     }
-                    let Some(request) = self.io.take_peeked(len) else { return Ok(moved) };
+                    let Some(request) = self.io.take_peeked(len) else { return Ok(fed) };
                     tunnel.put(&mut self.core, request, next);
-                    moved = Fed::Something;
+                    fed = Fed::Something;
                 }
-                Ok(None) => {
-                    if self.io.state == Input::Ended {
-                        return Err(End::Closed);
-                    }
-                    match self.io.poll_read_more(cx) {
-                        Poll::Pending => return Ok(moved),
-                        Poll::Ready(Ok(0)) => {
-                            // Nobody waits any more: the connection is closed, and the upstream notices.
-                            tunnel.connection.condemn();
-                            return Err(End::Closed);
-                        }
-                        Poll::Ready(Ok(_)) => {}
-                        Poll::Ready(Err(e)) => return Err(End::Io(e)),
-                    }
-                }
+                Ok(None) if self.io.eof => return Ok(Fed::Abandon),
+                Ok(None) => match self.io.poll_read_more(cx) {
+                    Poll::Pending => return Ok(fed),
+                    Poll::Ready(Ok(0)) => self.ended(tunnel)?,
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(e)) => return Err(End::Io(e)),
+                },
             }
         }
     }
 
-    /// The upstream has closed, or talks nonsense.
-    fn tunnel_lost(&mut self, tunnel: &mut Tunnel, error: &RawError) -> Result<Pause, End> {
-        tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
-        self.fail_owed(tunnel, |owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost })
+    /// Reads on while requests wait, so that the end of the client is noticed.
+    fn read_ahead(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Result<(), End> {
+        while !self.io.eof && self.io.pending.len() < READ_AHEAD_BYTES_MAX {
+            match self.io.poll_read_more(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(0)) => self.ended(tunnel)?,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(e)) => return Err(End::Io(e)),
+            }
+        }
+        Ok(())
     }
 
-    fn timed_out(&mut self, tunnel: &mut Tunnel) -> Result<Pause, End> {
-        let ms = tunnel.reply_max.as_millis() as u64;
-        self.fail_owed(tunnel, |owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) })
+    /// The client sends no more. One that waits in a blocking command is gone: what it waits for must not be taken for it.
+    fn ended(&mut self, tunnel: &mut Tunnel) -> Result<(), End> {
+        self.io.eof = true;
+        if tunnel.is_blocked() || tunnel.state.monitoring {
+            tunnel.connection.condemn();
+            return Err(End::Closed);
+        }
+        Ok(())
     }
 
-    fn fence_failed(&mut self, tunnel: &mut Tunnel, failure: &Failure) -> Result<Pause, End> {
-        // What waits for the fence may tell what L1 does not know yet: it is not shown.
-        let waits = !tunnel.covered.is_empty() || !tunnel.uncovered.is_empty();
+    /// What waits for the fence may tell what L1 does not know yet: it is not shown.
+    fn fence_failed(&mut self, tunnel: &mut Tunnel, failure: &Failure) -> Result<(), End> {
         tunnel.covered.clear();
         tunnel.uncovered.clear();
-        if waits {
-            self.core.answer(format!("-{failure}\r\n").as_bytes());
-        }
-        self.fail_owed(tunnel, |_| failure.clone())
-    }
-
-    fn fail_owed(&mut self, tunnel: &mut Tunnel, failure: impl Fn(&Owed) -> Failure) -> Result<Pause, End> {
+        tunnel.owed.clear();
+        tunnel.upstream = Upstream::Gone;
         tunnel.connection.condemn();
-        for piece in tunnel.covered.drain(..).chain(tunnel.uncovered.drain(..)) {
-            self.core.out.put_shared(piece);
+        self.io.state = Input::Closed;
+        if self.core.in_reply {
+            return Err(End::Closed);
         }
-        let broken_off = tunnel.in_reply;
-        for owed in tunnel.owed.drain(..) {
-            match &owed.what {
-                What::Answer(answer) | What::Instead(answer) => self.core.out.put(answer),
-                _ if !owed.muted => self.core.out.put(format!("-{}\r\n", failure(&owed)).as_bytes()),
-                _ => {}
-            }
-        }
-        tunnel.leave(&mut self.core);
-        if broken_off || !tunnel.state.is_none() {
-            // Half a reply cannot be taken back, nor can lost state be told otherwise.
-            self.io.state = Input::Closed;
-        }
-        Ok(Pause::AtRest)
+        self.core.out.put(format!("-{failure}\r\n").as_bytes());
+        Ok(())
     }
 }
 
@@ -387,6 +455,20 @@ fn unblock_request(core: &Core, args: Args<'_>) -> Bytes {
     let word = |(i, word): (usize, &[u8])| if i == 2 { upstream_id.clone().into_bytes() } else { word.to_vec() };
     let words: Vec<Vec<u8>> = args.iter().enumerate().map(word).collect();
     Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes())
+}
+
+/// Whole databases, or what users may see, change with these, and no push tells.
+fn changes_without_push(name: &str) -> bool {
+    matches!(name, "swapdb" | "acl|setuser" | "acl|deluser" | "acl|load")
+}
+
+fn database_of(args: Args<'_>) -> Option<u32> {
+    std::str::from_utf8(args.arg(1)).ok()?.parse().ok()
+}
+
+/// True for RESET and QUIT, which are executed at once even within a transaction.
+fn ends_state(command: &Command, args: Args<'_>) -> bool {
+    matches!(&*command.name, "reset" | "quit") && command.accepts(args.len())
 }
 
 fn purpose_of(table: &Table, args: Args<'_>) -> Use {
@@ -415,11 +497,10 @@ impl Tunnel {
             fence_widely: false,
             patience: Box::pin(sleep(reply_max)),
             reply_max,
-            selects: None,
+            transaction: Transaction::default(),
             swap: None,
             in_reply: false,
-            queued: 0,
-            own_in_transaction: Vec::new(),
+            upstream: Upstream::There,
             gathered: BytesMut::new(),
         }
     }
@@ -431,6 +512,32 @@ impl Tunnel {
             && self.uncovered.is_empty()
             && self.fence.is_none()
             && self.connection.outgoing.is_empty()
+    }
+
+    /// True while more requests may be taken.
+    fn has_room(&self) -> bool {
+        self.owed.len() < OWED_MAX
+            && self.connection.outgoing.len() < WAITING_BYTES_MAX
+            && self.upstream == Upstream::There
+    }
+
+    /// The connection is given up: everything that is owed is answered with an error, behind what has come.
+    fn lost(&mut self, failure: impl Fn(&Owed) -> Failure) {
+        self.connection.condemn();
+        self.connection.outgoing = crate::outgoing::Outgoing::default();
+        self.upstream = Upstream::Gone;
+        if std::mem::take(&mut self.in_reply) {
+            // What has begun cannot be ended: the client's connection is closed behind it.
+            self.owed.clear();
+        }
+        for owed in &mut self.owed {
+            let line = match &owed.what {
+                What::Answer(_) => continue,
+                What::Instead(line) => line.clone(),
+                _ => format!("-{}\r\n", failure(owed)).into(),
+            };
+            owed.what = What::Answer(line);
+        }
     }
 
     /// Takes the request that opened the tunnel.
@@ -462,8 +569,9 @@ impl Tunnel {
         let writes = !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive;
         let owed = |what| Next::Send(Owed { what, muted: false, writes });
         match command.class {
+            Class::Transaction if !command.accepts(args.len()) => owed(What::Reply),
             Class::Transaction => self.decide_transaction(command),
-            Class::Local if matches!(&*command.name, "reset" | "quit") && !self.state.is_none() => Next::Abandon,
+            Class::Local if ends_state(command, args) && !self.state.is_none() => Next::Abandon,
             Class::Local if command.group == Group::Larder && self.state.in_multi => {
                 owed(What::Instead(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n")))
             }
@@ -475,6 +583,8 @@ impl Tunnel {
             Class::Exclusive if &*command.name == "info" && self.state.is_none() => Next::Leave,
             Class::Exclusive | Class::Blocking => owed(What::Reply),
             Class::Local => self.decide_local(core, command, args),
+            Class::Refused if !command.accepts(args.len()) => owed(What::Reply),
+            Class::PubSub if !command.accepts(args.len()) => owed(What::Reply),
             Class::PubSub | Class::Refused => Next::Leave,
             _ if self.state.is_none() && !self.owed.is_empty() => Next::Leave,
             _ => owed(What::Reply),
@@ -484,7 +594,7 @@ impl Tunnel {
     fn decide_transaction(&self, command: &Command) -> Next {
         let (what, writes) = match &*command.name {
             "multi" => (What::Multi, false),
-            "exec" => (What::Exec, true),
+            "exec" => (What::Exec(Transaction::default()), true),
             _ => (What::Acknowledgement, false),
         };
         Next::Send(Owed { what, muted: false, writes })
@@ -492,6 +602,7 @@ impl Tunnel {
 
     fn decide_local(&self, core: &mut Core, command: &Command, args: Args<'_>) -> Next {
         match &*command.name {
+            _ if !command.accepts(args.len()) => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
             "client|tracking" => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
             "client|caching" | "client|trackinginfo" | "client|getredir" if self.state.tracking => {
                 Next::Send(Owed { what: What::Reply, muted: false, writes: false })
@@ -500,8 +611,7 @@ impl Tunnel {
                 Next::Send(Owed { what: What::Reply, muted: false, writes: false })
             }
             "select" if !self.state.is_none() => {
-                let database = args.get(1).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
-                Next::Send(Owed { what: What::Select(database), muted: false, writes: false })
+                Next::Send(Owed { what: What::Select(database_of(args)), muted: false, writes: false })
             }
             "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
             "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
@@ -522,16 +632,19 @@ impl Tunnel {
             Next::Leave | Next::Abandon => return,
         };
         owed.muted = core.session.take_muted();
-        self.note_state(core, request.args());
-        if let (What::Queued, Resolved::Known(command)) = (&owed.what, self.table.clone().resolve(request.args()))
-            && command.class == Class::Local
-            && self.own_in_transaction.len() < OWN_IN_TRANSACTION_MAX
-        {
-            self.own_in_transaction.push(Own {
-                at: None,
-                request: Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() },
-            });
-            owed.what = What::QueuedOwn(self.own_in_transaction.len() - 1);
+        match &mut owed.what {
+            What::Queued => self.queue(&request),
+            What::Exec(transaction) => {
+                *transaction = std::mem::take(&mut self.transaction);
+                if transaction.swaps && self.swap.is_none() {
+                    self.swap = Swap::begin(core);
+                }
+            }
+            _ => {}
+        }
+        // What is refused here never gets there.
+        if !matches!(owed.what, What::Instead(_)) {
+            self.note_state(core, request.args());
         }
         let request = match &owed.what {
             What::Reply if self.is_unblock(request.args()) => unblock_request(core, request.args()),
@@ -551,6 +664,21 @@ impl Tunnel {
         self.owed.push_back(owed);
     }
 
+    /// Notes a command that is being queued.
+    fn queue(&mut self, request: &Request) {
+        let at = self.transaction.queued;
+        self.transaction.queued += 1;
+        let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
+        self.transaction.swaps |= changes_without_push(&command.name);
+        if command.name == "select" {
+            self.transaction.selects = database_of(request.args());
+        }
+        if command.class == Class::Local && self.transaction.own.len() < OWN_IN_TRANSACTION_MAX {
+            let request = Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() };
+            self.transaction.own.push(Own { at, request });
+        }
+    }
+
     fn answer(&mut self, core: &mut Core, answer: Bytes) {
         let muted = core.session.take_muted();
         if self.owed.is_empty() && self.covered.is_empty() && self.uncovered.is_empty() {
@@ -566,32 +694,29 @@ impl Tunnel {
     fn note_state(&mut self, core: &Core, args: Args<'_>) {
         let table = self.table.clone();
         let Resolved::Known(command) = table.resolve(args) else { return };
-        let name = &*command.name;
-        match name {
-            "multi" => self.state.in_multi = true,
-            "exec" | "discard" => {
-                self.state.in_multi = false;
-                self.state.watching = false;
-            }
-            "watch" if !self.state.in_multi => self.state.watching = true,
-            "unwatch" if !self.state.in_multi => self.state.watching = false,
-            "monitor" => self.state.monitoring = true,
-            "client|tracking" if !self.state.in_multi => {
-                self.state.tracking = args.get(2).is_some_and(|on| on.eq_ignore_ascii_case(b"on"));
-                self.connection.condemn();
-            }
-            "select" => {
-                self.connection.condemn();
-                self.selects = args.get(1).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
-            }
-            // Whole databases, or what users may see, change without a push.
-            "swapdb" | "acl|setuser" | "acl|deluser" | "acl|load" if self.swap.is_none() => {
-                self.swap = Some(Swap::begin(core));
+        if !command.accepts(args.len()) {
+            return;
+        }
+        let state = &mut self.state;
+        match &*command.name {
+            "multi" => state.in_multi = true,
+            "exec" | "discard" if state.in_multi => {
+                self.transaction = Transaction::default();
+                state.in_multi = false;
+                state.watching = false;
             }
             // State that a connection cannot be given back with.
-            _ if self.state.in_multi && command.class == Class::Local => self.connection.condemn(),
-            _ if self.state.in_multi && command.class == Class::PubSub => self.connection.condemn(),
-            "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn(),
+            _ if state.in_multi && matches!(command.class, Class::Local | Class::PubSub) => self.connection.condemn(),
+            _ if state.in_multi => {}
+            "watch" => state.watching = true,
+            "unwatch" => state.watching = false,
+            "monitor" => state.monitoring = true,
+            "client|tracking" => {
+                state.tracking = args.get(2).is_some_and(|on| on.eq_ignore_ascii_case(b"on"));
+                self.connection.condemn();
+            }
+            "select" | "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn(),
+            name if changes_without_push(name) && self.swap.is_none() => self.swap = Swap::begin(core),
             _ => {}
         }
         core.client.in_transaction.store(self.state.in_multi, Ordering::Relaxed);
@@ -599,20 +724,28 @@ impl Tunnel {
 
     /// Writes what waits and takes what has come.
     fn exchange(&mut self, core: &mut Core, cx: &mut Context<'_>) -> Result<bool, RawError> {
-        let mut moved = false;
+        let mut moved = self.put_answers(core);
+        if self.upstream == Upstream::Gone {
+            return Ok(moved);
+        }
         if let Poll::Ready(flushed) = self.connection.poll_flush(cx) {
             flushed?;
         }
         while self.waiting_bytes + core.out.len() < WAITING_BYTES_MAX {
-            moved |= self.put_answers(core);
             match self.connection.poll_piece(cx) {
-                Poll::Pending => break,
+                Poll::Pending => return Ok(moved),
                 Poll::Ready(piece) => self.came(core, piece?),
             }
+            self.put_answers(core);
             moved = true;
         }
-        moved |= self.put_answers(core);
+        // It is the client that does not read.
+        self.be_patient();
         Ok(moved)
+    }
+
+    fn be_patient(&mut self) {
+        self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
     }
 
     /// Larder's own answers whose turn it is.
@@ -621,7 +754,7 @@ impl Tunnel {
         while !self.in_reply && matches!(self.owed.front(), Some(Owed { what: What::Answer(_), .. })) {
             let Some(Owed { what: What::Answer(answer), muted, .. }) = self.owed.pop_front() else { break };
             if !muted {
-                self.pass(core, answer, false);
+                self.pass(core, answer, true, false);
             }
             moved = true;
         }
@@ -630,69 +763,59 @@ impl Tunnel {
 
     /// A piece of a reply, or of a push, has come.
     fn came(&mut self, core: &mut Core, piece: Piece) {
+        self.be_patient();
         if piece.kind == b'>' || self.state.monitoring && self.owed.is_empty() {
-            return self.pass(core, piece.bytes, true);
+            return self.pass(core, piece.bytes, piece.ends, true);
         }
         let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
         let first = !self.in_reply;
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
         let fenced = match &owed.what {
-            What::Acknowledgement | What::Multi | What::Queued | What::QueuedOwn(_) | What::Select(_) => {
-                piece.kind != b'+'
-            }
+            What::Acknowledgement | What::Multi | What::Queued | What::Select(_) => piece.kind != b'+',
             _ => true,
         };
-        if first && piece.kind == b'+' {
-            match owed.what {
-                What::Multi => {
-                    self.queued = 0;
-                    self.own_in_transaction.clear();
-                }
-                What::Queued => self.queued += 1,
-                What::QueuedOwn(i) => {
-                    if let Some(own) = self.own_in_transaction.get_mut(i) {
-                        own.at = Some(self.queued);
-                    }
-                    self.queued += 1;
-                }
-                What::Select(database) => core.selected_in_transaction = database,
-                _ => {}
+        if let (What::Select(database), b'+') = (&owed.what, piece.kind) {
+            core.selected_in_transaction = *database;
+        }
+        if let (What::Multi | What::Acknowledgement | What::Exec(_), b'-', true) = (&owed.what, piece.kind, first) {
+            // What state is left only the upstream knows: the connection is not given to others.
+            self.connection.condemn();
+            if matches!(owed.what, What::Multi) && !piece.bytes.starts_with(b"-ERR MULTI calls") {
+                self.state.in_multi = false;
             }
         }
-        if let (What::Multi, b'-', true) = (&owed.what, piece.kind, first)
-            && !piece.bytes.starts_with(b"-ERR MULTI calls")
-        {
-            self.state.in_multi = false;
-        }
-        let is_exec = matches!(owed.what, What::Exec);
-        let executed = is_exec && first && piece.kind == b'*' && !piece.bytes.starts_with(b"*-1");
-        let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
-        if executed && let Some(database) = self.selects.take() {
+        let gathers = matches!(&owed.what, What::Exec(transaction) if !transaction.own.is_empty());
+        let transaction = match &mut owed.what {
+            What::Exec(transaction) if piece.ends => std::mem::take(transaction),
+            _ => Transaction::default(),
+        };
+        let executed = piece.kind == b'*' && !(first && piece.bytes.starts_with(b"*-1"));
+        if let (true, Some(database)) = (executed, transaction.selects) {
             core.selected_in_transaction = Some(database);
         }
+        let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
         if first && fenced && writes {
             self.fence_widely = true;
         }
         if piece.ends {
             self.owed.pop_front();
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
-            self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
         }
-        if is_exec && self.own_in_transaction.iter().any(|own| own.at.is_some()) {
-            return self.gather(core, piece, muted);
+        if gathers {
+            return self.gather(core, &transaction.own, piece, muted);
         }
         match instead {
-            Some(line) if piece.ends && !muted => self.pass(core, line, false),
-            None if !muted => self.pass(core, piece.bytes, fenced && first),
+            Some(line) if piece.ends && !muted => self.pass(core, line, true, false),
+            None if !muted => self.pass(core, piece.bytes, piece.ends, fenced && first),
             // Nobody is told, but what was changed must be known in time all the same.
-            _ if fenced && first && writes => self.pass(core, Bytes::new(), true),
+            _ if fenced && first && writes => self.pass(core, Bytes::new(), true, true),
             _ => {}
         }
     }
 
     /// Gathers the reply to EXEC and puts Larder's own answers into it.
-    fn gather(&mut self, core: &mut Core, piece: Piece, muted: bool) {
+    fn gather(&mut self, core: &mut Core, own: &[Own], piece: Piece, muted: bool) {
         self.gathered.extend_from_slice(&piece.bytes);
         if !piece.ends {
             return;
@@ -702,10 +825,9 @@ impl Tunnel {
         let patched = match cursor.next() {
             Some(Item::Aggregate(b'*', count)) => {
                 let mut out = format!("*{count}\r\n").into_bytes();
-                let own = std::mem::take(&mut self.own_in_transaction);
                 for at in 0..count as usize {
                     let theirs = cursor.next_frame().unwrap_or_default();
-                    let ours = own.iter().find(|own| own.at == Some(at)).and_then(|own| {
+                    let ours = own.iter().find(|own| own.at == at).and_then(|own| {
                         match self.table.resolve(own.request.args()) {
                             Resolved::Known(command) => core.local_answer(command, own.request.args()),
                             _ => None,
@@ -717,8 +839,7 @@ impl Tunnel {
             }
             _ => reply,
         };
-        self.own_in_transaction.clear();
-        self.pass(core, if muted { Bytes::new() } else { patched }, true);
+        self.pass(core, if muted { Bytes::new() } else { patched }, true, true);
     }
 
     fn is_unblock(&self, args: Args<'_>) -> bool {
@@ -729,13 +850,13 @@ impl Tunnel {
         matches!(self.owed.front(), Some(Owed { what: What::Blocking, .. }))
     }
 
-    /// Passes a piece to the client, or lets it wait for a fence.
-    fn pass(&mut self, core: &mut Core, piece: Bytes, fenced: bool) {
+    /// Passes a piece to the client, or lets it wait for a fence. `ends` tells whether a reply ends with it.
+    fn pass(&mut self, core: &mut Core, bytes: Bytes, ends: bool, fenced: bool) {
+        let piece = Waiting { bytes, ends };
         if !fenced && self.covered.is_empty() && self.uncovered.is_empty() {
-            core.out.put_shared(piece);
-            return;
+            return piece.put(core);
         }
-        self.waiting_bytes += piece.len();
+        self.waiting_bytes += piece.bytes.len();
         self.uncovered.push_back(piece);
     }
 
@@ -749,8 +870,8 @@ impl Tunnel {
                     self.fence = None;
                     fenced.map_err(|()| Failure::WriteTimeout(self.reply_max.as_millis() as u64))?;
                     for piece in self.covered.drain(..) {
-                        self.waiting_bytes -= piece.len();
-                        core.out.put_shared(piece);
+                        self.waiting_bytes -= piece.bytes.len();
+                        piece.put(core);
                     }
                     moved = true;
                 }
@@ -773,7 +894,7 @@ impl Tunnel {
     }
 
     fn is_out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
-        let endless = self.owed.is_empty() || self.is_blocked();
+        let endless = self.owed.is_empty() || self.is_blocked() || self.upstream == Upstream::Gone;
         !endless && self.patience.as_mut().poll(cx).is_ready()
     }
 
@@ -782,6 +903,19 @@ impl Tunnel {
         core.client.in_transaction.store(false, Ordering::Relaxed);
         drop(self.swap.take());
         tracing::trace!(database = self.scope.database, "tunnel closed");
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    fn put(self, core: &mut Core) {
+        core.out.put_shared(self.bytes);
+        if self.ends {
+            core.put_messages();
+        } else {
+            core.in_reply = true;
+        }
     }
 }
 
@@ -797,28 +931,48 @@ impl Held {
 
 impl Swap {
     /// From now on nothing is answered from L1, in any scope.
-    fn begin(core: &Core) -> Self {
-        let scopes = core.links_to_fence(true);
+    fn begin(core: &Core) -> Option<Self> {
+        let upstream = core.upstream()?;
+        let scopes = upstream.scopes();
         for scope in &scopes {
             scope.link.partition().suspend();
         }
-        Self { scopes }
+        Some(Self { scopes, upstream, grace: core.shared.config.link.dead_ms })
     }
 
-    /// The scopes whose suspension the caller ends.
+    /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there
+    /// before.
     fn finish(mut self) -> Vec<Arc<Scope>> {
-        std::mem::take(&mut self.scopes)
+        with_later_scopes(std::mem::take(&mut self.scopes), &self.upstream)
     }
 }
 
 impl Drop for Swap {
-    /// The client has gone before the answer came: the links empty their partitions before they answer again.
+    /// The client has gone, or the connection was lost, before the answer came: whether and when the upstream will execute
+    /// it nobody knows. L1 stays suspended for `link.dead_ms`; what has not been executed by then never will be.
     fn drop(&mut self) {
-        let nobody = Arc::default();
-        for scope in &self.scopes {
-            scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
+        if self.scopes.is_empty() {
+            return;
+        }
+        let (scopes, upstream, grace) = (std::mem::take(&mut self.scopes), self.upstream.clone(), self.grace);
+        self.upstream.spawn(async move {
+            tokio::time::sleep(grace).await;
+            let nobody = Arc::default();
+            for scope in with_later_scopes(scopes, &upstream) {
+                scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
+            }
+        });
+    }
+}
+
+fn with_later_scopes(mut scopes: Vec<Arc<Scope>>, upstream: &crate::upstream::scope::Upstream) -> Vec<Arc<Scope>> {
+    for scope in upstream.scopes() {
+        if !scopes.iter().any(|s| Arc::ptr_eq(s, &scope)) {
+            scope.link.partition().suspend();
+            scopes.push(scope);
         }
     }
+    scopes
 }
 
 // === impl Io (looking before taking) ===

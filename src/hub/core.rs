@@ -762,7 +762,8 @@ impl Topic {
     }
 
     fn receivers(&self) -> Receivers {
-        let upstream = usize::from(self.upstream == Upstream::Held);
+        // What is being given up may still be counted there.
+        let upstream = usize::from(self.upstream == Upstream::Held || matches!(self.under_way, UnderWay::Unsubscribe));
         Receivers { upstream, here: self.members.values().map(BTreeMap::len).sum() }
     }
 }

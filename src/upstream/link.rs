@@ -27,8 +27,10 @@ mod drops;
 
 use crate::clock::Time;
 use crate::l1::{Cause, Filled, Filler, Variant};
+use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
+use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::cursor::{Cursor, Item};
@@ -179,6 +181,9 @@ pub struct LinkCounts {
     pub timeouts: u64,
 }
 
+/// Failures that are kept for the breaker between two looks of the shell; more would not tell it more.
+const FAILURES_MAX: usize = 1024;
+
 /// The state machine of one link.
 pub struct LinkCore {
     filler: Filler,
@@ -189,18 +194,16 @@ pub struct LinkCore {
     flights: Slab<Flight>,
     /// Keys of the flights under way.
     keys: HashMap<Bytes, KeyState, foldhash::fast::RandomState>,
-    /// Counts null pushes and losses: a flight that saw another value is not stored.
-    empties: u64,
     position: u64,
     in_flight_bytes: usize,
     outgoing: Outgoing,
-    /// Bytes ever written into `outgoing`, and of those the ones that have left it.
+    /// Bytes ever written into `outgoing`.
     bytes_put: u64,
-    bytes_sent: u64,
     awake: Vec<Arc<Port>>,
     scanner: RequestScanner,
     /// Keys whose reply was larger than an entry may be: their next reads go another way.
     big_keys: Vec<Bytes>,
+    failures: Vec<FailureCause>,
     counts: LinkCounts,
 }
 
@@ -241,7 +244,6 @@ struct Flight {
     position: u64,
     patience: Patience,
     sent_at: Time,
-    empties: u64,
 }
 
 #[derive(Debug)]
@@ -290,12 +292,10 @@ impl LinkCore {
             expected: VecDeque::new(),
             flights: Slab::new(),
             keys: HashMap::default(),
-            empties: 0,
             position: 0,
             in_flight_bytes: 0,
             outgoing: Outgoing::default(),
             bytes_put: 0,
-            bytes_sent: 0,
             awake: Vec::new(),
             scanner: RequestScanner::new(RequestLimits {
                 request_bytes_max: u32::MAX as usize,
@@ -304,6 +304,7 @@ impl LinkCore {
                 ..RequestLimits::default()
             }),
             big_keys: Vec::new(),
+            failures: Vec::new(),
             counts: LinkCounts::default(),
         }
     }
@@ -319,14 +320,9 @@ impl LinkCore {
         self.limits.untracked_ttl.is_some()
     }
 
-    /// What is to be written to the connection.
+    /// What is to be written to the connection. What is still in it when the connection is lost counts as not sent.
     pub fn outgoing(&mut self) -> &mut Outgoing {
         &mut self.outgoing
-    }
-
-    /// Tells how much of [`LinkCore::outgoing`] has been written: what has not been is safe to send again.
-    pub fn sent(&mut self) {
-        self.bytes_sent = self.bytes_put - self.outgoing.len() as u64;
     }
 
     /// Whether replies may be kept.
@@ -352,6 +348,11 @@ impl LinkCore {
     /// What has been done so far.
     pub fn counts(&self) -> LinkCounts {
         self.counts
+    }
+
+    /// Failures of the upstream that its replies have told of (`LOADING`, `MASTERDOWN` ...), since the last call.
+    pub fn take_failures(&mut self) -> Vec<FailureCause> {
+        std::mem::take(&mut self.failures)
     }
 
     /// Keys whose reply turned out larger than an entry may be, since the last call.
@@ -386,10 +387,18 @@ impl LinkCore {
             return self.push(frame, now);
         }
         let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
+        if frame.bytes.first() == Some(&b'-')
+            && let ErrorKind::Failure(cause) = classify_error(frame.bytes)
+            && self.failures.len() < FAILURES_MAX
+        {
+            self.failures.push(cause);
+        }
         match expected.what {
             What::Reply { port, seq, request, kind, state } => {
                 self.in_flight_bytes -= request.len();
-                if let OpKind::Write(command) = kind {
+                if let OpKind::Write(command) = kind
+                    && !is_planted(Mutation::WriteRemovesNothing)
+                {
                     self.remove_keys_of(command, &request, now);
                 }
                 if state != Patience::ToldOfTimeout {
@@ -444,19 +453,23 @@ impl LinkCore {
     /// The connection is gone. Empties the partition before anything else, tells what became of what was under way,
     /// and returns the reads that are to be sent once more on the next connection, oldest first.
     pub fn lost(&mut self) -> Vec<Retry> {
-        self.filler.empty(Cause::FeedLost);
+        if !is_planted(Mutation::KeptOverReconnect) {
+            self.filler.empty(Cause::FeedLost);
+        }
         self.counts.emptied += 1;
-        self.empties += 1;
         self.caching = Caching::Off;
-        let sent = self.bytes_sent;
+        let sent = self.bytes_sent();
         let mut retries = Vec::new();
-        for expected in std::mem::take(&mut self.expected) {
+        let writes = self.last_writes(sent);
+        for (at, expected) in std::mem::take(&mut self.expected).into_iter().enumerate() {
             let unsent = expected.starts_at >= sent;
+            let overtaken = |port: &Arc<Port>| writes.get(&Arc::as_ptr(port)).is_some_and(|write| *write > at);
             match expected.what {
                 What::Reply { port, seq, request, kind, state } => {
+                    let state = if kind.is_read() && overtaken(&port) { state.exhausted() } else { state };
                     self.lost_one(port, seq, request, kind, state, unsent, expected.sent_at, &mut retries);
                 }
-                What::Flight(flight) => self.lost_flight(flight, &mut retries),
+                What::Flight(flight) => self.lost_flight(flight, overtaken, &mut retries),
                 // What the fence was for, that L1 holds nothing older, is true of an empty L1.
                 What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
                 What::Pttl { .. } | What::Encoding { .. } | What::Ignored => {}
@@ -467,7 +480,6 @@ impl LinkCore {
         self.in_flight_bytes = 0;
         self.outgoing = Outgoing::default();
         self.bytes_put = 0;
-        self.bytes_sent = 0;
         retries
     }
 
@@ -541,9 +553,9 @@ impl LinkCore {
     /// Shares the reply of an equal read that is under way, if the client's order allows it.
     fn join(&mut self, port: &Arc<Port>, seq: Seq, key: &Bytes, request: &Bytes) -> bool {
         let Some(state) = self.keys.get(&key[..]) else { return false };
-        let equal = |f: &&Flight| {
-            f.patience != Patience::ToldOfTimeout && f.request == *request && f.position >= port.link_position()
-        };
+        let sent_to = port.link_position();
+        let in_order = |f: &Flight| f.position >= sent_to || is_planted(Mutation::JoinAnywhere);
+        let equal = |f: &&Flight| f.patience != Patience::ToldOfTimeout && f.request == *request && in_order(f);
         let found = state.flights.iter().copied().find(|&i| self.flights.get(i).as_ref().is_some_and(equal));
         let Some(flight) = found.and_then(|i| self.flights.get_mut(i)) else { return false };
         port.set_link_position(flight.position);
@@ -577,7 +589,6 @@ impl LinkCore {
             position: 0,
             patience,
             sent_at: now,
-            empties: self.empties,
         });
         for (i, key) in keys.into_iter().enumerate() {
             let starts_at = self.put_about_key(b"*2\r\n$4\r\nPTTL\r\n$", &key);
@@ -607,12 +618,13 @@ impl LinkCore {
     }
 
     fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, resumes: bool, now: Time) {
-        if self.filler.partition().is_empty() && self.flights.is_empty() && !resumes {
+        let nothing_is_older = self.filler.partition().is_empty() && self.flights.is_empty();
+        if nothing_is_older && !resumes || is_planted(Mutation::FenceDropped) {
             self.leave(port, Delivery::Fenced(seq));
             return;
         }
         // A PING that has not left yet will be sent after this moment, too.
-        let sent = self.bytes_put - self.outgoing.len() as u64;
+        let sent = self.bytes_sent();
         if let Some(Expected { what: What::Fence { waiting, resumes: also }, starts_at, .. }) = self.expected.back_mut()
             && *starts_at >= sent
         {
@@ -650,7 +662,9 @@ impl LinkCore {
                 Some(flight.sent_at.saturating_add(Duration::from_millis(ms.unsigned_abs())))
             }
             Some(Item::Error(text)) => {
-                if text.starts_with(b"NOPERM") && self.caching != Caching::NoPttl {
+                // Of the command, not of this key: other keys may be read and kept.
+                let of_command = text.starts_with(b"NOPERM") && memmem(text, b"'pttl'");
+                if of_command && self.caching != Caching::NoPttl {
                     tracing::warn!("the upstream refuses PTTL to this user: nothing is cached for it");
                     self.caching = Caching::NoPttl;
                 }
@@ -663,7 +677,6 @@ impl LinkCore {
             k.deadline = k.deadline.zip(bound).map(|(a, b)| a.min(b));
         }
         k.changes_seen = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
-        flight.empties = self.empties;
     }
 
     /// The reply to OBJECT ENCODING: only a hash that cannot have field TTLs may be kept, or a key that is not there.
@@ -679,7 +692,7 @@ impl LinkCore {
         let Some(flight_state) = self.flights.try_remove(flight) else { return };
         self.in_flight_bytes -= flight_state.request.len();
         let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
-        if !is_error && flight_state.empties == self.empties {
+        if !is_error {
             match flight_state.kind {
                 OpKind::Fill { command, key_at, .. } => {
                     self.keep_one(&flight_state, command, usize::from(key_at), frame, now);
@@ -741,7 +754,7 @@ impl LinkCore {
     /// The deadline of a key that was read, unless it changed since its PTTL was answered.
     fn fresh_until(&mut self, k: &FlightKey) -> Option<Time> {
         let changes = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
-        if changes != k.changes_seen {
+        if changes != k.changes_seen && !is_planted(Mutation::FillOutrun) {
             self.counts.fills_outrun += 1;
             return None;
         }
@@ -752,7 +765,7 @@ impl LinkCore {
         match filled {
             Filled::Stored => self.counts.fills += 1,
             Filled::TooBig => self.big_keys.push(Bytes::copy_from_slice(key)),
-            Filled::Dead => {}
+            Filled::Dead | Filled::Contradicted => {}
         }
     }
 
@@ -763,11 +776,8 @@ impl LinkCore {
             return Ok(());
         }
         match cursor.next().ok_or(Violation::Push)? {
-            Item::Null => {
-                self.filler.empty(Cause::DataChanged);
-                self.empties += 1;
-                self.counts.emptied += 1;
-            }
+            Item::Null if is_planted(Mutation::NullPushIgnored) => {}
+            Item::Null => self.empty(),
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
                     let key = cursor.next_bytes().ok_or(Violation::Push)?;
@@ -777,6 +787,15 @@ impl LinkCore {
             _ => return Err(Violation::Push),
         }
         Ok(())
+    }
+
+    /// Everything may have changed: for the keys of flights under way, too.
+    fn empty(&mut self) {
+        self.filler.empty(Cause::DataChanged);
+        self.counts.emptied += 1;
+        for state in self.keys.values_mut() {
+            state.changes += 1;
+        }
     }
 
     fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
@@ -803,9 +822,7 @@ impl LinkCore {
 
     fn fenced(&mut self, waiting: SmallVec<[(Arc<Port>, Seq); 1]>, resumes: u32) {
         if resumes > 0 {
-            self.filler.empty(Cause::DataChanged);
-            self.empties += 1;
-            self.counts.emptied += 1;
+            self.empty();
         }
         (0..resumes).for_each(|_| self.filler.partition().resume());
         for (port, seq) in waiting {
@@ -836,10 +853,21 @@ impl LinkCore {
         }
     }
 
-    fn lost_flight(&mut self, flight: usize, retries: &mut Vec<Retry>) {
+    /// Where the last write of each client stands among the requests that have been sent. A read in front of it is not sent
+    /// again: it could see that write.
+    fn last_writes(&self, sent: u64) -> HashMap<*const Port, usize> {
+        let gone = self.expected.iter().enumerate().take_while(|(_, expected)| expected.starts_at < sent);
+        let writes = gone.filter_map(|(at, expected)| match &expected.what {
+            What::Reply { port, kind, .. } if !kind.is_read() => Some((Arc::as_ptr(port), at)),
+            _ => None,
+        });
+        writes.collect()
+    }
+
+    fn lost_flight(&mut self, flight: usize, overtaken: impl Fn(&Arc<Port>) -> bool, retries: &mut Vec<Retry>) {
         let Some(flight) = self.flights.try_remove(flight) else { return };
         for (port, seq) in flight.waiting {
-            if flight.patience == Patience::Retried {
+            if flight.patience == Patience::Retried || overtaken(&port) {
                 self.leave(&port, Delivery::Failed(seq, Failure::ReadLost));
                 continue;
             }
@@ -858,6 +886,11 @@ impl LinkCore {
         if port.leave(delivery) {
             self.awake.push(port.clone());
         }
+    }
+
+    /// How many of the bytes put have left `outgoing`.
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_put - self.outgoing.len() as u64
     }
 
     fn put(&mut self, bytes: &[u8]) -> u64 {
@@ -910,10 +943,27 @@ pub struct Retry {
 // === impl Retry ===
 
 impl Retry {
+    /// What a client is told of a request that was never executed and has waited too long.
+    pub fn given_up(&self) -> Failure {
+        if self.kind.is_read() {
+            return Failure::ReadLost;
+        }
+        Failure::Down("the connection was lost, and no other could be made in time; nothing was executed".into())
+    }
+
     /// Gives up: tells the client.
     pub fn fail(self, failure: Failure) {
         self.port.leave(Delivery::Failed(self.seq, failure));
         self.port.wake();
+    }
+}
+
+// === impl Patience ===
+
+impl Patience {
+    /// The same for a request that is not to be sent again once it has been sent.
+    fn exhausted(self) -> Self {
+        if self == Self::Waiting { Self::Retried } else { self }
     }
 }
 
@@ -939,6 +989,10 @@ fn argument(request: &Bytes, at: usize) -> Option<Bytes> {
 
 fn slice_of(request: &Bytes, range: ArgRange) -> Bytes {
     request.slice(range.start as usize..range.start as usize + range.len as usize)
+}
+
+fn memmem(text: &[u8], wanted: &[u8]) -> bool {
+    text.windows(wanted.len()).any(|window| window == wanted)
 }
 
 /// A length in decimal digits, without an allocation.

@@ -23,15 +23,16 @@ use super::raw::{self, Identity, RawConnection, RawError};
 use crate::clock::Time;
 use crate::l1::Partition;
 use crate::outgoing::SHARED_BYTES_MIN;
-use crate::port::{Delivery, Failure};
+use crate::port::{Delivery, Failure, Port};
 use bytes::{Buf, Bytes};
 use larder_protocol::scan::ReplyLimits;
 use larder_protocol::shape::Protocol;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 
 /// Times and bounds of the shell.
@@ -66,6 +67,11 @@ pub struct LinkHandle {
     /// True while replies may be kept: reads need not look in L1 otherwise.
     caches: AtomicBool,
     is_refused: AtomicBool,
+    is_full: AtomicBool,
+    is_up: AtomicBool,
+    /// How often the upstream was found to accept the identity, elsewhere than on this link.
+    admissions: AtomicU64,
+    admitted: Notify,
     counts: Mutex<LinkCounts>,
     big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
 }
@@ -90,6 +96,8 @@ struct Queue {
     ops: usize,
     bytes: usize,
     waker: Option<Waker>,
+    /// Clients that wait for room.
+    waiting: Vec<Arc<Port>>,
     state: LinkState,
 }
 
@@ -132,7 +140,8 @@ impl LinkHandle {
         times: LinkTimes,
         big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
     ) -> Arc<Self> {
-        let queue = Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, state: LinkState::Connecting };
+        let state = LinkState::Connecting;
+        let queue = Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, waiting: Vec::new(), state };
         Arc::new(Self {
             queue: Mutex::new(queue),
             node,
@@ -140,6 +149,10 @@ impl LinkHandle {
             times,
             caches: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
+            is_up: AtomicBool::new(false),
+            admissions: AtomicU64::new(0),
+            admitted: Notify::new(),
             counts: Mutex::new(LinkCounts::default()),
             big_keys,
         })
@@ -172,20 +185,31 @@ impl LinkHandle {
             LinkState::Refused(line) => return Err(Failure::Refused(line.clone())),
             LinkState::Closed => return Err(Failure::Down("the scope has ended".into())),
         }
-        let full = queue.ops + job.ops.len() > self.times.queued_max
-            || queue.bytes + job.bytes.len() > self.times.queued_bytes_max;
-        if full && queue.ops > 0 {
-            return Err(Failure::Full);
-        }
         queue.ops += job.ops.len();
         queue.bytes += job.bytes.len();
         queue.jobs.push(job);
+        let full = queue.ops >= self.times.queued_max || queue.bytes >= self.times.queued_bytes_max;
+        self.is_full.store(full, Ordering::Release);
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
             waker.wake();
         }
         Ok(())
+    }
+
+    /// True if the queue takes more. Else `port` is woken when it does: a client whose requests find no room is not read
+    /// from meanwhile. The bounds may be exceeded by one job of each client.
+    pub fn has_room(&self, port: &Arc<Port>) -> bool {
+        if !self.is_full.load(Ordering::Acquire) {
+            return true;
+        }
+        let mut queue = self.lock();
+        let full = queue.ops >= self.times.queued_max || queue.bytes >= self.times.queued_bytes_max;
+        if full && !queue.waiting.iter().any(|p| Arc::ptr_eq(p, port)) {
+            queue.waiting.push(port.clone());
+        }
+        !full
     }
 
     /// Hands a fence, or an order to drop entries, over; it is never refused. Without a connection the partition is empty,
@@ -203,13 +227,12 @@ impl LinkHandle {
             return;
         }
         drop(queue);
-        for op in &job.ops {
-            if op.kind == OpKind::FenceAndResume {
-                self.partition.resume();
-            }
-            job.port.leave(Delivery::Fenced(op.seq));
-        }
-        job.port.wake();
+        self.fail(&job, &Failure::ReadLost);
+    }
+
+    /// True while there is a connection, and the circuit is closed.
+    pub fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Acquire) && self.node.refusal().is_none()
     }
 
     /// The upstream's line, if it refuses the link's identity.
@@ -220,6 +243,16 @@ impl LinkHandle {
         match self.state() {
             LinkState::Refused(line) => Some(line),
             _ => None,
+        }
+    }
+
+    /// The upstream has just accepted the link's identity: a refusal from before does not count any more (the user may
+    /// have been made anew).
+    pub fn admit(&self) {
+        self.admissions.fetch_add(1, Ordering::AcqRel);
+        if self.refused().is_some() {
+            self.set_state(LinkState::Connecting);
+            self.admitted.notify_one();
         }
     }
 
@@ -263,16 +296,35 @@ impl LinkHandle {
             _ => None,
         };
         self.is_refused.store(matches!(state, LinkState::Refused(_)), Ordering::Release);
+        self.is_up.store(state == LinkState::Up, Ordering::Release);
         let mut queue = self.lock();
         if queue.state != LinkState::Closed {
             queue.state = state;
         }
         let Some(failure) = failure else { return };
+        self.is_full.store(false, Ordering::Release);
         let jobs = queue.take();
         drop(queue);
         for job in jobs {
-            fail(&job, &failure);
+            self.fail(&job, &failure);
         }
+    }
+
+    /// Tells a client that none of a job's requests were sent.
+    fn fail(&self, job: &Job, failure: &Failure) {
+        for op in &job.ops {
+            if op.kind == OpKind::FenceAndResume {
+                self.partition.resume();
+            }
+            job.port.leave(match op.kind {
+                // No connection, no entries: nothing is left to wait for, or to drop.
+                OpKind::Fence | OpKind::FenceAndResume | OpKind::Drop(_) | OpKind::DropAll(_) => {
+                    Delivery::Fenced(op.seq)
+                }
+                _ => Delivery::Failed(op.seq, failure.clone()),
+            });
+        }
+        job.port.wake();
     }
 
     /// Ready with all jobs that wait, or when the scope has ended.
@@ -285,6 +337,7 @@ impl LinkHandle {
             }
             return Poll::Pending;
         }
+        self.is_full.store(false, Ordering::Release);
         Poll::Ready(queue.take())
     }
 }
@@ -295,20 +348,11 @@ impl Queue {
     fn take(&mut self) -> Vec<Job> {
         self.ops = 0;
         self.bytes = 0;
+        for port in self.waiting.drain(..) {
+            port.wake();
+        }
         std::mem::take(&mut self.jobs)
     }
-}
-
-/// Tells a client that none of a job's requests were sent.
-pub fn fail(job: &Job, failure: &Failure) {
-    for op in &job.ops {
-        job.port.leave(match op.kind {
-            // No connection, no entries: nothing is left to wait for, or to drop.
-            OpKind::Fence | OpKind::FenceAndResume | OpKind::Drop(_) | OpKind::DropAll(_) => Delivery::Fenced(op.seq),
-            _ => Delivery::Failed(op.seq, failure.clone()),
-        });
-    }
-    job.port.wake();
 }
 
 /// Runs a link until its scope ends. One call for each handle.
@@ -328,7 +372,8 @@ pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpo
         let began = handle.node.clock.now();
         for retry in retries.drain(..) {
             if began.saturating_since(retry.sent_at) >= handle.times.reply_max {
-                retry.fail(Failure::ReadLost);
+                let failure = retry.given_up();
+                retry.fail(failure);
             } else {
                 core.retry(retry, began);
             }
@@ -350,9 +395,8 @@ pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpo
     }
     let ended = Failure::Down("the scope has ended".into());
     retries.into_iter().for_each(|retry| retry.fail(ended.clone()));
-    for job in handle.lock().take() {
-        fail(&job, &ended);
-    }
+    let left = handle.lock().take();
+    left.iter().for_each(|job| handle.fail(job, &ended));
 }
 
 /// Tries to connect once. An error carries how long the breaker wants to be left alone, if it does.
@@ -370,6 +414,7 @@ async fn attempt(
         }
     };
     let began = node.clock.now();
+    let admissions = handle.admissions.load(Ordering::Acquire);
     let setting_up = connect(handle, core, purpose);
     let result = tokio::time::timeout(handle.times.connect_max, setting_up).await;
     let latency = node.clock.now().saturating_since(began);
@@ -386,6 +431,10 @@ async fn attempt(
         RawError::Refused(line) if !line.starts_with(b"LOADING") => {
             // The server is there and has made its decision about this identity.
             node.record(ticket, Outcome::ClientFault, latency);
+            if handle.admissions.load(Ordering::Acquire) != admissions {
+                handle.set_state(LinkState::Connecting);
+                return Err(Some(Duration::ZERO));
+            }
             // HELLO has words of its own for this, which no other command gets.
             let unauthenticated = line.starts_with(b"NOAUTH");
             let line =
@@ -412,7 +461,7 @@ async fn attempt(
 fn give_up(handle: &LinkHandle, retries: &mut Vec<Retry>) {
     let failure = match handle.state() {
         LinkState::Down(failure) => failure,
-        _ => Failure::ReadLost,
+        _ => handle.node.unreachable("reconnecting", handle.times.backoff.wait_min),
     };
     retries.drain(..).for_each(|retry| retry.fail(failure.clone()));
 }
@@ -424,15 +473,14 @@ async fn pause(handle: &LinkHandle, wait: Duration) {
     loop {
         let jobs = tokio::select! {
             () = &mut waiting => return,
+            () = handle.admitted.notified() => return,
             jobs = poll_fn(|cx| handle.poll_jobs(cx)) => jobs,
         };
         if handle.is_closed() {
             return;
         }
         let failure = handle.node.refusal().unwrap_or_else(|| handle.node.unreachable("reconnecting", wait));
-        for job in jobs {
-            fail(&job, &failure);
-        }
+        jobs.iter().for_each(|job| handle.fail(job, &failure));
     }
 }
 
@@ -546,6 +594,7 @@ impl<'a> Serving<'a> {
             return Poll::Ready(end);
         }
         loop {
+            let was_full = self.core.is_full();
             let took = match self.take_jobs(cx, now) {
                 Ok(took) => took,
                 Err(end) => return Poll::Ready(end),
@@ -567,6 +616,8 @@ impl<'a> Serving<'a> {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
+                // What did not fit before may fit now.
+                Read::Some if was_full && !self.core.is_full() => {}
                 Read::Some | Read::Nothing if !took => return Poll::Pending,
                 _ => {}
             }
@@ -598,7 +649,6 @@ impl<'a> Serving<'a> {
                 break;
             }
         }
-        self.core.sent();
         Ok(())
     }
 
@@ -620,7 +670,7 @@ impl<'a> Serving<'a> {
     /// Hands all whole frames that have been received to the core.
     fn frames(&mut self, now: Time) -> Result<(), LinkEnd> {
         while let Some(len) = self.connection.frame_len()? {
-            self.answered += 1;
+            self.heed(now);
             if len >= SHARED_BYTES_MIN {
                 let shared = self.connection.input().split_to(len).freeze();
                 self.core.frame(Frame { bytes: &shared, shared: Some(&shared) }, now)?;
@@ -633,6 +683,20 @@ impl<'a> Serving<'a> {
         Ok(())
     }
 
+    /// Notes for the breaker that a reply, or a push, is there.
+    fn heed(&mut self, now: Time) {
+        if self.connection.input().first() == Some(&b'>') {
+            return;
+        }
+        let latency = self.core.oldest_sent_at().map_or(Duration::ZERO, |sent| now.saturating_since(sent));
+        match self.handle.node.ticket() {
+            Some(ticket) if self.handle.node.is_slow(latency) => {
+                self.handle.node.record(ticket, Outcome::Success, latency);
+            }
+            _ => self.answered += 1,
+        }
+    }
+
     fn take_ticks(&mut self, cx: &mut Context<'_>, now: Time) -> Result<(), LinkEnd> {
         while self.tick.poll_tick(cx).is_ready() {
             self.core.time_out(now);
@@ -641,6 +705,11 @@ impl<'a> Serving<'a> {
             let silent_since = owes.map(|sent| sent.max(self.heard_at));
             if silent_since.is_some_and(|since| now.saturating_since(since) >= self.handle.times.dead_after) {
                 return Err(LinkEnd::Dead(self.handle.times.dead_after.as_millis()));
+            }
+            // An idle connection that is gone without a word would leave what was cached over it in use.
+            let idle = owes.is_none() && now.saturating_since(self.heard_at) >= self.handle.times.dead_after / 3;
+            if idle {
+                self.core.submit_own(b"*1\r\n$4\r\nPING\r\n", now);
             }
             self.probe(now);
         }
@@ -677,6 +746,9 @@ impl<'a> Serving<'a> {
         }
         if self.answered > 0 {
             self.handle.node.record_successes(std::mem::take(&mut self.answered));
+        }
+        for cause in self.core.take_failures() {
+            self.handle.node.record_failures(cause, 1);
         }
         for key in self.core.take_big_keys() {
             (self.handle.big_keys)(key);

@@ -26,6 +26,7 @@ pub struct Node {
     pub clock: Clock,
     breaker: Mutex<Breaker>,
     gate: Arc<BreakerGate>,
+    slow: Duration,
     refused: AtomicU64,
     facts: ArcSwap<Facts>,
 }
@@ -48,6 +49,7 @@ pub struct Facts {
 impl Node {
     /// A server of which nothing is known yet.
     pub fn new(endpoint: Endpoint, clock: Clock, settings: CheckedSettings, table: Arc<Table>, seed: u64) -> Self {
+        let slow = settings.values().slow;
         let breaker = Breaker::new(settings, seed, clock.now());
         let gate = breaker.gate();
         let facts = Facts { table, hello: None, has_field_ttls: false, is_known: false };
@@ -56,6 +58,7 @@ impl Node {
             clock,
             breaker: Mutex::new(breaker),
             gate,
+            slow,
             refused: AtomicU64::new(0),
             facts: ArcSwap::from_pointee(facts),
         }
@@ -103,6 +106,11 @@ impl Node {
     /// The ticket under which results of requests count, while the circuit is closed.
     pub fn ticket(&self) -> Option<Ticket> {
         self.gate.admit()
+    }
+
+    /// True if a call that took so long counts as slow.
+    pub fn is_slow(&self, latency: Duration) -> bool {
+        latency >= self.slow
     }
 
     /// Records how a call ended.

@@ -85,6 +85,9 @@ impl Pools {
             let maker = Maker { node, identity, database, protocol, purpose, limits, troubles };
             bb8::Pool::builder()
                 .max_size(size)
+                // A spare one: while a script keeps the server busy, a new connection cannot be set up, and SCRIPT KILL
+                // must get through.
+                .min_idle((purpose == Use::Short).then_some(1))
                 .connection_timeout(limits.wait_max)
                 .idle_timeout(Some(limits.idle_max))
                 .max_lifetime(None)

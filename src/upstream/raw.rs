@@ -146,7 +146,11 @@ impl RawConnection {
 
     /// True if the connection must not be used any more, or is not at rest.
     pub fn is_broken(&self) -> bool {
-        self.broken || self.owed > 0 || !self.outgoing.is_empty() || !self.scanner.is_at_boundary()
+        self.broken
+            || self.owed > 0
+            || !self.outgoing.is_empty()
+            || !self.input.is_empty()
+            || !self.scanner.is_at_boundary()
     }
 
     /// Marks the connection as not to be used again: its state cannot be undone.
@@ -301,7 +305,8 @@ impl RawConnection {
     }
 }
 
-/// The requests that set a connection up as `identity`: `AUTH`, then `HELLO 3` for RESP3, then `SELECT`.
+/// The requests that set a connection up as `identity`: `AUTH`, then `HELLO 3` for RESP3, then `SELECT`. Whoever can
+/// selects before: a client keeps its database when it authenticates, also as a user that may not call `SELECT`.
 /// Errors of the upstream come back word for word.
 pub async fn set_up(
     connection: &mut RawConnection,
@@ -309,6 +314,11 @@ pub async fn set_up(
     protocol: Protocol,
     database: u32,
 ) -> Result<Option<Bytes>, RawError> {
+    let select = || ["SELECT".to_string(), database.to_string()];
+    let mut selected = database == 0;
+    if !selected && *identity != Identity::Anonymous {
+        selected = &connection.call(select()).await?[..] == b"+OK\r\n";
+    }
     match identity {
         Identity::Anonymous => {}
         Identity::Password(password) => drop(accepted(connection.call([b"AUTH", &password[..]]).await?)?),
@@ -320,8 +330,8 @@ pub async fn set_up(
         Protocol::Resp2 => None,
         Protocol::Resp3 => Some(accepted(connection.call(["HELLO", "3"]).await?)?),
     };
-    if database != 0 {
-        accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)?;
+    if !selected {
+        accepted(connection.call(select()).await?)?;
     }
     Ok(hello)
 }

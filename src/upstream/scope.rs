@@ -16,7 +16,7 @@ use crate::l1::L1;
 use bytes::Bytes;
 use mini_moka::sync::Cache;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -50,6 +50,8 @@ pub struct Upstream {
     next_seed: AtomicU64,
     runtime: Handle,
     big_keys: Cache<Bytes, ()>,
+    /// Set with the first big key: most never see one.
+    has_big_keys: Arc<AtomicBool>,
 }
 
 /// A (user, database) pair.
@@ -62,6 +64,8 @@ pub struct Scope {
     pub link: Arc<LinkHandle>,
     /// Exclusive connections.
     pub pools: Pools,
+    /// Scopes of other users of the same database.
+    peers: AtomicUsize,
 }
 
 /// No further scope can be had.
@@ -107,6 +111,7 @@ impl Upstream {
             next_seed: AtomicU64::new(seed),
             runtime,
             big_keys,
+            has_big_keys: Arc::default(),
         });
         let sweeper = Arc::downgrade(&this);
         this.runtime.spawn(async move {
@@ -164,8 +169,19 @@ impl Upstream {
         }
         let scope = self.start(identity, database);
         scopes.insert((identity.clone(), database), Held { scope: scope.clone(), idle_for: Duration::ZERO });
-        self.count.store(scopes.len(), Ordering::Release);
+        self.count_scopes(&scopes);
         Ok(scope)
+    }
+
+    /// As [`Upstream::scope`], for an identity that the upstream has just accepted: its links try again if they were
+    /// refused before.
+    pub fn accepted_scope(&self, identity: &Identity, database: u32) -> Result<Arc<Scope>, TooManyScopes> {
+        for ((of, _), held) in self.lock().iter() {
+            if of == identity {
+                held.scope.link.admit();
+            }
+        }
+        self.scope(identity, database)
     }
 
     /// True if the scope of an identity and a database is there already.
@@ -179,9 +195,14 @@ impl Upstream {
         self.count.load(Ordering::Acquire) > 1
     }
 
+    /// Runs a task of the upstream's on the thread of its links.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
     /// True if another user has a scope of the same database.
     pub fn has_peers(&self, scope: &Scope) -> bool {
-        self.has_several_scopes() && !self.others(scope, Some(scope.database)).is_empty()
+        scope.peers.load(Ordering::Acquire) > 0
     }
 
     /// The other live scopes: all, or those of one database.
@@ -211,13 +232,17 @@ impl Upstream {
 
     /// True if the reply to a read of `key` was too large for L1 a short while ago.
     pub fn is_big(&self, key: &[u8]) -> bool {
-        self.big_keys.entry_count() > 0 && self.big_keys.get(&Bytes::copy_from_slice(key)).is_some()
+        self.has_big_keys.load(Ordering::Relaxed) && self.big_keys.get(&Bytes::copy_from_slice(key)).is_some()
     }
 
     fn start(&self, identity: &Identity, database: u32) -> Arc<Scope> {
         let (partition, filler) = self.l1.partition();
         let big_keys = self.big_keys.clone();
-        let remember = Box::new(move |key| big_keys.insert(key, ()));
+        let has_big_keys = self.has_big_keys.clone();
+        let remember = Box::new(move |key| {
+            big_keys.insert(key, ());
+            has_big_keys.store(true, Ordering::Relaxed);
+        });
         let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, remember);
         let core = LinkCore::new(filler, self.node.table(), self.settings.link);
         let purpose = LinkPurpose { identity: identity.clone(), database };
@@ -225,7 +250,7 @@ impl Upstream {
         self.runtime.spawn(link_io::run(link.clone(), core, purpose, seed));
         let _guard = self.runtime.enter();
         let pools = Pools::new(&self.node, identity, database, self.settings.pool);
-        Arc::new(Scope { identity: identity.clone(), database, link, pools })
+        Arc::new(Scope { identity: identity.clone(), database, link, pools, peers: AtomicUsize::new(0) })
     }
 
     fn sweep(&self) {
@@ -242,6 +267,18 @@ impl Upstream {
             }
             !ends
         });
+        self.count_scopes(&scopes);
+    }
+
+    fn count_scopes(&self, scopes: &HashMap<(Identity, u32), Held>) {
+        for held in scopes.values() {
+            let same = scopes.values().filter(|other| other.scope.database == held.scope.database).count();
+            held.scope.peers.store(same - 1, Ordering::Release);
+            let peer =
+                |other: &&Held| other.scope.database == held.scope.database && !Arc::ptr_eq(&other.scope, &held.scope);
+            let peers = scopes.values().filter(peer).map(|other| Arc::downgrade(other.scope.link.partition()));
+            held.scope.link.partition().set_peers(peers.collect());
+        }
         self.count.store(scopes.len(), Ordering::Release);
     }
 

@@ -253,6 +253,7 @@ const NOT_SWEPT: &[(&str, &str)] = &[
     ("slaveof", "refused by Larder"),
     ("sync", "refused by Larder"),
     ("psync", "refused by Larder"),
+    ("cluster|syncslots", "refused by Larder: a replication handshake"),
     ("replconf", "part of replication"),
     ("failover", "refused by Larder"),
     ("monitor", "makes the connection a stream without end"),

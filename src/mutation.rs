@@ -1,0 +1,68 @@
+//! Bugs that can be planted in the cores, to show that the simulation finds them.
+//!
+//! Only a build with the feature `mutations` can plant one; in any other [`is_planted`] is the constant `false` and
+//! costs nothing. One bug at a time, in the thread that plants it.
+
+/// A bug in a core, one for each rule that coherence rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// The keys of a write stay in L1 when its reply is handed on; only the push that follows removes them.
+    WriteRemovesNothing,
+    /// A reply is kept although its key was invalidated between the PTTL and the read.
+    FillOutrun,
+    /// A null push changes nothing.
+    NullPushIgnored,
+    /// A fence is answered without asking the link.
+    FenceDropped,
+    /// Losing the connection leaves the partition as it is.
+    KeptOverReconnect,
+    /// A held hit leaves without a look at whether it still holds.
+    HeldUnchecked,
+    /// A read joins a flight that stands in front of what its client has sent since.
+    JoinAnywhere,
+    /// L1 answers after an entry's deadline.
+    DeadlineIgnored,
+    /// A write is not fenced on the links of other scopes.
+    OtherScopesUnfenced,
+}
+
+// === impl Mutation ===
+
+impl Mutation {
+    /// Every bug.
+    pub const ALL: [Self; 9] = [
+        Self::WriteRemovesNothing,
+        Self::FillOutrun,
+        Self::NullPushIgnored,
+        Self::FenceDropped,
+        Self::KeptOverReconnect,
+        Self::HeldUnchecked,
+        Self::JoinAnywhere,
+        Self::DeadlineIgnored,
+        Self::OtherScopesUnfenced,
+    ];
+}
+
+#[cfg(feature = "mutations")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Mutation>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in this thread, or takes it out.
+#[cfg(feature = "mutations")]
+pub fn plant(mutation: Option<Mutation>) {
+    PLANTED.set(mutation);
+}
+
+/// True if this bug is planted in this thread.
+#[cfg(feature = "mutations")]
+pub(crate) fn is_planted(mutation: Mutation) -> bool {
+    PLANTED.get() == Some(mutation)
+}
+
+/// Nothing is.
+#[cfg(not(feature = "mutations"))]
+#[inline(always)]
+pub(crate) const fn is_planted(_: Mutation) -> bool {
+    false
+}

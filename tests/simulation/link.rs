@@ -1,0 +1,260 @@
+//! The shell around a link's core, without a socket: what `link_io` does, step by step.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use larder::clock::Time;
+use larder::l1::{L1, Partition};
+use larder::port::{Delivery, Failure, Port, Seq};
+use larder::upstream::link::{Caching, Frame, Job, LinkCore, LinkLimits, Op, OpKind, Retry};
+use larder_protocol::table::Table;
+use smallvec::smallvec;
+
+use crate::history::show;
+use crate::rng::Rng;
+use crate::server::{ConnId, Owner, Server, take_frame};
+use crate::trace;
+
+/// Whom a link serves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Purpose {
+    pub(crate) scope: usize,
+    pub(crate) database: usize,
+}
+
+pub(crate) struct Link {
+    pub(crate) purpose: Purpose,
+    pub(crate) partition: Arc<Partition>,
+    caches: Cell<bool>,
+    inner: RefCell<Inner>,
+}
+
+struct Inner {
+    core: LinkCore,
+    state: State,
+    queue: Vec<Job>,
+    received: BytesMut,
+    retries: Vec<Retry>,
+    reply_max: Duration,
+    violation: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Connecting,
+    Up(ConnId),
+    Down,
+}
+
+// === impl Link ===
+
+impl Link {
+    pub(crate) fn new(l1: &Arc<L1>, table: &Arc<Table>, purpose: Purpose, limits: LinkLimits) -> Self {
+        let (partition, filler) = l1.partition();
+        let inner = Inner {
+            core: LinkCore::new(filler, table.clone(), limits),
+            state: State::Connecting,
+            queue: Vec::new(),
+            received: BytesMut::new(),
+            retries: Vec::new(),
+            reply_max: limits.reply_max,
+            violation: None,
+        };
+        Self { purpose, partition, caches: Cell::new(false), inner: RefCell::new(inner) }
+    }
+
+    pub(crate) fn caches(&self) -> bool {
+        self.caches.get()
+    }
+
+    pub(crate) fn conn(&self) -> Option<ConnId> {
+        match self.inner.borrow().state {
+            State::Up(conn) => Some(conn),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn submit(&self, job: Job) -> Result<(), Failure> {
+        let mut inner = self.inner.borrow_mut();
+        if inner.state == State::Down {
+            return Err(down());
+        }
+        inner.queue.push(job);
+        Ok(())
+    }
+
+    /// Asks for a fence. A link that is down has an empty partition: nothing in it can be older.
+    pub(crate) fn submit_fence(&self, port: &Arc<Port>, seq: Seq) {
+        let op = Op { seq, bytes: 0..0, kind: OpKind::Fence };
+        let job = Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![op] };
+        if self.submit(job).is_err() {
+            port.leave(Delivery::Fenced(seq));
+            port.wake();
+        }
+    }
+
+    /// A turn of the link's task: some jobs in, some bytes out, some frames in.
+    pub(crate) fn turn(&self, server: &mut Server, now: Time, rng: &mut Rng) {
+        let all = rng.one_in(2);
+        {
+            let mut inner = self.inner.borrow_mut();
+            inner.take_jobs(now);
+            inner.write_some(server, if all { None } else { Some(rng) });
+        }
+        let frames = if all { u64::MAX } else { rng.below(4) };
+        for _ in 0..frames {
+            if !self.read_one(now) {
+                break;
+            }
+        }
+    }
+
+    /// Hands one received frame to the core; false if there is none.
+    pub(crate) fn read_one(&self, now: Time) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        let Some(frame) = take_frame(&mut inner.received) else { return false };
+        trace!("  link {} reads {}", self.purpose.scope, show(&frame));
+        let shared = Bytes::copy_from_slice(&frame);
+        let shared = (frame.len() > 64).then_some(&shared);
+        if let Err(violation) = inner.core.frame(Frame { bytes: &frame, shared }, now) {
+            inner.violation = Some(violation.to_string());
+        }
+        inner.core.wake_clients();
+        self.caches.set(inner.core.keeps());
+        true
+    }
+
+    pub(crate) fn receive(&self, bytes: &[u8]) {
+        self.inner.borrow_mut().received.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn time_out(&self, now: Time) {
+        let mut inner = self.inner.borrow_mut();
+        if matches!(inner.state, State::Up(_)) {
+            inner.core.time_out(now);
+            inner.core.wake_clients();
+        }
+    }
+
+    pub(crate) fn touch_upstream(&self, now: Time) {
+        let mut inner = self.inner.borrow_mut();
+        if matches!(inner.state, State::Up(_)) {
+            // All of them, sorted: their order in the store is another in each process.
+            let mut touched = self.partition.take_touched(usize::MAX);
+            touched.sort_unstable();
+            if !touched.is_empty() {
+                let words: Vec<Vec<u8>> = std::iter::once(b"TOUCH".to_vec()).chain(touched).collect();
+                inner.core.submit_own(&crate::history::encode(&words), now);
+            }
+        }
+    }
+
+    pub(crate) fn take_big_keys(&self) -> Vec<Bytes> {
+        self.inner.borrow_mut().core.take_big_keys()
+    }
+
+    /// The connection is lost. A write to it may have been under way.
+    pub(crate) fn lose(&self, server: &mut Server, rng: &mut Rng) {
+        let mut inner = self.inner.borrow_mut();
+        let State::Up(conn) = inner.state else { return };
+        if rng.one_in(2) {
+            inner.write_some(server, Some(rng));
+        }
+        let up = &mut server.conns[conn.0].up;
+        let arrives = rng.index(up.len() + 1);
+        up.truncate(arrives);
+        server.conns[conn.0].owner = Owner::Gone;
+        inner.received.clear();
+        self.caches.set(false);
+        inner.retries = inner.core.lost();
+        inner.core.wake_clients();
+        inner.state = State::Connecting;
+        trace!("  link {} lost conn {}, {} retries", self.purpose.scope, conn.0, inner.retries.len());
+    }
+
+    /// An attempt to connect succeeds.
+    pub(crate) fn connect(&self, server: &mut Server, table: &Arc<Table>, link: usize, now: Time) {
+        let mut inner = self.inner.borrow_mut();
+        if matches!(inner.state, State::Up(_)) {
+            return;
+        }
+        let conn = server.connect(Owner::Link(link), self.purpose.database, true, true);
+        inner.core.connected(Caching::Tracked, table.clone());
+        inner.state = State::Up(conn);
+        self.caches.set(true);
+        trace!("  link {} has conn {}", self.purpose.scope, conn.0);
+        for retry in std::mem::take(&mut inner.retries) {
+            if now.saturating_since(retry.sent_at) >= inner.reply_max {
+                retry.fail(Failure::ReadLost);
+            } else {
+                inner.core.retry(retry, now);
+            }
+        }
+    }
+
+    /// An attempt to connect fails: what waits is refused.
+    pub(crate) fn give_up(&self) {
+        let mut inner = self.inner.borrow_mut();
+        if inner.state != State::Connecting {
+            return;
+        }
+        trace!("  link {} is down", self.purpose.scope);
+        inner.state = State::Down;
+        inner.retries.drain(..).for_each(|retry| retry.fail(down()));
+        for job in std::mem::take(&mut inner.queue) {
+            for op in &job.ops {
+                job.port.leave(match op.kind {
+                    OpKind::Fence => Delivery::Fenced(op.seq),
+                    _ => Delivery::Failed(op.seq, down()),
+                });
+            }
+            job.port.wake();
+        }
+    }
+
+    pub(crate) fn violation(&self) -> Option<String> {
+        self.inner.borrow().violation.clone()
+    }
+
+    /// What is left under way, in words; empty if nothing.
+    pub(crate) fn left(&self) -> String {
+        let inner = self.inner.borrow();
+        let (requests, bytes) = inner.core.in_flight();
+        let parts = [requests, bytes, inner.queue.len(), inner.received.len(), inner.retries.len()];
+        if parts == [0; 5] { String::new() } else { format!("requests, bytes, queue, received, retries: {parts:?}") }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn take_jobs(&mut self, now: Time) {
+        if !matches!(self.state, State::Up(_)) || self.core.is_full() {
+            return;
+        }
+        for job in std::mem::take(&mut self.queue) {
+            self.core.submit(&job, now);
+        }
+        self.core.wake_clients();
+    }
+
+    /// Writes a random part of what is to be written, or all.
+    fn write_some(&mut self, server: &mut Server, rng: Option<&mut Rng>) {
+        let State::Up(conn) = self.state else { return };
+        let outgoing = self.core.outgoing();
+        let mut left = rng.map_or(usize::MAX, |rng| rng.index(outgoing.len() + 1));
+        while left > 0 && !outgoing.is_empty() {
+            let piece = outgoing.first().0;
+            let n = piece.len().min(left);
+            server.conns[conn.0].up.extend_from_slice(&piece[..n]);
+            outgoing.advance(n);
+            left -= n;
+        }
+    }
+}
+
+fn down() -> Failure {
+    Failure::Down("the model's upstream is down".into())
+}

@@ -1,0 +1,112 @@
+//! Single orders of events, each of which once went wrong and is long in coming by chance.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder::clock::Time;
+use larder::l1::{Filler, L1, L1Settings, Partition, Variant};
+use larder::metrics::Counters;
+use larder::outgoing::Outgoing;
+use larder::port::{Delivery, Failure, Port, Seq, Taken};
+use larder::session::{Batch, Flow, Session, Surroundings};
+use larder::upstream::link::{Caching, Each, Frame, Job, LinkCore, LinkLimits, Op, OpKind};
+use larder_protocol::args::OwnedArgs;
+use larder_protocol::table::{CommandId, Table};
+use smallvec::smallvec;
+
+fn id(table: &Table, name: &str) -> CommandId {
+    table.lookup(name.as_bytes()).map(|command| command.id).expect("a built-in command")
+}
+
+fn partition() -> (Arc<Partition>, Filler) {
+    L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 1000, variants_per_key_max: 4 }).partition()
+}
+
+fn link(table: &Arc<Table>) -> (LinkCore, Arc<Partition>) {
+    let (partition, filler) = partition();
+    let limits = LinkLimits {
+        in_flight_max: 100,
+        in_flight_bytes_max: 10_000,
+        reply_max: Duration::from_secs(1),
+        untracked_ttl: None,
+    };
+    let mut link = LinkCore::new(filler, table.clone(), limits);
+    link.connected(Caching::Tracked, table.clone());
+    (link, partition)
+}
+
+/// A key's deadline is not the one from before a FLUSHALL that came between two of an MGET's PTTLs: after it the key was
+/// written again, with a deadline, and no longer tracked.
+#[test]
+fn a_null_push_between_the_pttls_of_an_mget_voids_the_earlier_one() {
+    let table = Arc::new(Table::builtin());
+    let (get, mget) = (id(&table, "get"), id(&table, "mget"));
+    let (mut link, partition) = link(&table);
+    let now = Time::ZERO;
+    let request = Bytes::from_static(b"*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$1\r\nb\r\n");
+    let op = Op { seq: Seq(1), bytes: 0..request.len() as u32, kind: OpKind::FillEach(Each::Mget { get, mget }) };
+    link.submit(&Job { port: Arc::new(Port::default()), bytes: request, ops: smallvec![op] }, now);
+    let frames: [&[u8]; 4] = [b":-1\r\n", b">2\r\n$10\r\ninvalidate\r\n_\r\n", b":-2\r\n", b"*2\r\n$3\r\nnew\r\n_\r\n"];
+    for bytes in frames {
+        assert_eq!(link.frame(Frame { bytes, shared: None }, now), Ok(()));
+    }
+    assert!(partition.read(b"a", Variant::bare(get), || now).is_none(), "kept without its deadline");
+    assert!(partition.read(b"b", Variant::bare(mget), || now).is_some());
+}
+
+/// A write of which a byte has left is not sent again, even if the connection broke within the same flush.
+#[test]
+fn what_has_left_in_part_is_not_sent_again() {
+    let table = Arc::new(Table::builtin());
+    let (mut link, _) = link(&table);
+    let port = Arc::new(Port::default());
+    let request = Bytes::from_static(b"*2\r\n$4\r\nINCR\r\n$1\r\nn\r\n");
+    let (len, kind) = (request.len() as u32, OpKind::Write(id(&table, "incr")));
+    for seq in 1..=3 {
+        let op = Op { seq: Seq(seq), bytes: 0..len, kind };
+        link.submit(&Job { port: port.clone(), bytes: request.clone(), ops: smallvec![op] }, Time::ZERO);
+    }
+    link.outgoing().advance(request.len() + 1);
+    assert_eq!(link.lost().len(), 1);
+    let mut taken = Taken::default();
+    port.take(&mut taken);
+    let lost = |delivery: &Delivery| match delivery {
+        Delivery::Failed(seq, Failure::WriteLost) => *seq,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(taken.deliveries.iter().map(lost).collect::<Vec<_>>(), [Seq(1), Seq(2)]);
+}
+
+/// The link removes a key while an MGET looks at the next one: with nothing else under way the answer must not wait for
+/// something to come.
+#[test]
+fn an_mget_that_is_overtaken_by_a_removal_is_asked_of_the_upstream() {
+    let table = Table::builtin();
+    let (partition, mut filler) = partition();
+    let deadline = Time::from_micros(1_000);
+    for key in [b"a", b"b"] {
+        filler.fill(key, Variant::bare(id(&table, "get")), b"$1\r\nv\r\n", deadline, Time::ZERO);
+    }
+    let filler = RefCell::new(filler);
+    let now = || {
+        filler.borrow_mut().remove(b"c", larder::l1::Cause::DataChanged, larder::clock::Time::ZERO);
+        Time::ZERO
+    };
+    let around = Surroundings {
+        table: &table,
+        partition: Some(&partition),
+        upstream_is_resp2: false,
+        has_field_ttls: false,
+        fences: false,
+        is_big: &|_| false,
+        now: &now,
+        counters: &Counters::default(),
+    };
+    let (mut session, mut batch, mut out) = (Session::new(), Batch::default(), Outgoing::default());
+    let request = OwnedArgs::new(["MGET", "a", "b"]);
+    let command = table.lookup(b"mget").expect("a built-in command");
+    assert_eq!(session.request(command, request.args(), &around, &mut batch, &mut out), Flow::Taken);
+    assert!(!batch.is_empty() && out.is_empty());
+}

@@ -1,0 +1,559 @@
+//! The scheduler: one seed, one order of everything that can happen.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use larder::clock::Time;
+use larder::l1::{L1, L1Settings, Variant};
+use larder::metrics::Counters;
+use larder::upstream::link::LinkLimits;
+use larder_protocol::args::OwnedArgs;
+use larder_protocol::shape::Protocol;
+use larder_protocol::table::{Resolved, Table};
+
+use crate::client::{Around, Client, Judge, Kind};
+use crate::history::{DATABASES, KEY_NAMES, KEYS, STRINGS, Words, show_words};
+use crate::link::{Link, Purpose};
+use crate::rng::Rng;
+use crate::server::{ConnId, Owner, Server};
+use crate::trace;
+
+/// What a run was and did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Figures {
+    pub(crate) steps: u64,
+    pub(crate) answers: u64,
+    pub(crate) from_l1: u64,
+    pub(crate) failures: u64,
+    pub(crate) redone: u64,
+    pub(crate) losses: u64,
+}
+
+/// What is particular to a seed.
+struct Character {
+    keys: usize,
+    depth_max: usize,
+    writes_in_ten: u64,
+    /// One in so many steps; 0 for never.
+    losses: u64,
+    direct_writes: u64,
+    evictions: u64,
+    has_timeouts: bool,
+    /// Longest step of time, in microseconds.
+    stride_us: u64,
+    ttl_ms_max: u64,
+    /// One in so many writes is a FLUSHALL.
+    flushes: u64,
+    /// One in so many new values is larger than an entry may be; 0 for none.
+    big_values: u64,
+    /// Whether links move while a client's request is looked at.
+    has_threads: bool,
+}
+
+pub(crate) struct World {
+    rng: Rng,
+    character: Character,
+    now: Time,
+    server: Server,
+    links: Vec<Link>,
+    clients: Vec<Client>,
+    judge: RefCell<Judge>,
+    big_keys: BTreeSet<Vec<u8>>,
+    table: Arc<Table>,
+    counters: Counters,
+    tag: u64,
+    losses: u64,
+}
+
+const STEPS: u64 = 700;
+const AUDIT_EVERY: u64 = 16;
+const SETTLING_ROUNDS_MAX: u64 = 400;
+/// Scopes: two users of database 0, one of database 1.
+const SCOPE_DATABASES: [usize; 3] = [0, 0, 1];
+
+fn table() -> Arc<Table> {
+    static TABLE: OnceLock<Arc<Table>> = OnceLock::new();
+    TABLE.get_or_init(|| Arc::new(Table::builtin())).clone()
+}
+
+/// What a run looks at beside the answers of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Looks {
+    #[cfg_attr(not(feature = "mutations"), expect(dead_code, reason = "for planted bugs"))]
+    /// At nothing: what no client could have noticed is no failure.
+    AtAnswers,
+    /// At all that L1 holds, now and then.
+    IntoL1,
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// The step and what was wrong.
+pub(crate) fn run(seed: u64, looks: Looks) -> Result<Figures, String> {
+    let mut world = World::new(Rng::new(seed));
+    let mut steps = 0;
+    while steps < STEPS {
+        steps += 1;
+        world.step();
+        if looks == Looks::IntoL1 && steps % AUDIT_EVERY == 0 {
+            world.audit();
+        }
+        world.wrong().map_or(Ok(()), |what| Err(format!("step {steps}: {what}")))?;
+    }
+    world.settle(looks).map_err(|what| format!("after step {steps}, settling: {what}"))?;
+    let judge = world.judge.borrow();
+    Ok(Figures {
+        steps,
+        answers: judge.answers,
+        from_l1: judge.from_l1,
+        failures: judge.failures,
+        redone: world.counters.redone.value(),
+        losses: world.losses,
+    })
+}
+
+// === impl Character ===
+
+impl Character {
+    fn new(rng: &mut Rng) -> Self {
+        Self {
+            keys: 1 + rng.index(KEYS),
+            depth_max: 1 + rng.index(10),
+            writes_in_ten: rng.below(5),
+            losses: [0, 0, 100, 500][rng.index(4)],
+            direct_writes: [0, 20, 80][rng.index(3)],
+            evictions: [0, 50, 200][rng.index(3)],
+            has_timeouts: rng.one_in(5),
+            stride_us: [50, 500, 2000][rng.index(3)],
+            ttl_ms_max: [3, 20, 100][rng.index(3)],
+            flushes: [100, 6][rng.index(2)],
+            big_values: [0, 0, 10][rng.index(3)],
+            has_threads: rng.one_in(2),
+        }
+    }
+}
+
+// === impl World ===
+
+impl World {
+    fn new(mut rng: Rng) -> Self {
+        let character = Character::new(&mut rng);
+        let table = table();
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: [2_000, 1 << 20][rng.index(2)],
+            entry_bytes_max: 200,
+            variants_per_key_max: 4,
+        });
+        let limits = LinkLimits {
+            in_flight_max: [8, 1000][rng.index(2)],
+            in_flight_bytes_max: 1 << 20,
+            reply_max: Duration::from_millis(if character.has_timeouts { 20 } else { 3_600_000 }),
+            untracked_ttl: None,
+        };
+        let scopes = 1 + rng.index(SCOPE_DATABASES.len());
+        let purpose = |scope| Purpose { scope, database: SCOPE_DATABASES[scope] };
+        let links = (0..scopes).map(|scope| Link::new(&l1, &table, purpose(scope), limits)).collect();
+        let clients = (0..2 + rng.index(4)).map(|id| {
+            let protocol = if rng.one_in(2) { Protocol::Resp2 } else { Protocol::Resp3 };
+            Client::new(id, rng.index(scopes), protocol)
+        });
+        let clients = clients.collect();
+        Self {
+            character,
+            now: Time::ZERO,
+            server: Server::new(),
+            links,
+            clients,
+            judge: RefCell::new(Judge::new(SCOPE_DATABASES[..scopes].to_vec())),
+            big_keys: BTreeSet::new(),
+            table,
+            counters: Counters::default(),
+            tag: 0,
+            losses: 0,
+            rng,
+        }
+    }
+
+    fn step(&mut self) {
+        match self.rng.below(20) {
+            0..=3 => self.ask(),
+            4..=7 => self.some_client_turn(),
+            8..=11 => self.link_turn(),
+            12..=16 => self.deliver(),
+            17 => {
+                let us = 1 + self.rng.below(self.character.stride_us);
+                self.pass(us);
+            }
+            18 => self.server_does_something(),
+            _ => self.larder_does_something(),
+        }
+    }
+
+    fn wrong(&self) -> Option<String> {
+        let violation = self.judge.borrow_mut().violation.take();
+        violation.or_else(|| self.links.iter().find_map(Link::violation))
+    }
+
+    fn ask(&mut self) {
+        let client = self.rng.index(self.clients.len());
+        for _ in 0..1 + self.rng.below(3) {
+            if self.clients[client].waits_for() < self.character.depth_max {
+                let (words, kind) = self.request();
+                self.clients[client].ask(words, kind, &self.server, &self.judge.borrow());
+            }
+        }
+    }
+
+    fn some_client_turn(&mut self) {
+        let awake: Vec<usize> = (0..self.clients.len()).filter(|i| self.clients[*i].is_awake()).collect();
+        if !awake.is_empty() {
+            let client = *self.rng.pick(&awake);
+            self.client_turn(client);
+        }
+    }
+
+    fn client_turn(&mut self, i: usize) {
+        if !self.clients[i].is_awake() {
+            return;
+        }
+        let rng = RefCell::new(self.rng.fork());
+        let around = Around {
+            links: &self.links,
+            server: &self.server,
+            table: &self.table,
+            counters: &self.counters,
+            big_keys: &self.big_keys,
+            judge: &self.judge,
+            now: self.now,
+            meanwhile: self.character.has_threads.then_some(&rng),
+        };
+        let client = &mut self.clients[i];
+        client.turn(&around);
+        let Some(request) = client.take_apart() else { return };
+        let database = SCOPE_DATABASES[client.scope];
+        let resp3 = client.speaks_resp3();
+        let conn = *client.conn.get_or_insert_with(|| self.server.connect(Owner::Client(i), database, resp3, false));
+        self.server.conns[conn.0].up.extend_from_slice(&request);
+    }
+
+    fn link_turn(&mut self) {
+        let i = self.rng.index(self.links.len());
+        self.links[i].turn(&mut self.server, self.now, &mut self.rng);
+        self.big_keys.extend(self.links[i].take_big_keys().into_iter().map(|key| key.to_vec()));
+    }
+
+    /// Some bytes of some connection arrive, in one direction.
+    fn deliver(&mut self) {
+        let conns = &self.server.conns;
+        let waiting = |id: &ConnId| {
+            let conn = &conns[id.0];
+            !conn.up.is_empty()
+                || !conn.down.is_empty() && conn.owner != Owner::Gone
+                || !conn.is_open && conn.owner != Owner::Gone
+        };
+        let waiting: Vec<ConnId> = (DATABASES..conns.len()).map(ConnId).filter(waiting).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let id = *self.rng.pick(&waiting);
+        let all = self.rng.one_in(2);
+        if self.server.conns[id.0].up.is_empty() || self.rng.one_in(2) {
+            self.deliver_down(id, all);
+        } else {
+            self.deliver_up(id, all);
+        }
+    }
+
+    fn deliver_up(&mut self, id: ConnId, all: bool) {
+        let waiting = self.server.conns[id.0].up.len();
+        let len = if all { waiting } else { self.rng.index(waiting + 1) };
+        self.server.arrive(id, len);
+        let conn = &self.server.conns[id.0];
+        if conn.owner == Owner::Gone && conn.up.is_empty() && conn.is_open && id.0 >= DATABASES {
+            self.server.close(id);
+        }
+    }
+
+    fn deliver_down(&mut self, id: ConnId, all: bool) {
+        let conn = &mut self.server.conns[id.0];
+        let waiting = conn.down.len();
+        let len = if all { waiting } else { self.rng.index(waiting + 1) };
+        let bytes = conn.down.split_to(len);
+        let ended = conn.down.is_empty() && !conn.is_open;
+        match conn.owner {
+            Owner::Link(link) if ended => {
+                self.links[link].receive(&bytes);
+                if self.rng.one_in(2) {
+                    while self.links[link].read_one(self.now) {}
+                }
+                self.lose_link(link);
+            }
+            Owner::Link(link) => self.links[link].receive(&bytes),
+            Owner::Client(client) if !bytes.is_empty() => {
+                let around = Around {
+                    links: &self.links,
+                    server: &self.server,
+                    table: &self.table,
+                    counters: &self.counters,
+                    big_keys: &self.big_keys,
+                    judge: &self.judge,
+                    now: self.now,
+                    meanwhile: None,
+                };
+                self.clients[client].receive(&bytes, &around);
+            }
+            _ => {}
+        }
+    }
+
+    fn lose_link(&mut self, link: usize) {
+        self.losses += 1;
+        self.judge.borrow_mut().faults = true;
+        self.links[link].lose(&mut self.server, &mut self.rng);
+    }
+
+    fn pass(&mut self, us: u64) {
+        self.now = self.now.saturating_add(Duration::from_micros(us));
+        self.server.advance_to(self.now.as_micros() / 1000);
+        if self.character.has_timeouts {
+            self.judge.borrow_mut().faults = true;
+            self.links.iter().for_each(|link| link.time_out(self.now));
+        }
+    }
+
+    fn server_does_something(&mut self) {
+        let slot = self.rng.index(DATABASES * KEYS);
+        if self.rng.one_in(2) {
+            self.server.come_round(slot);
+        }
+        if self.happens(self.character.direct_writes / 10) {
+            self.write_directly();
+        }
+        if self.happens(self.character.evictions / 10) {
+            self.server.evict(slot);
+        }
+        if self.happens(self.character.evictions / 10) {
+            self.server.untrack(slot % KEYS);
+        }
+    }
+
+    /// A writer elsewhere does a few things at once. One that has flushed everything often fills it again.
+    fn write_directly(&mut self) {
+        let database = self.rng.index(DATABASES);
+        let mut requests: Vec<Words> = (0..1 + self.rng.below(4)).map(|_| self.write().0).collect();
+        if requests.iter().any(|words| words[0] == b"FLUSHALL") && self.rng.one_in(2) {
+            for key in &KEY_NAMES[..STRINGS] {
+                self.tag += 1;
+                let (value, ttl) = (self.value(0), self.ttl());
+                requests.push(vec![b"SET".to_vec(), key.to_vec(), value, b"PX".to_vec(), ttl]);
+            }
+        }
+        for words in requests {
+            trace!("directly in database {database}: {}", show_words(&words));
+            self.server.execute_directly(database, &words);
+        }
+    }
+
+    fn larder_does_something(&mut self) {
+        let link = self.rng.index(self.links.len());
+        if self.rng.one_in(10) {
+            self.links[link].touch_upstream(self.now);
+        }
+        match self.links[link].conn() {
+            None if self.rng.one_in(3) && self.losses > 0 => self.links[link].give_up(),
+            None => self.links[link].connect(&mut self.server, &self.table, link, self.now),
+            Some(_) if self.happens(self.character.losses / 10) => self.lose_link(link),
+            Some(conn) if self.happens(self.character.losses / 10) => {
+                trace!("the server closes conn {}", conn.0);
+                self.server.close(conn);
+            }
+            Some(_) => {}
+        }
+        let client = self.rng.index(self.clients.len());
+        if self.happens(self.character.losses / 10)
+            && let Some(conn) = self.clients[client].conn
+        {
+            trace!("client {client} loses conn {}", conn.0);
+            self.judge.borrow_mut().faults = true;
+            self.server.conns[conn.0].owner = Owner::Gone;
+            self.clients[client].lose_conn();
+        }
+        if self.rng.one_in(20) {
+            self.big_keys.clear();
+        }
+    }
+
+    /// True once in so many times; never for 0.
+    fn happens(&mut self, one_in: u64) -> bool {
+        one_in > 0 && self.rng.one_in(one_in)
+    }
+
+    /// Everything comes to its end: nobody asks any more, and all that is under way arrives.
+    fn settle(&mut self, looks: Looks) -> Result<(), String> {
+        trace!("settling");
+        for _ in 0..SETTLING_ROUNDS_MAX {
+            self.pass(100);
+            for link in 0..self.links.len() {
+                self.links[link].connect(&mut self.server, &self.table, link, self.now);
+                self.links[link].turn(&mut self.server, self.now, &mut self.rng);
+            }
+            for id in (DATABASES..self.server.conns.len()).map(ConnId) {
+                self.deliver_up(id, true);
+                self.deliver_down(id, true);
+            }
+            for client in 0..self.clients.len() {
+                self.client_turn(client);
+            }
+            self.wrong().map_or(Ok(()), Err)?;
+            let links_left = self.links.iter().any(|link| !link.left().is_empty());
+            if !links_left && self.clients.iter().all(|client| client.left().is_empty()) {
+                return self.is_settled(looks);
+            }
+        }
+        let links = self.links.iter().map(|link| format!("link {}: {}", link.purpose.scope, link.left()));
+        let clients = self.clients.iter().map(|client| format!("client {}: {}", client.id, client.left()));
+        let left: Vec<String> = links.chain(clients).filter(|line| !line.ends_with(": ")).collect();
+        Err(format!("something never ends: {}", left.join("; ")))
+    }
+
+    /// Nothing is under way: L1 must hold what the server holds, and no write may have been executed that was not sent.
+    fn is_settled(&mut self, looks: Looks) -> Result<(), String> {
+        (0..DATABASES * KEYS).for_each(|slot| self.server.come_round(slot));
+        for id in (0..self.server.conns.len()).map(ConnId) {
+            self.deliver_down(id, true);
+        }
+        for link in &self.links {
+            while link.read_one(self.now) {}
+            for (words, reply) in self.held(link) {
+                let base = link.purpose.database * KEYS;
+                let current = crate::history::evaluate(&words, true, |key| self.server.value(base + key));
+                if looks == Looks::IntoL1 && current != reply {
+                    return Err(format!("L1 of scope {} is stale: {}", link.purpose.scope, show_words(&words)));
+                }
+            }
+        }
+        for request in &self.judge.borrow().never_sent {
+            if !self.server.history.executions(request).is_empty() {
+                return Err(format!("executed, though a client was told otherwise: {}", crate::history::show(request)));
+            }
+        }
+        self.wrong().map_or(Ok(()), Err)
+    }
+
+    fn audit(&self) {
+        let mut judge = self.judge.borrow_mut();
+        for link in &self.links {
+            if let Err(what) = judge.audit(link.purpose.scope, &self.held(link), &self.server) {
+                judge.violation.get_or_insert(what);
+            }
+        }
+    }
+
+    /// The answers that L1 would give now for a scope.
+    fn held(&self, link: &Link) -> Vec<(Words, Vec<u8>)> {
+        if !link.caches() {
+            return Vec::new();
+        }
+        let mut held = Vec::new();
+        for name in KEY_NAMES {
+            for (command, more) in [("GET", &[][..]), ("STRLEN", &[]), ("EXISTS", &[]), ("GETRANGE", &["1", "3"])] {
+                let mut words: Words = vec![command.into(), name.to_vec()];
+                words.extend(more.iter().map(|w| w.as_bytes().to_vec()));
+                let request = OwnedArgs::new(&words);
+                let Resolved::Known(command) = self.table.resolve(request.args()) else { continue };
+                let variant = Variant::new(command.id, request.args(), 1);
+                if let Some(hit) = link.partition.read(name, variant, || self.now) {
+                    held.push((words, hit.reply().to_vec()));
+                }
+            }
+        }
+        held
+    }
+
+    fn request(&mut self) -> (Words, Kind) {
+        if self.rng.one_in(60) {
+            let scope = self.rng.index(self.links.len());
+            return (vec![b"SELECT".to_vec(), scope.to_string().into_bytes()], Kind::Enter(scope));
+        }
+        if self.rng.below(10) < self.character.writes_in_ten { self.write() } else { self.read() }
+    }
+
+    fn read(&mut self) -> (Words, Kind) {
+        let key = self.key();
+        let words: Words = match self.rng.below(20) {
+            0..=8 => vec![b"GET".to_vec(), key],
+            9 => vec![b"STRLEN".to_vec(), key],
+            10 => vec![b"GETRANGE".to_vec(), key, b"1".to_vec(), b"3".to_vec()],
+            11 => vec![b"PTTL".to_vec(), key],
+            12 => vec![b"TOUCH".to_vec(), key],
+            13 | 14 => self.several(b"EXISTS"),
+            _ => self.several(b"MGET"),
+        };
+        (words, if self.rng.one_in(20) { Kind::ReadApart } else { Kind::Read })
+    }
+
+    /// A write. No two have the same bytes.
+    pub(crate) fn write(&mut self) -> (Words, Kind) {
+        self.tag += 1;
+        let tag = format!("#{}", self.tag).into_bytes();
+        if self.rng.one_in(self.character.flushes) {
+            return (vec![b"FLUSHALL".to_vec(), tag], Kind::Write);
+        }
+        let words: Words = match self.rng.below(25) {
+            0..=6 => vec![b"SET".to_vec(), self.string(), self.value(0)],
+            7..=9 => {
+                vec![b"SET".to_vec(), self.string(), self.value(0), b"PX".to_vec(), self.ttl()]
+            }
+            10..=12 => {
+                let mut words = self.several(b"DEL");
+                words.push(tag);
+                words
+            }
+            13..=15 => vec![b"INCR".to_vec(), KEY_NAMES[STRINGS + self.rng.index(KEYS - STRINGS)].to_vec(), tag],
+            16..=18 => {
+                vec![b"PEXPIRE".to_vec(), self.key(), self.ttl(), tag]
+            }
+            19 => vec![b"PUBLISH".to_vec(), b"channel".to_vec(), tag],
+            20 | 21 => self.pairs(&[b"EVAL", b"script", b"0"]),
+            _ => self.pairs(&[b"MSET"]),
+        };
+        (words, Kind::Write)
+    }
+
+    fn key(&mut self) -> Vec<u8> {
+        KEY_NAMES[self.rng.index(self.character.keys)].to_vec()
+    }
+
+    fn string(&mut self) -> Vec<u8> {
+        KEY_NAMES[self.rng.index(self.character.keys.min(STRINGS))].to_vec()
+    }
+
+    fn value(&mut self, nth: usize) -> Vec<u8> {
+        let padding = if self.happens(self.character.big_values) { 300 } else { self.rng.index(4) };
+        format!("{}.{nth}{}", self.tag, "-".repeat(padding)).into_bytes()
+    }
+
+    fn ttl(&mut self) -> Vec<u8> {
+        (1 + self.rng.below(self.character.ttl_ms_max)).to_string().into_bytes()
+    }
+
+    fn several(&mut self, name: &[u8]) -> Words {
+        let mut words = vec![name.to_vec()];
+        for _ in 0..1 + self.rng.below(3) {
+            words.push(self.key());
+        }
+        words
+    }
+
+    fn pairs(&mut self, name: &[&[u8]]) -> Words {
+        let mut words: Words = name.iter().map(|w| w.to_vec()).collect();
+        for nth in 0..1 + self.rng.index(3) {
+            words.push(self.string());
+            words.push(self.value(nth));
+        }
+        words
+    }
+}
