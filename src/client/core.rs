@@ -204,10 +204,10 @@ impl Core {
     fn take_shared(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
             Flow::Taken => {
-                if matches!(&*command.name, "publish" | "spublish") {
-                    if let Some((upstream, here)) = self.shared.receivers(args.arg(1)) {
-                        self.session.publishes_to(upstream, here);
-                    }
+                if matches!(&*command.name, "publish" | "spublish")
+                    && let Some((upstream, here)) = self.shared.receivers(args.arg(1))
+                {
+                    self.session.publishes_to(upstream, here);
                 }
                 Take::Taken
             }

@@ -245,7 +245,7 @@ impl Filter {
     /// `CLIENT KILL filter value ...`
     fn parse(args: Args<'_>) -> Result<Self, Vec<u8>> {
         let mut filter = Self { skips_me: true, ..Self::default() };
-        if args.len() % 2 != 0 {
+        if !args.len().is_multiple_of(2) {
             return Err(b"-ERR syntax error\r\n".to_vec());
         }
         for at in (2..args.len()).step_by(2) {
