@@ -224,10 +224,10 @@ impl Upstream {
         scopes.values().fold(ended, |sum, held| sum + held.scope.link.counts())
     }
 
-    /// True if the upstream serves nobody who has not authenticated.
-    pub fn refuses_anonymous(&self) -> bool {
+    /// True if the upstream is known to serve who has not authenticated.
+    pub fn admits_anonymous(&self) -> bool {
         let scope = self.lock().get(&(Identity::Anonymous, self.database)).map(|held| held.scope.clone());
-        scope.is_some_and(|scope| scope.link.refused().is_some())
+        scope.is_some_and(|scope| scope.link.is_up())
     }
 
     /// True if the reply to a read of `key` was too large for L1 a short while ago.
