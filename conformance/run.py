@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-import redis_py
+import python_suite
 import tcl
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -25,8 +25,11 @@ WORK = ROOT / 'target' / 'conformance'
 
 SUITES = {
     'tcl': tcl.TclSuite(),
-    'redis-py': redis_py.RedisPySuite('5.0.8', protocol=2),
-    'redis-py-resp3': redis_py.RedisPySuite('5.0.8', protocol=3),
+    'redis-py': python_suite.redis_py('5.0.8', 2),
+    'redis-py-resp3': python_suite.redis_py('5.0.8', 3),
+    'redis-py-new': python_suite.redis_py_new(),
+    'huey': python_suite.huey(),
+    'django-redis': python_suite.django_redis(),
 }
 
 
