@@ -86,8 +86,6 @@ pub struct L1Config {
     pub touch_interval_ms: Option<Duration>,
     /// Distinct commands and arguments kept of one key.
     pub variants_per_key_max: usize,
-    /// How old an answer may be while the upstream is unavailable; `None`: none is given.
-    pub stale_if_error_ms_max: Option<Duration>,
 }
 
 /// `[store]`: the embedded store.
@@ -154,8 +152,6 @@ pub struct PoolConfig {
     pub size_max: usize,
     /// Connections for clients that block or hold one for long.
     pub blocking_max: usize,
-    /// Unused connections that are kept; not above `size_max`.
-    pub idle_max: usize,
     /// How long an unused connection is kept.
     pub idle_ms_max: Duration,
     /// Longest wait for a free connection.
@@ -315,7 +311,6 @@ impl L1Config {
             untracked_ttl_ms_max: from.millis_or_off("l1.untracked_ttl_ms_max", 0, MONTH_MS),
             touch_interval_ms: from.millis_or_off("l1.touch_interval_ms", MINUTE_MS, MONTH_MS),
             variants_per_key_max: from.count("l1.variants_per_key_max", 64, 1..=65_536),
-            stale_if_error_ms_max: from.millis_or_off("l1.stale_if_error_ms_max", 0, MONTH_MS),
         }
     }
 }
@@ -360,7 +355,6 @@ impl PoolConfig {
         Self {
             size_max,
             blocking_max: from.count("pool.blocking_max", 1024, 1..=65_536),
-            idle_max: from.count("pool.idle_max", 16, 0..=65_536).min(size_max),
             idle_ms_max: from.millis("pool.idle_ms_max", 30 * SECOND_MS, 1..=MONTH_MS),
             wait_ms_max: from.millis("pool.wait_ms_max", 2 * SECOND_MS, 1..=HOUR_MS),
         }

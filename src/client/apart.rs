@@ -75,7 +75,7 @@ impl Connection {
                 let way_out = "start larder with --upstream redis://host:port";
                 self.core.answer(format!("-ERR '{name}' needs an upstream: {way_out}\r\n").as_bytes());
             }
-            ("client|kill", _) => self.kill_users(request.args()).await,
+            ("client|kill" | "client|list", _) => self.about_clients(&name, request.args()).await,
             ("pubsub|numsub", _) => self.count_subscribers(request.args(), Kind::Channel).await,
             ("pubsub|shardnumsub", _) => self.count_subscribers(request.args(), Kind::Shard).await,
             ("script|kill" | "function|kill" | "function|stats", _) => self.call_while_busy(request.args()).await,
@@ -361,19 +361,36 @@ impl Connection {
         self.core.answer(format!("-{failure}\r\n").as_bytes());
     }
 
+    /// CLIENT LIST and CLIENT KILL speak of Larder's clients, but whether the user may call them the upstream knows.
+    async fn about_clients(&mut self, name: &str, args: Args<'_>) {
+        // A client that nobody has: the question is only whether it is refused.
+        let nobody = ["ID", "9223372036854775807"];
+        let question = name.split('|').chain(nobody).map(|word| word.as_bytes().to_vec());
+        match self.ask(question).await {
+            Ok(reply) if reply.starts_with(b"-NOPERM") => drop(self.core.answer(&reply)),
+            Err(failure) => self.answer_failure(&failure),
+            Ok(_) if args.iter().skip(2).step_by(2).any(|option| option.eq_ignore_ascii_case(b"user")) => {
+                self.kill_users(args).await;
+            }
+            Ok(_) => self.answer_locally(args),
+        }
+    }
+
+    fn answer_locally(&mut self, args: Args<'_>) {
+        let table = self.core.table();
+        if let Resolved::Known(command) = table.resolve(args)
+            && let Some(answer) = self.core.local_answer(command, args)
+        {
+            self.core.answer(&answer);
+        }
+    }
+
     /// CLIENT KILL with USER: whether there is such a user only the upstream knows. It is asked with one filter more,
     /// which no connection passes; who is killed are Larder's clients.
     async fn kill_users(&mut self, args: Args<'_>) {
         let words = args.iter().map(<[u8]>::to_vec).chain([b"ADDR".to_vec(), b"0:0".to_vec()]);
         match self.ask(words).await {
-            Ok(reply) if reply.first() == Some(&b':') => {
-                let table = self.core.table();
-                if let Resolved::Known(command) = table.resolve(args)
-                    && let Some(answer) = self.core.local_answer(command, args)
-                {
-                    self.core.answer(&answer);
-                }
-            }
+            Ok(reply) if reply.first() == Some(&b':') => self.answer_locally(args),
             Ok(refusal) => drop(self.core.answer(&refusal)),
             Err(failure) => self.answer_failure(&failure),
         }

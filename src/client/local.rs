@@ -92,6 +92,12 @@ impl Core {
 
     /// True for CLIENT KILL with USER, where the users are the upstream's: it is to say if there is such a user.
     fn asks_upstream(&self, name: &str, args: Args<'_>) -> bool {
+        // Who has authenticated with the server has its rights, and no more.
+        let has_rights_of_its_own =
+            self.upstream().is_some_and(|u| self.identity().as_ref() != Some(u.default_identity()));
+        if has_rights_of_its_own && matches!(name, "client|list" | "client|kill") {
+            return true;
+        }
         name == "client|kill"
             && matches!(self.place, Place::Upstream(_))
             && !self.shared.has_own_users()

@@ -74,6 +74,8 @@ struct Tunnel {
     swap: Option<Swap>,
     /// True while the reply at hand has begun.
     in_reply: bool,
+    /// True if the connection has left the database of the client's scope.
+    has_selected: bool,
     upstream: Upstream,
     /// The reply to EXEC, while it is gathered for Larder's own answers to be put in.
     gathered: BytesMut,
@@ -500,6 +502,7 @@ impl Tunnel {
             transaction: Transaction::default(),
             swap: None,
             in_reply: false,
+            has_selected: false,
             upstream: Upstream::There,
             gathered: BytesMut::new(),
         }
@@ -777,6 +780,7 @@ impl Tunnel {
         };
         if let (What::Select(database), b'+') = (&owed.what, piece.kind) {
             core.selected_in_transaction = *database;
+            self.has_selected = true;
         }
         if let (What::Multi | What::Acknowledgement | What::Exec(_), b'-', true) = (&owed.what, piece.kind, first) {
             // What state is left only the upstream knows: the connection is not given to others.
@@ -795,7 +799,8 @@ impl Tunnel {
             core.selected_in_transaction = Some(database);
         }
         let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
-        if first && fenced && writes {
+        // What is read in another database belongs to other scopes than the client's own.
+        if first && fenced && (writes || self.has_selected) {
             self.fence_widely = true;
         }
         if piece.ends {
