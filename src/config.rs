@@ -122,8 +122,11 @@ pub struct LimitsConfig {
     pub idle_timeout_ms: Option<Duration>,
     /// Silence on a client's connection before the system probes it; `None`: it does not.
     pub tcp_keepalive_ms: Option<Duration>,
+    /// How long sent bytes may go without being acknowledged before the system gives the connection up
+    /// (`TCP_USER_TIMEOUT`); `None`: as the system is set.
+    pub tcp_user_timeout_ms: Option<Duration>,
     /// How long a stop waits for what is in flight.
-    pub drain_ms_max: Duration,
+    pub shutdown_grace_ms: Duration,
 }
 
 /// `[link]`: the shared, ordered connections to the upstream.
@@ -330,7 +333,8 @@ impl LimitsConfig {
             reply_depth_max: from.count("limits.reply_depth_max", 8192, 8..=65_536),
             idle_timeout_ms: from.millis_or_off("limits.idle_timeout_ms", 0, MONTH_MS),
             tcp_keepalive_ms: from.millis_or_off("limits.tcp_keepalive_ms", 5 * MINUTE_MS, MONTH_MS),
-            drain_ms_max: from.millis("limits.drain_ms_max", 5 * SECOND_MS, 0..=HOUR_MS),
+            tcp_user_timeout_ms: from.millis_or_off("limits.tcp_user_timeout_ms", 30 * SECOND_MS, MONTH_MS),
+            shutdown_grace_ms: from.millis("limits.shutdown_grace_ms", 5 * SECOND_MS, 0..=HOUR_MS),
         }
     }
 }

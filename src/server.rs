@@ -2,7 +2,7 @@
 //!
 //! Each worker thread has a current-thread runtime and a listener of its own on the same port (SO_REUSEPORT); the
 //! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
-//! worker. A stop closes the listeners, lets what is under way finish for at most `limits.drain_ms_max`, and ends.
+//! worker. A stop closes the listeners, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
 use crate::client::{self, Place};
 use crate::clients::Clients;
@@ -430,7 +430,7 @@ async fn work(
     }
     drop(listener);
     shared.draining.store(true, Ordering::Release);
-    let deadline = tokio::time::Instant::now() + shared.config.limits.drain_ms_max;
+    let deadline = tokio::time::Instant::now() + shared.config.limits.shutdown_grace_ms;
     while !shared.clients.is_empty() && tokio::time::Instant::now() < deadline {
         for client in shared.clients.all() {
             client.port.wake();
@@ -464,6 +464,9 @@ fn prepare(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     if let Some(idle) = shared.config.limits.tcp_keepalive_ms {
         SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+    }
+    if let Some(limit) = shared.config.limits.tcp_user_timeout_ms {
+        SockRef::from(stream).set_tcp_user_timeout(Some(limit))?;
     }
     Ok(())
 }

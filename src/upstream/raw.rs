@@ -87,6 +87,10 @@ pub struct Piece {
     pub ends: bool,
 }
 
+/// After so much silence the system probes the upstream's end.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+/// Bytes that the upstream's end does not acknowledge for so long end the connection.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 /// A read asks for this much at least.
 const READ_BYTES_MIN: usize = 16 * 1024;
 /// A read asks for this much at most, however large the reply at hand is.
@@ -132,6 +136,9 @@ impl RawConnection {
             .await
             .map_err(|_| RawError::ConnectTimeout(within.as_millis()))??;
         stream.set_nodelay(true)?;
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
         Ok(Self {
             stream,
             input: BytesMut::new(),
