@@ -598,6 +598,8 @@ impl Tunnel {
         let (what, writes) = match &*command.name {
             "multi" => (What::Multi, false),
             "exec" => (What::Exec(Transaction::default()), true),
+            // The only one of them that is queued within a transaction.
+            "unwatch" if self.state.in_multi => (What::Queued, false),
             _ => (What::Acknowledgement, false),
         };
         Next::Send(Owed { what, muted: false, writes })
