@@ -64,6 +64,7 @@ impl Connection {
             ("select", _) => self.select(request.args()).await,
             ("reset", _) => self.reset(),
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
+            ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
             ("client|kill", _) => self.kill_users(request.args()).await,
             ("pubsub|numsub", _) => self.count_subscribers(request.args(), Kind::Channel).await,
             ("pubsub|shardnumsub", _) => self.count_subscribers(request.args(), Kind::Shard).await,
@@ -462,6 +463,24 @@ impl Connection {
         }
     }
 
+    /// PING of a subscriber: what was published before is delivered before it is answered.
+    async fn ping(&mut self, args: Args<'_>) {
+        self.settle().await;
+        let table = self.core.table();
+        if let Resolved::Known(command) = table.resolve(args)
+            && let Some(answer) = self.core.local_answer(command, args)
+        {
+            self.core.answer(&answer);
+        }
+    }
+
+    async fn settle(&mut self) {
+        if let Some(hub) = self.core.hub() {
+            hub.settle(&self.core.client).await;
+            self.core.take_deliveries();
+        }
+    }
+
     async fn subscribe_all(&mut self, kind: Kind, names: &[&[u8]]) -> Result<(), Failure> {
         let (Some(hub), Some(scope)) = (self.core.hub(), self.core.scope().cloned()) else {
             return Err(Failure::Refused(Bytes::from_static(
@@ -476,10 +495,9 @@ impl Connection {
         if names.is_empty() {
             names = self.core.subscriptions.iter(kind).map(|name| name.to_vec()).collect();
         }
+        // What was published before is still delivered.
+        self.settle().await;
         if let Some(hub) = self.core.hub() {
-            // What was published before is still delivered.
-            hub.settle(&self.core.client).await;
-            self.core.take_deliveries();
             for name in &names {
                 hub.unsubscribe(&self.core.client, kind, name);
             }
