@@ -70,6 +70,7 @@ impl Connection {
             ("select", _) => self.select(request).await?,
             ("reset", _) => self.reset().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
+            ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
             _ if self.core.scope().is_none() => {
                 let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
                 let way_out = "start larder with --upstream redis://host:port";
@@ -501,6 +502,19 @@ impl Connection {
         }
     }
 
+    /// PING of a subscriber: what was published before is delivered before it is answered.
+    async fn ping(&mut self, args: Args<'_>) {
+        self.settle().await;
+        self.answer_locally(args);
+    }
+
+    async fn settle(&mut self) {
+        for hub in self.core.hubs() {
+            hub.settle(&self.core.client).await;
+            self.core.take_deliveries();
+        }
+    }
+
     async fn subscribe_all(&mut self, kind: Kind, names: &[&[u8]]) -> Result<(), Failure> {
         let (Some(hub), Some(scope)) = (self.core.hub(), self.core.scope().cloned()) else {
             return Err(Failure::Refused(Bytes::from_static(
@@ -515,10 +529,9 @@ impl Connection {
         if names.is_empty() {
             names = self.core.subscriptions.iter(kind).map(|name| name.to_vec()).collect();
         }
+        // What was published before is still delivered.
+        self.settle().await;
         for hub in self.core.hubs() {
-            // What was published before is still delivered.
-            hub.settle(&self.core.client).await;
-            self.core.take_deliveries();
             for name in &names {
                 hub.unsubscribe(&self.core.client, kind, name);
             }

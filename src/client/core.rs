@@ -287,10 +287,7 @@ impl Core {
         let seqs: Vec<Seq> = job.ops.iter().map(|op| op.seq).collect();
         let Some(scope) = self.scope() else { return };
         if let Err(failure) = scope.link.submit(job) {
-            // The upstream has disowned this user: it would have closed the connection.
-            if matches!(failure, Failure::Refused(_))
-                && self.upstream().is_some_and(|u| scope.identity != *u.default_identity())
-            {
+            if self.is_disowned(&failure) {
                 self.client.port.kill();
             }
             for seq in seqs {
@@ -298,6 +295,14 @@ impl Core {
             }
             self.advance();
         }
+    }
+
+    /// True if the upstream has disowned the client's user, which it admitted before: it would have closed the connection.
+    pub(super) fn is_disowned(&self, failure: &Failure) -> bool {
+        let Failure::Refused(line) = failure else { return false };
+        let disowned = line.starts_with(b"WRONGPASS") || line.starts_with(b"NOAUTH");
+        let (upstream, identity) = (self.upstream(), self.identity());
+        disowned && upstream.zip(identity).is_some_and(|(upstream, identity)| identity != *upstream.default_identity())
     }
 
     /// Takes everything out of the port and moves on.

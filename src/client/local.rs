@@ -85,12 +85,12 @@ impl Core {
     /// True if the upstream is to answer PING and ECHO, with what it may have to say (BUSY, LOADING, NOPERM). While it is
     /// away Larder answers: it can still serve what it was told to serve then.
     fn reaches_upstream(&self) -> bool {
-        let subscribed = self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0;
         let link = self.scope().map(|scope| scope.link.state());
-        !subscribed && matches!(link, Some(LinkState::Up | LinkState::Connecting))
+        self.subscriptions.count() == 0 && matches!(link, Some(LinkState::Up | LinkState::Connecting))
     }
 
-    /// True for CLIENT KILL with USER, where the users are the upstream's: it is to say if there is such a user.
+    /// True for what cannot be answered here at once: PING of a subscriber, which is to find behind it what was published
+    /// before; CLIENT KILL with USER, where the users are the upstream's: it is to say if there is such a user.
     fn asks_upstream(&self, name: &str, args: Args<'_>) -> bool {
         // Who has authenticated with the server has its rights, and no more.
         let has_rights_of_its_own =
@@ -98,11 +98,12 @@ impl Core {
         if has_rights_of_its_own && matches!(name, "client|list" | "client|kill") {
             return true;
         }
-        name == "client|kill"
-            && matches!(self.place, Place::Upstream(_))
-            && !self.shared.has_own_users()
-            && args.len() > 3
-            && args.iter().skip(2).step_by(2).any(|option| option.eq_ignore_ascii_case(b"user"))
+        name == "ping" && self.subscriptions.count() > 0
+            || name == "client|kill"
+                && matches!(self.place, Place::Upstream(_))
+                && !self.shared.has_own_users()
+                && args.len() > 3
+                && args.iter().skip(2).step_by(2).any(|option| option.eq_ignore_ascii_case(b"user"))
     }
 
     fn pong(&self, args: Args<'_>) -> Option<Vec<u8>> {

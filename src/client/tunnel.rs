@@ -197,6 +197,7 @@ impl Connection {
         }
         let borrowed = match self.borrow(&scope, purpose).await? {
             Ok(borrowed) => borrowed,
+            Err(failure) if self.core.is_disowned(&failure) => return Err(End::Closed),
             Err(failure) => {
                 self.core.answer(format!("-{failure}\r\n").as_bytes());
                 return Ok(());
