@@ -91,10 +91,10 @@ impl Core {
     fn asks_upstream(&self, name: &str, args: Args<'_>) -> bool {
         name == "ping" && self.subscriptions.count() > 0
             || name == "client|kill"
-            && matches!(self.place, Place::Upstream(_))
-            && !self.shared.has_own_users()
-            && args.len() > 3
-            && args.iter().skip(2).step_by(2).any(|option| option.eq_ignore_ascii_case(b"user"))
+                && matches!(self.place, Place::Upstream(_))
+                && !self.shared.has_own_users()
+                && args.len() > 3
+                && args.iter().skip(2).step_by(2).any(|option| option.eq_ignore_ascii_case(b"user"))
     }
 
     fn pong(&self, args: Args<'_>) -> Option<Vec<u8>> {
@@ -243,7 +243,7 @@ impl Filter {
     /// `CLIENT KILL filter value ...`
     fn parse(args: Args<'_>) -> Result<Self, Vec<u8>> {
         let mut filter = Self { skips_me: true, ..Self::default() };
-        if args.len() % 2 != 0 {
+        if !args.len().is_multiple_of(2) {
             return Err(b"-ERR syntax error\r\n".to_vec());
         }
         for at in (2..args.len()).step_by(2) {
