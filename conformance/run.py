@@ -17,6 +17,7 @@ import sys
 import time
 
 import python_suite
+import redis_crate
 import tcl
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -28,6 +29,8 @@ SUITES = {
     'redis-py': python_suite.redis_py('5.0.8', 2),
     'redis-py-resp3': python_suite.redis_py('5.0.8', 3),
     'redis-py-new': python_suite.redis_py_new(),
+    'redis-crate': redis_crate.RedisCrateSuite(2),
+    'redis-crate-resp3': redis_crate.RedisCrateSuite(3),
     'huey': python_suite.huey(),
     'django-redis': python_suite.django_redis(),
 }
