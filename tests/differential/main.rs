@@ -67,6 +67,8 @@ impl Run {
 
     /// Sends a batch on one pair of connections and compares all replies.
     fn compare(&mut self, pair: usize, batch: &[Command]) {
+        let batch: Vec<Command> = batch.iter().filter(|command| !differs_by_nature(command)).cloned().collect();
+        let batch = &batch[..];
         self.batch += 1;
         let bytes: Vec<u8> = batch.iter().flat_map(|command| encode(command)).collect();
         for command in batch {
@@ -76,6 +78,11 @@ impl Run {
         let through = self.pairs[pair].1.try_pipeline(&bytes, batch.len());
         let (direct, through) = match (direct, through) {
             (Ok(direct), Ok(through)) => (direct, through),
+            // A command that waits (for a pause, for a key) has made both wait for too long alike.
+            (Err(_), Err(_)) => {
+                self.pairs[pair] = self.connect(if pair < 2 { 2 } else { 3 });
+                return;
+            }
             (direct, through) => {
                 let text =
                     |end: std::io::Result<Vec<Vec<u8>>>| end.map_or_else(|e| e.to_string(), |_| "all replies".into());
@@ -346,4 +353,12 @@ fn every_command_answers_odd_arguments_alike_at_redis() {
 #[test]
 fn every_command_answers_odd_arguments_alike_at_valkey() {
     sweep(Kind::Valkey);
+}
+
+/// What no two servers answer alike, and what leaves them with different data: an entry of a stream that is named by
+/// the server's clock, and a SCAN from a cursor that only the server's own hash seed gives a meaning to.
+fn differs_by_nature(command: &Command) -> bool {
+    let is = |name: &str| command[0].eq_ignore_ascii_case(name.as_bytes());
+    is("xadd") && command.iter().skip(2).any(|word| word == b"*")
+        || is("scan") && command.get(1).is_some_and(|cursor| cursor != b"0")
 }
