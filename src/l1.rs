@@ -52,7 +52,7 @@ pub struct L1Settings {
 }
 
 /// What the cache crate and the allocator need for an entry beside its own bytes: two pointers, state, list links,
-/// a slot of the hash table and the allocation's header (measured with 64-byte values, see `tests/l1_memory.rs`).
+/// a slot of the hash table and the allocation's header (an estimate from the sizes of its types; the process's growth has not been measured against it).
 const ENTRY_OVERHEAD_BYTES: u64 = 72;
 
 /// The store that all partitions share.

@@ -1,8 +1,8 @@
 //! What Larder answers by itself: commands about the connection, which the upstream does not see.
 //!
-//! The CLIENT family, which speaks of Larder's clients; PING and ECHO while the upstream is away, and to subscribers. What must ask somebody first (AUTH, SELECT,
-//! HELLO, CLIENT UNBLOCK) is in `apart`. Wrong numbers of arguments and unknown options go to the upstream, which words
-//! the error.
+//! The CLIENT family, which speaks of Larder's clients; PING and ECHO while the upstream is away, and to subscribers. What
+//! must ask somebody first (AUTH, SELECT, HELLO, the right to CLIENT KILL) is in `apart`. Wrong numbers of arguments and
+//! unknown options go to the upstream, which words the error.
 
 use super::core::{Core, Place, Take};
 use crate::clients::{Client, ClientId};

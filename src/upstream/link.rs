@@ -19,9 +19,10 @@
 //!   if nothing that its client has sent stands behind that flight (see [`Port::link_position`]).
 //! * A request whose client has been told of a timeout keeps its place; its reply is dropped when it comes.
 //!
-//! How it fails: a reply that nobody expects, or one that cannot be what was asked for (PTTL without a number), is a
-//! [`Violation`]: the shell closes the connection and calls [`LinkCore::lost`]. Losing the connection empties the
-//! partition first; reads are kept for one retry, writes that may have been sent are reported as such.
+//! How it fails: after a PTTL that is not answered by a number the read is handed on and not kept. A reply that nobody
+//! expects, or a push that makes no sense, is a [`Violation`]: the shell closes the connection and calls
+//! [`LinkCore::lost`]. Losing the connection empties the partition first; reads are kept for one retry, writes that may
+//! have been sent are reported as such.
 
 mod drops;
 
@@ -323,11 +324,6 @@ impl LinkCore {
     /// What is to be written to the connection. What is still in it when the connection is lost counts as not sent.
     pub fn outgoing(&mut self) -> &mut Outgoing {
         &mut self.outgoing
-    }
-
-    /// Whether replies may be kept.
-    pub fn caching(&self) -> Caching {
-        self.caching
     }
 
     /// Requests and bytes of requests that wait for a reply.

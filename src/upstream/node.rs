@@ -9,7 +9,7 @@ use super::breaker::{
     State, Ticket, UpstreamDown,
 };
 use super::raw::Endpoint;
-use crate::clock::{Clock, Time};
+use crate::clock::Clock;
 use crate::port::Failure;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -178,9 +178,4 @@ impl Node {
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The time now, as the node's clock has it.
-pub fn now(node: &Node) -> Time {
-    node.clock.now()
 }

@@ -77,7 +77,7 @@ struct Troubles {
 // === impl Pools ===
 
 impl Pools {
-    /// Empty pools; connections are made when they are wanted.
+    /// Pools without connections: the first use makes them, and from then on one for short use is kept ready.
     pub fn new(node: &Arc<Node>, identity: &Identity, database: u32, limits: PoolLimits) -> Self {
         let troubles: Arc<Troubles> = Arc::default();
         let pool = |purpose, protocol, size| {
