@@ -426,6 +426,7 @@ impl Request {
 impl Core {
     /// Takes requests from `input` as far as possible: how many bytes were taken, and why no more.
     fn take_requests(&mut self, scanner: &mut RequestScanner, input: &[u8]) -> (usize, Pass) {
+        scanner.set_authenticated(self.is_authenticated());
         let mut at = 0;
         let pass = self.with_surroundings(|core, around| {
             loop {

@@ -153,7 +153,7 @@ impl Connection {
         let database = self.core.scope().map_or(0, |scope| scope.database);
         // Where the default user needs no password, it is who the client was before: the same rights, the same scope.
         let identity = match (identity.name(), upstream.default_identity()) {
-            (b"default", Identity::Anonymous) if upstream.admits_anonymous() => Identity::Anonymous,
+            (b"default", Identity::Anonymous) if upstream.admits_anonymous().await => Identity::Anonymous,
             _ => identity,
         };
         let scope = upstream.accepted_scope(&identity, database).map_err(|e| Bytes::from(e.to_string()))?;

@@ -115,6 +115,11 @@ impl Core {
             && self.scope().is_none_or(|scope| scope.link.has_room(&self.client.port))
     }
 
+    /// False while the client has still to show who it is: its requests are bounded more narrowly until then.
+    pub(super) fn is_authenticated(&self) -> bool {
+        self.login == Login::Done && self.scope().is_none_or(|scope| scope.link.refused().is_none())
+    }
+
     /// The scope, if there is an upstream.
     pub(crate) fn scope(&self) -> Option<&Arc<Scope>> {
         match &self.place {

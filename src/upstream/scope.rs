@@ -8,7 +8,7 @@
 //! `limits.scope_idle_ms_max`, the first one never does; there are at most `limits.scopes_max`.
 
 use super::link::{LinkCore, LinkCounts, LinkLimits};
-use super::link_io::{self, LinkHandle, LinkPurpose, LinkTimes};
+use super::link_io::{self, LinkHandle, LinkPurpose, LinkState, LinkTimes};
 use super::node::Node;
 use super::pool::{PoolLimits, Pools};
 use super::raw::Identity;
@@ -224,10 +224,18 @@ impl Upstream {
         scopes.values().fold(ended, |sum, held| sum + held.scope.link.counts())
     }
 
-    /// True if the upstream is known to serve who has not authenticated.
-    pub fn admits_anonymous(&self) -> bool {
+    /// True if the upstream serves who has not authenticated. Where that is being found out, waits for it, at most for as
+    /// long as a connection may take.
+    pub async fn admits_anonymous(&self) -> bool {
         let scope = self.lock().get(&(Identity::Anonymous, self.database)).map(|held| held.scope.clone());
-        scope.is_some_and(|scope| scope.link.is_up())
+        let Some(scope) = scope else { return false };
+        let settled = async {
+            while scope.link.state() == LinkState::Connecting {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(self.settings.times.connect_max, settled).await;
+        in_time.is_ok() && scope.link.is_up()
     }
 
     /// True if the reply to a read of `key` was too large for L1 a short while ago.
