@@ -22,6 +22,7 @@ mod cache;
 mod core;
 mod local;
 mod peek;
+mod tracking;
 mod tunnel;
 
 pub(crate) use self::core::Place;
@@ -146,6 +147,8 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.shared.clients.leave(self.id);
+        // After that: who redirects to it meanwhile looks whether it is still there.
+        self.shared.redirects.leave(self.id);
     }
 }
 

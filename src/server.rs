@@ -12,6 +12,7 @@ use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
 use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
+use crate::redirect::Redirects;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
@@ -81,6 +82,8 @@ pub struct Shared {
     pub request_limits: RequestLimits,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
+    /// Who stands upstream for the clients that others redirect their invalidations to.
+    pub(crate) redirects: Arc<Redirects>,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
     runtime: Handle,
     draining: AtomicBool,
@@ -167,6 +170,7 @@ impl Shared {
             table,
             request_limits,
             baseline: Baseline::default(),
+            redirects: Arc::default(),
             hubs: Mutex::default(),
             runtime,
             draining: AtomicBool::new(false),

@@ -11,6 +11,7 @@ use super::tunnel::push_byte;
 use super::{Connection, End, Input, Request};
 use crate::hub::Kind;
 use crate::port::{Failure, Seq};
+use crate::redirect::INVALIDATE;
 use crate::session::Muted;
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::{self, Use};
@@ -69,6 +70,7 @@ impl Connection {
             ("hello", _) => self.hello(request).await?,
             ("select", _) => self.select(request).await?,
             ("reset", _) => self.reset().await,
+            ("quit", _) => self.quit().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
             ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
             _ if self.core.scope().is_none() => {
@@ -293,7 +295,7 @@ impl Connection {
     }
 
     /// Waits for a fence. A client that is killed meanwhile ends at its next turn.
-    async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
+    pub(super) async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
         let core = &mut self.core;
         let reply_ms = core.shared.config.link.reply_ms_max.as_millis() as u64;
         poll_fn(|cx| {
@@ -375,6 +377,10 @@ impl Connection {
             }
             Ok(_) => self.answer_locally(args),
         }
+        self.bury_killed().await;
+        if self.core.ends_after_answer {
+            self.io.state = Input::Closed;
+        }
     }
 
     fn answer_locally(&mut self, args: Args<'_>) {
@@ -384,6 +390,21 @@ impl Connection {
         {
             self.core.answer(&answer);
         }
+    }
+
+    /// Returns when all who were killed, and whom others redirect to, are gone for the upstream.
+    async fn bury_killed(&mut self) {
+        let shared = self.core.shared.clone();
+        let is_leaving = |id| shared.clients.find(id).is_none_or(|client| client.port.is_killed());
+        for target in shared.redirects.targets(is_leaving) {
+            shared.redirects.end(target).await;
+        }
+    }
+
+    async fn quit(&mut self) {
+        self.core.shared.redirects.end(self.core.client.id).await;
+        self.core.answer(b"+OK\r\n");
+        self.io.state = Input::Closed;
     }
 
     /// CLIENT KILL with USER: whether there is such a user only the upstream knows. It is asked with one filter more,
@@ -441,7 +462,7 @@ impl Connection {
     }
 
     /// INFO: the upstream's, with what it says of clients said of Larder's, and a section about Larder.
-    async fn info(&mut self, args: Args<'_>) {
+    pub(super) async fn info(&mut self, args: Args<'_>) {
         let asks_for_ours = args.len() == 2 && args.arg(1).eq_ignore_ascii_case(b"larder");
         let asks_for_all = args.len() == 1
             || args.iter().skip(1).any(|section| {
@@ -508,7 +529,14 @@ impl Connection {
         self.answer_locally(args);
     }
 
+    /// What is known to be on its way to the client is put out.
     async fn settle(&mut self) {
+        if let Some(stand_in) = self.core.shared.redirects.of(self.core.client.id) {
+            let seq = self.core.await_fences(1);
+            stand_in.settle(&self.core.client.port, seq);
+            // It fails only if the client was killed: its next turn ends it.
+            let _: Result<(), Failure> = self.fenced(seq).await;
+        }
         for hub in self.core.hubs() {
             hub.settle(&self.core.client).await;
             self.core.take_deliveries();
@@ -559,6 +587,19 @@ impl Core {
             Protocol::Resp2 => {
                 self.out.put(b"*");
                 self.out.put_shared(message.slice(1..));
+            }
+        }
+    }
+
+    /// Puts an invalidation out that another client redirects to this one, as the server does: to who speaks RESP3, or
+    /// else has subscribed to anything at all.
+    pub(super) fn put_invalidation(&mut self, push: &Bytes) {
+        match self.session.protocol() {
+            Protocol::Resp3 => self.out.put_shared(push.clone()),
+            Protocol::Resp2 if self.subscriptions.is_empty() => {}
+            Protocol::Resp2 => {
+                self.out.put(b"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n");
+                self.out.put_shared(push.slice(INVALIDATE.len()..));
             }
         }
     }
