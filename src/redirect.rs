@@ -107,14 +107,15 @@ impl Redirects {
 
     /// A client has gone: so has its stand-in, soon.
     pub fn leave(&self, target: ClientId) {
-        let stand_in = self.lock().remove(&target);
-        // If the task has ended already, it need not be told.
-        drop(stand_in.map(|stand_in| stand_in.calls.send(Call::Leave(None))));
+        if let Some(stand_in) = self.of(target) {
+            // If the task has ended already, it need not be told.
+            let _: Result<(), _> = stand_in.calls.send(Call::Leave(None));
+        }
     }
 
-    /// A client is about to go: returns when its stand-in is gone for the upstream, too.
+    /// A client goes: returns when its stand-in is gone for the upstream, too.
     pub async fn end(&self, target: ClientId) {
-        let Some(stand_in) = self.lock().remove(&target) else { return };
+        let Some(stand_in) = self.of(target) else { return };
         let (gone, going) = oneshot::channel();
         if stand_in.calls.send(Call::Leave(Some(gone))).is_ok() {
             // An answer that does not come any more is one, too.
@@ -137,8 +138,8 @@ impl Redirects {
         is_idle
     }
 
-    /// Takes `stand_in` out: it is lost.
-    fn lose(&self, stand_in: &Arc<StandIn>) {
+    /// Takes `stand_in` out: it has ended.
+    fn remove(&self, stand_in: &Arc<StandIn>) {
         let mut by_target = self.lock();
         if by_target.get(&stand_in.target).is_some_and(|s| Arc::ptr_eq(s, stand_in)) {
             by_target.remove(&stand_in.target);

@@ -201,6 +201,7 @@ impl Connection {
             }
         };
         if let Some(protocol) = hello.protocol {
+            self.settle_invalidations().await;
             self.core.session.set_protocol(protocol);
             self.core.client.resp.store(if protocol == Protocol::Resp3 { 3 } else { 2 }, Ordering::Relaxed);
         }
@@ -508,6 +509,7 @@ impl Connection {
         if command.contains("unsubscribe") {
             return self.unsubscribe(command, args, kind).await;
         }
+        self.settle_invalidations().await;
         let names: Vec<&[u8]> = args.iter().skip(1).collect();
         if let Err(failure) = self.subscribe_all(kind, &names).await {
             if !muted {
@@ -529,18 +531,23 @@ impl Connection {
         self.answer_locally(args);
     }
 
-    /// What is known to be on its way to the client is put out.
+    /// What had been sent to the client before is put out.
     async fn settle(&mut self) {
-        if let Some(stand_in) = self.core.shared.redirects.of(self.core.client.id) {
-            let seq = self.core.await_fences(1);
-            stand_in.settle(&self.core.client.port, seq);
-            // It fails only if the client was killed: its next turn ends it.
-            let _: Result<(), Failure> = self.fenced(seq).await;
-        }
+        self.settle_invalidations().await;
         for hub in self.core.hubs() {
             hub.settle(&self.core.client).await;
             self.core.take_deliveries();
         }
+    }
+
+    /// Invalidations that others redirect to the client, and that had been sent before, are put out, or dropped, as what the
+    /// client is now.
+    async fn settle_invalidations(&mut self) {
+        let Some(stand_in) = self.core.shared.redirects.of(self.core.client.id) else { return };
+        let seq = self.core.await_fences(1);
+        stand_in.settle(&self.core.client.port, seq);
+        // It fails only if the client was killed: its next turn ends it.
+        let _: Result<(), Failure> = self.fenced(seq).await;
     }
 
     async fn subscribe_all(&mut self, kind: Kind, names: &[&[u8]]) -> Result<(), Failure> {

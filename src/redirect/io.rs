@@ -97,12 +97,13 @@ pub(super) async fn run(
             Ending::Idle => break,
             Ending::Left(told) => {
                 serving.quit().await;
+                redirects.remove(&stand_in);
                 // Who does not wait any more need not be told.
                 let _: Option<Result<(), ()>> = told.map(|told| told.send(()));
                 break;
             }
             lost => {
-                redirects.lose(&stand_in);
+                redirects.remove(&stand_in);
                 let is_in_use = stand_in.trackers.load(Ordering::Acquire) > 0;
                 if is_in_use || matches!(lost, Ending::Unread | Ending::Unfenced) {
                     tracing::warn!(client = target.id.0, cause = %lost, "client disconnected: invalidations for it may be lost");
