@@ -419,6 +419,7 @@ async fn work(
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
+        tokio::spawn(wake_disowned(shared.clone()));
     }
     loop {
         tokio::select! {
@@ -487,6 +488,16 @@ async fn wait_for_signal(stop: watch::Sender<bool>) {
     }
     tracing::info!("stopping");
     let _ = stop.send(true);
+}
+
+/// Wakes clients when the upstream refuses a user, so that those who are that user notice without a request.
+async fn wake_disowned(shared: Arc<Shared>) {
+    if let Backend::Upstream(upstream) = &shared.backend {
+        loop {
+            upstream.node().disowned().notified().await;
+            shared.clients.all().iter().for_each(|client| client.port.wake());
+        }
+    }
 }
 
 async fn expire_embedded(shared: Arc<Shared>) {

@@ -10,13 +10,13 @@ use super::local::{arity_error, bulk, integer, null};
 use super::tunnel::push_byte;
 use super::{Connection, End, Input, Request};
 use crate::hub::Kind;
-use crate::port::{Failure, Seq};
+use crate::port::{Delivery, Failure, Port, Seq, Taken};
 use crate::redirect::INVALIDATE;
 use crate::session::Muted;
-use crate::upstream::link::OpKind;
+use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::pool::{self, Use};
 use crate::upstream::raw::{self, Identity, RawConnection, RawError};
-use crate::upstream::scope::Scope;
+use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::cache::ReadMode;
@@ -24,6 +24,7 @@ use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Class, Resolved};
+use smallvec::smallvec;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -249,34 +250,28 @@ impl Connection {
         Ok(())
     }
 
-    /// Moves the client to another database of its user; the answer to SELECT.
+    /// Moves the client to another database of its user; the answer to SELECT. Whether the user may select it is asked each
+    /// time: the rights to it may be others than when its scope was made.
     async fn enter_database(&mut self, database: u32) -> Vec<u8> {
         let (Some(upstream), Some(identity)) = (self.core.upstream(), self.core.identity()) else {
             return self.core.select_embedded(database);
         };
-        if self.core.scope().is_some_and(|scope| scope.database == database) {
-            return b"+OK\r\n".to_vec();
+        let stays = self.core.scope().is_some_and(|scope| scope.database == database);
+        let is_known = stays || upstream.has_scope(&identity, database);
+        let asked = if is_known { select_on_link(&upstream, &identity, database).await } else { None };
+        let may = match asked {
+            Some(may) => may,
+            None => match (select_elsewhere(&upstream, &identity, database).await, is_known) {
+                // It was allowed once. What is asked for next says what there is to say.
+                (Err(Failure::Down(_)), true) => Ok(()),
+                (may, _) => may,
+            },
+        };
+        if let Err(failure) = may {
+            return format!("-{failure}\r\n").into_bytes();
         }
-        if !upstream.has_scope(&identity, database) {
-            if let Some(failure) = upstream.node().refusal() {
-                return format!("-{failure}\r\n").into_bytes();
-            }
-            let pool = upstream.settings().pool;
-            let tried = async {
-                let endpoint = &upstream.node().endpoint;
-                let mut connection = RawConnection::connect(endpoint, pool.connect_max, pool.replies).await?;
-                // Also for database 0, which set_up would not select.
-                raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
-                raw::accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)
-            };
-            match within(pool.connect_max, tried).await {
-                Ok(_) => {}
-                Err(RawError::Refused(line)) => return error(&line),
-                Err(cause) => {
-                    let failure = upstream.node().unreachable(&cause.to_string(), Default::default());
-                    return format!("-{failure}\r\n").into_bytes();
-                }
-            }
+        if stays {
+            return b"+OK\r\n".to_vec();
         }
         match upstream.scope(&identity, database) {
             Ok(scope) => match self.enter(scope).await {
@@ -379,9 +374,6 @@ impl Connection {
             Ok(_) => self.answer_locally(args),
         }
         self.bury_killed().await;
-        if self.core.ends_after_answer {
-            self.io.state = Input::Closed;
-        }
     }
 
     fn answer_locally(&mut self, args: Args<'_>) {
@@ -700,6 +692,51 @@ impl Hello {
             }
         }
         Ok(hello)
+    }
+}
+
+/// Asks the upstream whether a user may select a database, on the link of its scope, which has it selected anyway. `None` if
+/// there is no such link, or it was lost.
+async fn select_on_link(upstream: &Upstream, identity: &Identity, database: u32) -> Option<Result<(), Failure>> {
+    let scope = upstream.scope(identity, database).ok().filter(|scope| scope.link.is_up())?;
+    let request = OwnedArgs::new(["SELECT".to_string(), database.to_string()]);
+    let bytes = Bytes::copy_from_slice(request.args().bytes());
+    // A box of its own: the session knows nothing of this request.
+    let port: Arc<Port> = Arc::default();
+    let op = Op { seq: Seq(0), bytes: 0..bytes.len() as u32, kind: OpKind::Read };
+    scope.link.submit(Job { port: port.clone(), bytes, ops: smallvec![op] }).ok()?;
+    poll_fn(|cx| port.poll_ready(cx)).await;
+    let mut taken = Taken::default();
+    port.take(&mut taken);
+    let reply = match taken.deliveries.pop()? {
+        Delivery::Small { .. } => Bytes::from(taken.bytes),
+        Delivery::Large(_, reply) => reply,
+        Delivery::Failed(_, failure @ Failure::ReadTimeout(_)) => return Some(Err(failure)),
+        _ => return None,
+    };
+    Some(match raw::accepted(reply) {
+        Err(RawError::Refused(line)) => Err(Failure::Refused(line)),
+        _ => Ok(()),
+    })
+}
+
+/// As [`select_on_link`], on a connection that is made for this.
+async fn select_elsewhere(upstream: &Upstream, identity: &Identity, database: u32) -> Result<(), Failure> {
+    if let Some(failure) = upstream.node().refusal() {
+        return Err(failure);
+    }
+    let pool = upstream.settings().pool;
+    let tried = async {
+        let endpoint = &upstream.node().endpoint;
+        let mut connection = RawConnection::connect(endpoint, pool.connect_max, pool.replies).await?;
+        // Also for database 0, which set_up would not select.
+        raw::set_up(&mut connection, identity, Protocol::Resp2, 0).await?;
+        raw::accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)
+    };
+    match within(pool.connect_max, tried).await {
+        Ok(_) => Ok(()),
+        Err(RawError::Refused(line)) => Err(Failure::Refused(line)),
+        Err(cause) => Err(upstream.node().unreachable(&cause.to_string(), Default::default())),
     }
 }
 

@@ -310,6 +310,31 @@ impl Core {
         disowned && upstream.zip(identity).is_some_and(|(upstream, identity)| identity != *upstream.default_identity())
     }
 
+    /// True if the client's user is no more, or is refused: the server would have closed the connection.
+    pub(super) fn has_lost_its_user(&self) -> bool {
+        self.scope()
+            .and_then(|scope| scope.link.refused())
+            .is_some_and(|line| self.is_disowned(&Failure::Refused(line)))
+    }
+
+    /// The upstream has removed users: ends the connections of all who are one of them, its own behind the answer.
+    pub(super) fn end_users(&mut self, names: &[Vec<u8>]) {
+        if self.shared.has_own_users() {
+            return;
+        }
+        for client in self.shared.clients.all() {
+            let user = client.with_names(|names| names.user.clone());
+            if user == b"default" || !names.contains(&user) {
+                continue;
+            }
+            if client.id == self.client.id {
+                self.ends_after_answer = true;
+            } else {
+                client.port.kill();
+            }
+        }
+    }
+
     /// Takes everything out of the port and moves on.
     pub(crate) fn take_deliveries(&mut self) {
         let mut taken = std::mem::take(&mut self.taken);

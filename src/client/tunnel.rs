@@ -106,6 +106,8 @@ struct Transaction {
     selects: Option<u32>,
     /// True if databases are swapped, or rights changed.
     swaps: bool,
+    /// Users that are removed.
+    removes: Vec<Vec<u8>>,
 }
 
 /// A command in a transaction that is about Larder's client and not about the upstream's connection.
@@ -164,6 +166,8 @@ enum What {
     Exec(Transaction),
     /// The reply to MULTI: an error means that there is no transaction.
     Multi,
+    /// The reply to ACL DELUSER of these.
+    Removal(Vec<Vec<u8>>),
     /// The reply to CLIENT TRACKING.
     Tracking(Change),
     /// The reply to CLIENT TRACKINGINFO or GETREDIR.
@@ -311,6 +315,9 @@ impl Connection {
                     tunnel.lost(|owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost });
                     moved = true;
                 }
+            }
+            if self.core.ends_after_answer {
+                self.io.state = Input::Closed;
             }
             match tunnel.release(&mut self.core) {
                 Ok(released) => moved |= released,
@@ -667,6 +674,10 @@ impl Tunnel {
             What::Redirection => true,
             _ => false,
         };
+        let mut removed = match &mut owed.what {
+            What::Removal(users) if piece.kind == b':' && piece.ends => std::mem::take(users),
+            _ => Vec::new(),
+        };
         let change = match &mut owed.what {
             What::Tracking(change) if piece.kind == b'+' && piece.ends => Some(std::mem::take(change)),
             _ => None,
@@ -679,6 +690,9 @@ impl Tunnel {
         if let (true, Some(database)) = (executed, transaction.selects) {
             core.selected_in_transaction = Some(database);
         }
+        if executed {
+            removed.extend_from_slice(&transaction.removes);
+        }
         let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
         // What is read in another database belongs to other scopes than the client's own.
         if first && fenced && (writes || self.has_selected) {
@@ -690,6 +704,9 @@ impl Tunnel {
         }
         if let Some(change) = change {
             self.track(core, change);
+        }
+        if !removed.is_empty() {
+            core.end_users(&removed);
         }
         if gathers {
             return self.gather(core, transaction.own, piece, muted);

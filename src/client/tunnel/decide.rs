@@ -66,6 +66,7 @@ impl Tunnel {
             Class::Blocking if command.blocks(args) => owed(What::Blocking),
             // INFO has a section of Larder's own.
             Class::Exclusive if &*command.name == "info" && !self.state.monitoring => Next::Leave,
+            Class::Exclusive if &*command.name == "acl|deluser" => owed(What::Removal(users_of(args))),
             Class::Exclusive | Class::Blocking => owed(What::Reply),
             Class::Local => self.decide_local(core, command, args),
             Class::Refused if !command.accepts(args.len()) => owed(What::Reply),
@@ -131,6 +132,9 @@ impl Tunnel {
         if command.name == "select" {
             self.transaction.selects = database_of(request.args());
         }
+        if &*command.name == "acl|deluser" {
+            self.transaction.removes.extend(users_of(request.args()));
+        }
         if command.class == Class::Local {
             let request = Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() };
             let is_tracking = &*command.name == "client|tracking";
@@ -174,6 +178,11 @@ impl Tunnel {
 /// Whole databases, or what users may see, change with these, and no push tells.
 pub(super) fn changes_without_push(name: &str) -> bool {
     matches!(name, "swapdb" | "acl|setuser" | "acl|deluser" | "acl|load")
+}
+
+/// The users that ACL DELUSER names.
+fn users_of(args: Args<'_>) -> Vec<Vec<u8>> {
+    args.iter().skip(2).map(<[u8]>::to_vec).collect()
 }
 
 pub(super) fn database_of(args: Args<'_>) -> Option<u32> {
