@@ -8,11 +8,13 @@
 //! | `errand` | requests of Larder's own on links |
 //! | `inspect` | INFO, STATS, ENTRY, BREAKER |
 //! | `invalidate` | INVALIDATE |
+//! | `listing` | CACHE in COMMAND, COMMAND DOCS and their like |
 //! | `reply` | replies in RESP3 |
 
 mod errand;
 mod inspect;
 mod invalidate;
+pub(crate) mod listing;
 mod reply;
 
 use self::errand::Errand;

@@ -15,6 +15,7 @@ pub mod flags;
 mod index;
 pub mod keys;
 pub mod reply;
+mod own;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -53,7 +54,7 @@ impl Table {
     /// The rows that are committed with Larder.
     pub fn builtin() -> Self {
         let mut table = Self { rows: Vec::new(), index: Index::default() };
-        for mut row in rows::parse(rows::BUILTIN).chain(rows::parse(rows::OWN)) {
+        for mut row in rows::parse(rows::BUILTIN).chain(own::rows()) {
             row.on_upstream = row.group != Group::Larder;
             table.push(row);
         }
