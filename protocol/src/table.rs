@@ -14,8 +14,8 @@ pub mod command;
 pub mod flags;
 mod index;
 pub mod keys;
-pub mod reply;
 mod own;
+pub mod reply;
 mod rows;
 #[cfg(test)]
 mod tests;
