@@ -9,12 +9,14 @@
 //! | `inspect` | INFO, STATS, ENTRY, BREAKER |
 //! | `invalidate` | INVALIDATE |
 //! | [`jobs`] | JOBS, JOB, CANCEL: the registry of work that takes a while |
+//! | `listing` | CACHE in COMMAND, COMMAND DOCS and their like |
 //! | `reply` | replies in RESP3 |
 
 mod errand;
 mod inspect;
 mod invalidate;
 pub mod jobs;
+pub(crate) mod listing;
 mod reply;
 
 use self::errand::Errand;
