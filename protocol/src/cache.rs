@@ -6,6 +6,12 @@
 //!
 //! Invariants: nothing is copied and nothing allocated but in errors; no arguments make it panic.
 
+mod invalidate;
+mod jobs;
+
+pub use self::invalidate::{Reach, Target};
+pub use self::jobs::JobsCommand;
+
 use crate::args::Args;
 use crate::scan::strict_i64;
 use thiserror::Error;
@@ -31,6 +37,8 @@ pub enum CacheCommand<'a> {
     Entry(&'a [u8]),
     /// `INVALIDATE ...`
     Invalidate(Target<'a>, Reach),
+    /// `JOBS`, `JOB`, `CANCEL`
+    Jobs(JobsCommand),
 }
 
 /// Where the reads of a connection are answered from.
@@ -58,26 +66,6 @@ pub enum BreakerOrder {
     Release,
 }
 
-/// What is to be invalidated.
-#[derive(Clone, Copy, Debug)]
-pub enum Target<'a> {
-    /// These keys, at least one.
-    Keys(KeyList<'a>),
-    /// All keys that match a glob pattern.
-    Pattern(&'a [u8]),
-    /// The whole database.
-    All,
-}
-
-/// How far an invalidation goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// The keys are deleted upstream, and so are gone from every cache.
-    Everywhere,
-    /// `LOCAL`: they leave this L1 only.
-    Local,
-}
-
 /// A list of keys within a request.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyList<'a> {
@@ -98,6 +86,12 @@ pub enum CacheError {
     /// A word that is not expected where it stands.
     #[error("ERR syntax error")]
     Syntax,
+    /// A number is expected where none stands.
+    #[error("ERR value is not an integer or out of range")]
+    NotInteger,
+    /// A cursor is expected where none stands.
+    #[error("ERR invalid cursor")]
+    Cursor,
     /// The count of keys is no positive number.
     #[error("ERR numkeys should be greater than 0")]
     Numkeys,
@@ -127,6 +121,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         syntax: "[OPEN|CLOSE|RELEASE]",
         help: &["Show the circuit breaker of the upstream, hold its circuit open or closed,", "or let it go again."],
     },
+    jobs::CANCEL,
     Subcommand { name: "entry", arity: 3, syntax: "<key>", help: &["Show what L1 holds of <key>; null if nothing."] },
     Subcommand {
         name: "fence",
@@ -140,15 +135,9 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         syntax: "[<section>]",
         help: &["Show figures about Larder as text, like INFO: all sections or one."],
     },
-    Subcommand {
-        name: "invalidate",
-        arity: -3,
-        syntax: "KEYS <numkeys> <key> [<key> ...] | PATTERN <glob> | ALL [LOCAL]",
-        help: &[
-            "Delete keys upstream, and so from every cache. With LOCAL, only drop them",
-            "from the L1 of this Larder. Return the number of keys; OK for ALL.",
-        ],
-    },
+    invalidate::INVALIDATE,
+    jobs::JOB,
+    jobs::JOBS,
     Subcommand {
         name: "read",
         arity: -2,
@@ -191,7 +180,8 @@ impl<'a> CacheCommand<'a> {
             ("entry", _) => Ok(Self::Entry(args.arg(2))),
             ("fence", _) => Ok(Self::Fence),
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
-            ("invalidate", _) => parse_invalidate(args),
+            ("invalidate", _) => invalidate::parse(args),
+            ("cancel" | "job" | "jobs", _) => jobs::parse(subcommand.name, args),
             ("read", 2) => Ok(Self::Read(None)),
             ("read", 3) => ReadMode::parse(args.arg(2)).map(|mode| Self::Read(Some(mode))),
             ("resetstats", _) => Ok(Self::ResetStats),
@@ -280,31 +270,6 @@ impl<'a> KeyList<'a> {
     }
 }
 
-/// `CACHE INVALIDATE KEYS numkeys key ... | PATTERN glob | ALL [LOCAL]`
-fn parse_invalidate(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
-    let kind = args.arg(2);
-    let wrong_arity = Err(CacheError::Arity("invalidate"));
-    let (target, end) = match () {
-        () if is(kind, "keys") && args.len() < 5 => return wrong_arity,
-        () if is(kind, "keys") => {
-            let keys = KeyList::parse(args, 3)?;
-            (Target::Keys(keys), keys.from + keys.count)
-        }
-        () if is(kind, "pattern") => match args.get(3) {
-            Some(glob) => (Target::Pattern(glob), 4),
-            None => return wrong_arity,
-        },
-        () if is(kind, "all") => (Target::All, 3),
-        () => return Err(CacheError::Syntax),
-    };
-    let reach = match (args.get(end), args.len() - end) {
-        (None, _) => Reach::Everywhere,
-        (Some(word), 1) if is(word, "local") => Reach::Local,
-        _ => return Err(CacheError::Syntax),
-    };
-    Ok(CacheCommand::Invalidate(target, reach))
-}
-
 fn is(word: &[u8], keyword: &str) -> bool {
     word.eq_ignore_ascii_case(keyword.as_bytes())
 }
@@ -324,8 +289,9 @@ mod tests {
                 let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
                 format!("Keys({}) {reach:?}", keys.join(","))
             }
-            Ok(CacheCommand::Invalidate(Target::Pattern(glob), reach)) => {
-                format!("Pattern({}) {reach:?}", String::from_utf8_lossy(glob))
+            Ok(CacheCommand::Invalidate(Target::Pattern { glob, from }, reach)) => {
+                let from = from.map_or(String::new(), |cursor| format!(" from {cursor}"));
+                format!("Pattern({}){from} {reach:?}", String::from_utf8_lossy(glob))
             }
             Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
             Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
@@ -352,10 +318,14 @@ mod tests {
             ("CACHE STATS", "Stats"),
             ("CACHE RESETSTATS", "ResetStats"),
             ("CACHE ENTRY k", "Entry(k)"),
+            ("CACHE JOBS", "Jobs(List)"),
+            ("CACHE JOB 7", "Jobs(Show(7))"),
+            ("CACHE CANCEL 7", "Jobs(Cancel(7))"),
             ("CACHE INVALIDATE KEYS 2 a b", "Keys(a,b) Everywhere"),
             ("CACHE invalidate keys 1 local LOCAL", "Keys(local) Local"),
             ("CACHE INVALIDATE PATTERN a*", "Pattern(a*) Everywhere"),
             ("CACHE INVALIDATE PATTERN a* local", "Pattern(a*) Local"),
+            ("CACHE INVALIDATE PATTERN a* CURSOR 17", "Pattern(a*) from 17 Everywhere"),
             ("CACHE INVALIDATE ALL", "Invalidate(All, Everywhere)"),
             ("CACHE INVALIDATE ALL LOCAL", "Invalidate(All, Local)"),
         ] {
@@ -378,6 +348,9 @@ mod tests {
             ("CACHE ENTRY", "ERR wrong number of arguments for 'cache|entry' command"),
             ("CACHE STATS x", "ERR wrong number of arguments for 'cache|stats' command"),
             ("CACHE RESETSTATS x", "ERR wrong number of arguments for 'cache|resetstats' command"),
+            ("CACHE JOB", "ERR wrong number of arguments for 'cache|job' command"),
+            ("CACHE JOB -1", "ERR value is not an integer or out of range"),
+            ("CACHE CANCEL x", "ERR value is not an integer or out of range"),
             ("CACHE HELP x", "ERR wrong number of arguments for 'cache|help' command"),
             ("CACHE INVALIDATE", "ERR wrong number of arguments for 'cache|invalidate' command"),
             ("CACHE INVALIDATE KEYS 1", "ERR wrong number of arguments for 'cache|invalidate' command"),
@@ -389,6 +362,9 @@ mod tests {
             ("CACHE INVALIDATE KEYS 1 k j", SYNTAX),
             ("CACHE INVALIDATE KEYS 1 k LOCAL x", SYNTAX),
             ("CACHE INVALIDATE PATTERN a b", SYNTAX),
+            ("CACHE INVALIDATE PATTERN a CURSOR", SYNTAX),
+            ("CACHE INVALIDATE PATTERN a CURSOR x", "ERR invalid cursor"),
+            ("CACHE INVALIDATE PATTERN a CURSOR 7 LOCAL", SYNTAX),
             ("CACHE INVALIDATE ALL here", SYNTAX),
             ("CACHE INVALIDATE SOME", SYNTAX),
         ] {

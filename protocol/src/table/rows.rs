@@ -30,11 +30,14 @@ pub(super) const BUILTIN: &str = include_str!("rows.txt");
 /// Larder's own commands, in the same form.
 pub(super) const OWN: &str = "cache -2 - - 0 0 0 - 0.1.0 larder -
 cache|breaker -2 - - 0 0 0 - 0.1.0 larder -
+cache|cancel 3 - - 0 0 0 - 0.1.0 larder -
 cache|entry 3 - - 0 0 0 - 0.1.0 larder -
 cache|fence 2 - - 0 0 0 - 0.1.0 larder -
 cache|help 2 - - 0 0 0 - 0.1.0 larder -
 cache|info -2 - - 0 0 0 - 0.1.0 larder -
 cache|invalidate -3 - - 0 0 0 - 0.1.0 larder -
+cache|job 3 - - 0 0 0 - 0.1.0 larder -
+cache|jobs 2 - - 0 0 0 - 0.1.0 larder -
 cache|read -2 - - 0 0 0 - 0.1.0 larder -
 cache|resetstats 2 - - 0 0 0 - 0.1.0 larder -
 cache|stats 2 - - 0 0 0 - 0.1.0 larder -";
