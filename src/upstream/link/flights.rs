@@ -38,6 +38,8 @@ pub(super) struct FlightKey {
     pub(super) deadline: Option<Time>,
     exists: bool,
     changes_seen: u64,
+    /// [`crate::l1::Partition::peer_fills`] when the read was sent.
+    peer_fills: u64,
 }
 
 #[derive(Debug, Default)]
@@ -118,13 +120,18 @@ impl LinkCore {
         patience: Patience,
         now: Time,
     ) {
+        let partition = self.filler.partition();
+        let flight_key = |key: &Bytes| FlightKey {
+            key: key.clone(),
+            deadline: None,
+            exists: true,
+            changes_seen: 0,
+            peer_fills: partition.peer_fills(key),
+        };
         let flight = self.flights.insert(Flight {
             request: request.clone(),
             kind,
-            keys: keys
-                .iter()
-                .map(|key| FlightKey { key: key.clone(), deadline: None, exists: true, changes_seen: 0 })
-                .collect(),
+            keys: keys.iter().map(flight_key).collect(),
             waiting: smallvec![(port.clone(), seq)],
             position: 0,
             patience,
@@ -258,8 +265,13 @@ impl LinkCore {
         }
     }
 
-    /// The deadline of a key that was read, unless it changed since its PTTL was answered.
+    /// The deadline of a key that was read, unless it changed since its PTTL was answered, or another user's partition
+    /// was filled with it since it was asked for: its clients may have been answered what is newer than this.
     fn fresh_until(&mut self, k: &FlightKey) -> Option<Time> {
+        if self.filler.partition().peer_fills(&k.key) != k.peer_fills {
+            self.counts.fills_outrun += 1;
+            return None;
+        }
         let changes = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
         if changes != k.changes_seen && !is_planted(Mutation::FillOutrun) {
             self.counts.fills_outrun += 1;
