@@ -48,6 +48,14 @@ pub(super) struct KeyState {
     pub(super) changes: u64,
 }
 
+/// Flights whose reply a planted bug keeps only when their clients have been woken.
+#[cfg(feature = "mutations")]
+#[derive(Debug, Default)]
+pub(super) struct Late {
+    landed: Vec<(Flight, Bytes)>,
+    due: Vec<(Flight, Bytes)>,
+}
+
 // === impl LinkCore (flights) ===
 
 impl LinkCore {
@@ -206,14 +214,9 @@ impl LinkCore {
         let Some(flight_state) = self.flights.try_remove(flight) else { return };
         self.in_flight_bytes -= flight_state.request.len();
         let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
-        if !is_error {
-            match flight_state.kind {
-                OpKind::Fill { command, key_at, .. } => {
-                    self.keep_one(&flight_state, command, usize::from(key_at), frame, now);
-                }
-                OpKind::FillEach(each) => self.keep_each(&flight_state, each, frame, now),
-                _ => {}
-            }
+        let is_kept = !is_error && !is_planted(Mutation::FillFromRequester);
+        if is_kept {
+            self.keep(&flight_state, frame, now);
         }
         for k in &flight_state.keys {
             if let Some(state) = self.keys.get_mut(&k.key[..]) {
@@ -225,6 +228,29 @@ impl LinkCore {
         }
         for (port, seq) in &flight_state.waiting {
             self.hand_on(port, *seq, frame);
+        }
+        #[cfg(feature = "mutations")]
+        if !is_error && !is_kept {
+            self.late.landed.push((flight_state, Bytes::copy_from_slice(frame.bytes)));
+        }
+    }
+
+    fn keep(&mut self, flight: &Flight, frame: Frame<'_>, now: Time) {
+        match flight.kind {
+            OpKind::Fill { command, key_at, .. } => {
+                self.keep_one(flight, command, usize::from(key_at), frame, now);
+            }
+            OpKind::FillEach(each) => self.keep_each(flight, each, frame, now),
+            _ => {}
+        }
+    }
+
+    /// The bug [`Mutation::FillFromRequester`]: what landed before the last call is kept now.
+    #[cfg(feature = "mutations")]
+    pub(super) fn fill_late(&mut self) {
+        let landed = std::mem::take(&mut self.late.landed);
+        for (flight, reply) in std::mem::replace(&mut self.late.due, landed) {
+            self.keep(&flight, Frame { bytes: &reply, shared: None }, flight.sent_at);
         }
     }
 
