@@ -7,6 +7,8 @@ mod support;
 mod breaker;
 mod insight;
 mod invalidate;
+mod jobs;
+mod listing;
 mod reads;
 
 use std::collections::BTreeMap;
