@@ -125,7 +125,10 @@ fn checked(settings: &[Setting], key: &'static str, value: &str) -> Result<(Conf
             let shown = resolved.settings.into_iter().find(|s| s.key == key).map(|s| s.value).unwrap_or_default();
             Ok((resolved.config, shown))
         }
-        Err(errors) => Err(ChangeError::Refused(one_line(&errors.to_string()))),
+        Err(errors) => {
+            let text = one_line(&errors.to_string());
+            Err(ChangeError::Refused(text.strip_prefix("flag CACHE CONFIG SET: ").unwrap_or(&text).to_owned()))
+        }
     }
 }
 
@@ -156,7 +159,7 @@ mod tests {
     fn the_parser_of_the_file_decides() {
         let settings = settings();
         let refusal = |key, value| checked(&settings, key, value).map(|_| ()).unwrap_err().to_string();
-        assert!(refusal("l1.size_bytes_max", "much").starts_with("ERR CACHE CONFIG SET: l1.size_bytes_max"));
+        assert!(refusal("l1.size_bytes_max", "much").starts_with("ERR l1.size_bytes_max = "));
         assert!(refusal("breaker.failure_rate_max", "2").contains("breaker.failure_rate_max"));
         // Against another one in force.
         assert!(refusal("breaker.open_ms_min", "60000").contains("the first time cannot be longer"));

@@ -226,7 +226,7 @@ fn big_values(of: &Figures) -> Vec<Advice> {
     vec![Advice {
         rule: "big-values",
         text: format!(
-            "{count} keys have replies of {} and more, the largest of {}; {} reads could not be kept",
+            "replies of {} and more: {count} keys, the largest of {}; {} reads could not be kept",
             in_units(BIG_BYTES),
             in_units(largest.bytes),
             of.too_big
