@@ -17,6 +17,7 @@ use larder_protocol::table::Table;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// An upstream server.
 pub struct Node {
@@ -30,6 +31,7 @@ pub struct Node {
     slow_micros: AtomicU64,
     refused: AtomicU64,
     facts: ArcSwap<Facts>,
+    disowned: Notify,
 }
 
 /// What is known of the server since the last connection was set up.
@@ -62,7 +64,13 @@ impl Node {
             slow_micros: AtomicU64::new(slow.as_micros() as u64),
             refused: AtomicU64::new(0),
             facts: ArcSwap::from_pointee(facts),
+            disowned: Notify::new(),
         }
+    }
+
+    /// Told whenever the server refuses a link's identity: it may have admitted it before.
+    pub fn disowned(&self) -> &Notify {
+        &self.disowned
     }
 
     /// What is known of the server.
