@@ -28,6 +28,7 @@ mod tunnel;
 pub(crate) use self::core::Place;
 use self::core::{Core, Take};
 use crate::clients::{Client, ClientId};
+use crate::insight::latency::Timed;
 use crate::metrics::Counters;
 use crate::server::Shared;
 use bytes::{Buf, BytesMut};
@@ -226,6 +227,7 @@ impl Connection {
             }
             let waited = self.core.out.len();
             let drained = self.flush(cx)?;
+            self.core.time_hits();
             moved |= self.core.out.len() < waited;
             if self.is_done(drained) || self.has_too_much_output() {
                 return Poll::Ready(Ok(Turn::Close));
@@ -438,6 +440,9 @@ impl Core {
     fn take_requests(&mut self, scanner: &mut RequestScanner, input: &[u8]) -> (usize, Pass) {
         scanner.set_authenticated(self.is_authenticated());
         let mut at = 0;
+        let came_at = self.shared.clock.now();
+        self.session.begin_batch(came_at);
+        let hits_before = self.counters.hits.value();
         let pass = self.with_surroundings(|core, around| {
             loop {
                 if !core.may_take() {
@@ -468,7 +473,17 @@ impl Core {
                 }
             }
         });
-        self.client.heard_at_s.store(self.shared.clock.now().as_micros() / 1_000_000, Ordering::Relaxed);
+        self.hits_to_time = (came_at, self.counters.hits.value().wrapping_sub(hits_before));
+        self.client.heard_at_s.store(came_at.as_micros() / 1_000_000, Ordering::Relaxed);
         (at, pass)
+    }
+
+    /// The answers of the last pass have been written: that is how long its hits took. One look at the clock for all.
+    fn time_hits(&mut self) {
+        let (came_at, hits) = std::mem::take(&mut self.hits_to_time);
+        if hits > 0 {
+            let micros = self.shared.clock.now().saturating_since(came_at).as_micros() as u64;
+            self.counters.latencies.record(Timed::Hit, micros, hits);
+        }
     }
 }

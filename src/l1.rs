@@ -26,6 +26,8 @@ pub use self::cause::Cause;
 
 use self::cause::Causes;
 use crate::clock::Time;
+use crate::config::L1Config;
+use crate::insight::{Insight, ScopeId};
 use crate::mutation::{Mutation, is_planted};
 use arc_swap::ArcSwap;
 use larder_protocol::args::Args;
@@ -51,6 +53,17 @@ pub struct L1Settings {
     pub variants_per_key_max: usize,
 }
 
+impl L1Settings {
+    /// As configured.
+    pub fn of(config: &L1Config) -> Self {
+        Self {
+            size_bytes_max: config.size_bytes_max as u64,
+            entry_bytes_max: config.entry_bytes_max,
+            variants_per_key_max: config.variants_per_key_max,
+        }
+    }
+}
+
 /// What the cache crate and the allocator need for an entry beside its own bytes: two pointers, state, list links,
 /// a slot of the hash table and the allocation's header (an estimate from the sizes of its types; the process's growth has not been measured against it).
 const ENTRY_OVERHEAD_BYTES: u64 = 72;
@@ -58,15 +71,17 @@ const ENTRY_OVERHEAD_BYTES: u64 = 72;
 /// The store that all partitions share.
 pub struct L1 {
     cache: Cache<Slot, Slot, ByteWeighter, foldhash::fast::RandomState, EvictionCount>,
-    settings: L1Settings,
+    settings: ArcSwap<L1Settings>,
     evictions: Arc<AtomicU64>,
     causes: Causes,
+    insight: Arc<Insight>,
     partitions: AtomicU64,
 }
 
 /// A scope's part of L1, for reading.
 pub struct Partition {
     l1: Arc<L1>,
+    scope: ScopeId,
     id: AtomicU64,
     filled: AtomicBool,
     removals: AtomicU64,
@@ -169,6 +184,11 @@ const UNTOLD: u32 = 1;
 impl L1 {
     /// A store of the given size, empty.
     pub fn new(settings: L1Settings) -> Arc<Self> {
+        Self::watched(settings, Insight::new(0))
+    }
+
+    /// As [`L1::new`]; what happens to keys is told to `insight`.
+    pub fn watched(settings: L1Settings, insight: Arc<Insight>) -> Arc<Self> {
         // The crate sizes its ghost list and tables by this; far too many items break its weighting (its issue 65),
         // too few cost a rehash. A kilobyte an entry is the middle of the usual.
         let estimated_items = (settings.size_bytes_max / 1024).clamp(64, 50_000_000) as usize;
@@ -184,14 +204,17 @@ impl L1 {
             Ok(options) => Cache::with_options(options, ByteWeighter, hasher, lifecycle),
             Err(_) => Cache::with(estimated_items, settings.size_bytes_max.max(1), ByteWeighter, hasher, lifecycle),
         };
-        Arc::new(Self { cache, settings, evictions, causes: Causes::default(), partitions: AtomicU64::new(1) })
+        let settings = ArcSwap::from_pointee(settings);
+        Arc::new(Self { cache, settings, evictions, causes: Causes::default(), insight, partitions: AtomicU64::new(1) })
     }
 
     /// A new partition, empty, with the one right to fill it.
     pub fn partition(self: &Arc<Self>) -> (Arc<Partition>, Filler) {
+        let id = self.next_id();
         let partition = Arc::new(Partition {
             l1: self.clone(),
-            id: AtomicU64::new(self.next_id()),
+            scope: ScopeId(id),
+            id: AtomicU64::new(id),
             filled: AtomicBool::new(false),
             removals: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
@@ -224,9 +247,20 @@ impl L1 {
         }
     }
 
+    /// What is seen of the keys.
+    pub fn insight(&self) -> &Arc<Insight> {
+        &self.insight
+    }
+
     /// The limits in force.
-    pub fn settings(&self) -> &L1Settings {
-        &self.settings
+    pub fn settings(&self) -> L1Settings {
+        **self.settings.load()
+    }
+
+    /// Changes the limits. A smaller store evicts at once; entries that are larger than they may be now stay until they go.
+    pub fn resize(&self, settings: L1Settings) {
+        self.settings.store(Arc::new(settings));
+        self.cache.set_capacity(settings.size_bytes_max.max(1));
     }
 
     fn next_id(&self) -> u64 {
@@ -256,6 +290,12 @@ impl Partition {
         let hits = header.hits.load(Ordering::Relaxed);
         header.hits.store(hits.saturating_add(HIT) | UNTOLD, Ordering::Relaxed);
         Some(Hit { entry, reply, same_in_both })
+    }
+
+    /// The partition's number for [`Insight`]: its own for ever, whatever is emptied.
+    #[inline]
+    pub fn scope(&self) -> ScopeId {
+        self.scope
     }
 
     /// True if the entry of `hit` is still the one in L1 and alive: its key has had the same value from the time of
@@ -333,14 +373,14 @@ impl Partition {
     /// What is known of the entry of `key`, if there is one.
     pub fn facts(&self, key: &[u8]) -> Option<EntryFacts> {
         let entry = self.peek(key)?;
-        let header = &entry.0.header.header;
-        Some(EntryFacts {
-            bytes: ByteWeighter.weight(&entry, &entry),
-            variants: entry.variants().count(),
-            hits: header.hits.load(Ordering::Relaxed) / HIT,
-            filled_at: header.filled_at,
-            deadline: (header.deadline != Time::MAX).then_some(header.deadline),
-        })
+        Some(entry.facts())
+    }
+
+    /// What is known of at most `max` entries. Looks at the whole store: not for a task that others wait for.
+    pub fn some_facts(&self, max: usize) -> Vec<EntryFacts> {
+        let id = self.id.load(Ordering::Acquire);
+        let own = self.l1.cache.iter().filter(|(slot, _)| slot.0.header.header.partition == id);
+        own.take(max).map(|(slot, _)| slot.facts()).collect()
     }
 
     /// The store that the partition is a part of.
@@ -402,11 +442,13 @@ impl Filler {
             return Filled::Contradicted;
         }
         let l1 = &self.partition.l1;
+        let settings = l1.settings();
+        l1.insight.sized(self.partition.scope, key, reply.len() as u64);
         let old = self.partition.peek(key);
         let kept = old.as_ref().filter(|e| !e.is_dead(now));
-        let kept = kept.map(|e| (e.other_variants(variant, l1.settings.variants_per_key_max), e));
+        let kept = kept.map(|e| (e.other_variants(variant, settings.variants_per_key_max), e));
         let (body, deadline, hits) = match kept {
-            Some((others, e)) if key.len() + others.len() + reply.len() < l1.settings.entry_bytes_max => {
+            Some((others, e)) if key.len() + others.len() + reply.len() < settings.entry_bytes_max => {
                 let header = &e.0.header.header;
                 (
                     encode(key, &others, variant, reply),
@@ -416,7 +458,7 @@ impl Filler {
             }
             _ => (encode(key, &[], variant, reply), deadline, 0),
         };
-        if body.len() > l1.settings.entry_bytes_max {
+        if body.len() > settings.entry_bytes_max {
             return Filled::TooBig;
         }
         let header =
@@ -443,7 +485,9 @@ impl Filler {
         let removed = self.partition.l1.cache.remove(&SlotRef { partition, key });
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let Some((slot, _)) = removed else { return false };
-        self.partition.l1.causes.add(if slot.is_dead(now) { Cause::TtlExpired } else { cause }, 1);
+        let cause = if slot.is_dead(now) { Cause::TtlExpired } else { cause };
+        self.partition.l1.causes.add(cause, 1);
+        self.partition.l1.insight.removed(self.partition.scope, key, cause, now);
         true
     }
 
@@ -545,6 +589,17 @@ impl Slot {
     /// True for the same entry, not just an equal one.
     fn is(&self, other: &Slot) -> bool {
         std::ptr::eq(self.0.slice.as_ptr(), other.0.slice.as_ptr())
+    }
+
+    fn facts(&self) -> EntryFacts {
+        let header = &self.0.header.header;
+        EntryFacts {
+            bytes: ByteWeighter.weight(self, self),
+            variants: self.variants().count(),
+            hits: header.hits.load(Ordering::Relaxed) / HIT,
+            filled_at: header.filled_at,
+            deadline: (header.deadline != Time::MAX).then_some(header.deadline),
+        }
     }
 
     fn is_dead(&self, now: Time) -> bool {

@@ -44,7 +44,9 @@
 //! | [`redirect`] | invalidations that a client's tracking redirects to another client |
 //! | [`embedded`] | serving without an upstream |
 //! | [`origin`] | CORE: the embedded store |
+//! | [`insight`] | what is seen of the keys from samples; latencies; recommendations |
 //! | [`metrics`], [`report`] | counters; what INFO says of Larder |
+//! | [`live`] | settings that can change at run time |
 //! | [`clock`] | time as a number, and the one reader of the clock |
 //! | [`mutation`] | bugs that can be planted in the cores, to show that the simulation finds them |
 //!
@@ -60,7 +62,9 @@ pub mod clock;
 pub mod config;
 pub mod embedded;
 pub mod hub;
+pub mod insight;
 pub mod l1;
+pub mod live;
 pub mod metrics;
 #[doc(hidden)]
 pub mod mutation;

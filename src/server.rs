@@ -8,10 +8,12 @@ use crate::cache::jobs::Jobs;
 use crate::client::{self, Place};
 use crate::clients::Clients;
 use crate::clock::Clock;
-use crate::config::{Config, Credentials, DenyRule};
+use crate::config::{Config, Credentials, DenyRule, Resolved};
 use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
+use crate::insight::Insight;
 use crate::l1::{L1, L1Settings};
+use crate::live::{Live, SetLevel};
 use crate::metrics::{Counters, Metrics};
 use crate::redirect::Redirects;
 use crate::report::Baseline;
@@ -65,8 +67,10 @@ pub enum RunError {
 
 /// What all clients share.
 pub struct Shared {
-    /// The settings in force.
+    /// The settings at the start.
     pub config: Config,
+    /// The settings that can change, as they are now.
+    pub live: Live,
     /// The clock.
     pub clock: Clock,
     /// Where data comes from.
@@ -75,6 +79,8 @@ pub struct Shared {
     pub clients: Clients,
     /// Counters of all workers.
     pub metrics: Metrics,
+    /// What is seen of the keys that clients use.
+    pub insight: Arc<Insight>,
     /// What clients may not call.
     pub denied: Denied,
     /// The built-in command table.
@@ -114,17 +120,19 @@ const BACKLOG: i32 = 4096;
 /// How long accepting pauses when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until a signal asks for the end.
+/// Serves until a signal asks for the end. `set_level` changes what is logged.
 ///
 /// # Errors
 /// The address, a thread or a required upstream cannot be had.
-pub fn run(config: Config) -> Result<(), RunError> {
+pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
+    let Resolved { config, settings } = resolved;
+    let live = Live::new(settings, set_level);
     let clock = Clock::start();
     let threads = config.threads;
     let runtimes: Vec<Runtime> = (0..threads).map(|_| runtime()).collect::<Result<_, _>>()?;
     let Some(first) = runtimes.first() else { return Ok(()) };
     let handle = first.handle().clone();
-    let shared = Arc::new(Shared::new(config, clock, handle));
+    let shared = Arc::new(Shared::new(config, live, clock, handle));
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
@@ -151,11 +159,12 @@ pub fn run(config: Config) -> Result<(), RunError> {
 // === impl Shared ===
 
 impl Shared {
-    fn new(config: Config, clock: Clock, runtime: Handle) -> Self {
+    fn new(config: Config, live: Live, clock: Clock, runtime: Handle) -> Self {
         let table = Arc::new(Table::builtin());
+        let insight = Insight::new(config.insight.sample_every as u32);
         let backend = match &config.upstream {
             None => Backend::Embedded(Embedded::new(config.store.size_bytes_max as u64, seed())),
-            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &runtime)),
+            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &insight, &runtime)),
         };
         let limits = &config.limits;
         let request_limits = RequestLimits {
@@ -170,6 +179,8 @@ impl Shared {
             backend,
             clock,
             metrics: Metrics::default(),
+            insight,
+            live,
             table,
             request_limits,
             jobs: Jobs::default(),
@@ -292,7 +303,13 @@ fn seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
-fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Handle) -> Arc<Upstream> {
+fn upstream_of(
+    config: &Config,
+    clock: Clock,
+    table: &Arc<Table>,
+    insight: &Arc<Insight>,
+    runtime: &Handle,
+) -> Arc<Upstream> {
     let (endpoint, identity, database) = match &config.upstream {
         Some(upstream) => (
             Endpoint { host: upstream.address.host.clone(), port: upstream.address.port },
@@ -303,11 +320,7 @@ fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Hand
     };
     let breaker = breaker_of(config);
     let node = Arc::new(Node::new(endpoint, clock, breaker, table.clone(), seed()));
-    let l1 = L1::new(L1Settings {
-        size_bytes_max: config.l1.size_bytes_max as u64,
-        entry_bytes_max: config.l1.entry_bytes_max,
-        variants_per_key_max: config.l1.variants_per_key_max,
-    });
+    let l1 = L1::watched(L1Settings::of(&config.l1), insight.clone());
     Upstream::new(node, l1, settings_of(config), identity, database, runtime.clone(), seed())
 }
 
@@ -319,7 +332,8 @@ fn identity_of(credentials: &Credentials) -> Identity {
     }
 }
 
-fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSettings {
+/// The breaker's settings as configured.
+pub(crate) fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSettings {
     let breaker = &config.breaker;
     let settings = BreakerSettings {
         window: breaker.window_ms,
@@ -418,7 +432,7 @@ async fn work(
     mut stopped: watch::Receiver<bool>,
     signal: Option<watch::Sender<bool>>,
 ) -> io::Result<()> {
-    let counters = shared.metrics.worker();
+    let counters = shared.metrics.worker(&shared.insight);
     let listener = TcpListener::from_std(listener)?;
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));

@@ -18,6 +18,7 @@
 //! Bounds: the shell takes no more requests while [`Session::under_way`] is at `limits.client_in_flight_max`.
 
 use crate::clock::Time;
+use crate::insight::latency::Timed;
 use crate::l1::{Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
@@ -86,6 +87,8 @@ pub struct Session {
     follows: u32,
     muted: Muted,
     reads: ReadMode,
+    /// When the bytes came in which the requests at hand stand.
+    batch_at: Time,
 }
 
 /// `CLIENT REPLY`.
@@ -109,6 +112,10 @@ struct Slot {
     /// The request, where it may have to be done again.
     request: Option<Bytes>,
     fence: Fence,
+    /// What its reply is to be counted as; `None` for nothing.
+    timed: Option<Timed>,
+    /// When the bytes came in which it stood.
+    came_at: Time,
     /// For PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
     receivers: Option<(i64, i64)>,
 }
@@ -202,7 +209,13 @@ impl Session {
             follows: 0,
             muted: Muted::No,
             reads: ReadMode::Cached,
+            batch_at: Time::ZERO,
         }
+    }
+
+    /// The requests that are taken from now on came at this time.
+    pub fn begin_batch(&mut self, at: Time) {
+        self.batch_at = at;
     }
 
     /// Where reads are answered from.
@@ -284,6 +297,8 @@ impl Session {
             muted,
             request: None,
             fence: Fence::Done,
+            timed: None,
+            came_at: self.batch_at,
             receivers: None,
         });
     }
@@ -398,6 +413,7 @@ impl Session {
         };
         let key = args.arg(key_at);
         let hit = partition.read(key, Variant::new(command.id, args, key_at), around.now);
+        around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
         if self.writes_out > 0 {
             around.counters.pass(Passed::UnansweredWrite);
             let kind = if hit.is_some() { OpKind::Read } else { fill_of(command, args, false, around) };
@@ -467,6 +483,9 @@ impl Session {
         let removals = partition.removals();
         let hits: Vec<Option<Hit>> =
             args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
+        for (key, hit) in args.iter().skip(1).zip(&hits) {
+            around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
+        }
         let found = hits.iter().flatten().count();
         around.counters.hits.add(found as u64);
         around.counters.misses.add((hits.len() - found) as u64);
@@ -511,6 +530,10 @@ impl Session {
             return Flow::Wait;
         }
         around.counters.writes.add(1);
+        if let Some(partition) = around.partition {
+            let keys = command.written_keys(args).map(|at| args.arg(at));
+            around.counters.watcher.write(partition.scope(), keys, around.now);
+        }
         self.send(command, args, kind, around, batch);
         Flow::Taken
     }
@@ -525,6 +548,12 @@ impl Session {
             muted: self.take_muted(),
             request: (self.held > 0).then(|| Bytes::copy_from_slice(args.bytes())),
             fence: Fence::Wanted,
+            timed: match kind {
+                OpKind::Fill { .. } | OpKind::FillEach(_) => Some(Timed::Miss),
+                OpKind::Write(_) | OpKind::Effect => Some(Timed::Write),
+                _ => None,
+            },
+            came_at: self.batch_at,
             receivers: None,
         };
         self.writes_out += usize::from(writes);
@@ -542,6 +571,8 @@ impl Session {
             muted: self.take_muted(),
             request: Some(Bytes::copy_from_slice(args.bytes())),
             fence,
+            timed: None,
+            came_at: self.batch_at,
             receivers: None,
         };
         self.held += 1;
@@ -616,6 +647,7 @@ impl Session {
     /// Moves what may leave to `out`, in order.
     pub fn advance(&mut self, around: &Surroundings<'_>, out: &mut Outgoing) -> Advanced {
         let mut advanced = Advanced::default();
+        let mut waited: SmallVec<[(Timed, Time); 8]> = SmallVec::new();
         let fences = around.fences && !is_planted(Mutation::OtherScopesUnfenced);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
@@ -623,6 +655,8 @@ impl Session {
                 _ if matches!(slot.fence, Fence::Missing(_)) => break,
                 _ if slot.fence == Fence::Wanted && fences => break,
                 State::Arrived(reply) => {
+                    waited.extend(slot.timed.map(|what| (what, slot.came_at)));
+                    count_level(slot.timed, reply, around.counters);
                     if !slot.muted {
                         match (slot.receivers, Cursor::new(reply).next()) {
                             (Some((upstream, here)), Some(Item::Integer(n))) => {
@@ -646,6 +680,11 @@ impl Session {
                 }
             }
             self.slots.pop_front();
+        }
+        if !waited.is_empty() {
+            let now = (around.now)();
+            let micros = |came_at: Time| now.saturating_since(came_at).as_micros() as u64;
+            around.counters.latencies.record_all(waited.iter().map(|(what, at)| (*what, micros(*at))));
         }
         if fences {
             let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
@@ -712,6 +751,14 @@ impl Batch {
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(request);
         self.ops.push(Op { seq, bytes: start..self.bytes.len() as u32, kind });
+    }
+}
+
+/// Whether the upstream had what was asked for.
+fn count_level(timed: Option<Timed>, reply: &[u8], counters: &Counters) {
+    if timed == Some(Timed::Miss) {
+        let is_null = matches!(reply, b"_\r\n" | b"$-1\r\n" | b"*-1\r\n");
+        if is_null { counters.l2_misses.add(1) } else { counters.l2_hits.add(1) }
     }
 }
 

@@ -1,7 +1,9 @@
 //! What a connection knows and decides, without its socket.
 
 use crate::clients::Client;
+use crate::clock::Time;
 use crate::hub::{Hub, Subscriptions};
+use crate::insight::ScopeId;
 use crate::l1::Partition;
 use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
@@ -15,7 +17,7 @@ use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestError, RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Command, Group, Resolved, Table};
+use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
 use smallvec::smallvec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,6 +45,8 @@ pub(crate) struct Core {
     pub(crate) ends_after_answer: bool,
     /// Fences that something else than a slot waits for, with how many links are still to answer.
     pub(crate) fences: BTreeMap<Seq, u32>,
+    /// When the bytes of the last pass came, and how many of its reads L1 has answered: still to be timed.
+    pub(super) hits_to_time: (Time, u64),
     /// The database that a transaction has selected.
     pub(crate) selected_in_transaction: Option<u32>,
 }
@@ -103,6 +107,7 @@ impl Core {
             held_message_bytes: 0,
             ends_after_answer: false,
             fences: BTreeMap::new(),
+            hits_to_time: (Time::ZERO, 0),
             selected_in_transaction: None,
         })
     }
@@ -241,7 +246,22 @@ impl Core {
 
     fn take_embedded(&mut self, database: u32, args: Args<'_>) -> Take {
         let answer = self.shared.execute_embedded(database, self.session.protocol(), args);
+        self.watch_embedded(ScopeId(u64::from(database)), args, answer.len());
         self.answer(&answer)
+    }
+
+    fn watch_embedded(&self, scope: ScopeId, args: Args<'_>, answer_bytes: usize) {
+        let Resolved::Known(command) = self.shared.table.resolve(args) else { return };
+        let (watcher, clock) = (&self.counters.watcher, self.shared.clock);
+        let now = move || clock.now();
+        let keys = || command.keys(args).map(|at| args.arg(at));
+        if command.flags.contains(Flags::WRITE) {
+            return watcher.write(scope, keys(), &now);
+        }
+        keys().for_each(|key| watcher.read(scope, key, true, &now));
+        if let (Some(key), None) = (keys().next(), keys().nth(1)) {
+            self.shared.insight.sized(scope, key, answer_bytes as u64);
+        }
     }
 
     /// Why a command may not be used now, as an error reply; `None` if it may.
