@@ -3,10 +3,11 @@
 //! An input is a list of words with a blank between two. The first byte says whether `CACHE` stands in front of them, a
 //! command of the table (its number in the second byte and the lowest bits of the first), or nothing.
 
+use std::mem::discriminant;
 use std::sync::LazyLock;
 
 use larder_protocol::args::{Args, OwnedArgs};
-use larder_protocol::cache::{BreakerOrder, CacheCommand, CacheError, Reach, Target};
+use larder_protocol::cache::{CacheCommand, CacheError, Target};
 use larder_protocol::shape::{Protocol, Shape};
 use larder_protocol::table::{Cacheability, Class, Command, KeyKnowledge, Resolved, Table};
 
@@ -34,19 +35,33 @@ pub(crate) fn check(input: &[u8]) {
     }
 }
 
-/// What is understood can be written down again and means the same; what is not gets one line.
+/// What is understood has the arity and the keys that the table's row for it tells, and is the same in capitals and in
+/// small letters; what is not understood gets one line.
 fn check_cache(args: Args<'_>) {
-    match CacheCommand::parse(args) {
-        Ok(command) => {
-            let Some(words) = written(&command) else { return };
-            let again = OwnedArgs::new(&words);
-            let again = CacheCommand::parse(again.args()).map(|again| written(&again));
-            assert_eq!(again, Ok(Some(words.clone())), "it does not mean what it says");
-            assert_eq!(words.len(), args.len(), "a word was passed over");
-            let same = |(word, arg): (&Vec<u8>, &[u8])| word.eq_ignore_ascii_case(arg);
-            assert!(words.iter().zip(args.iter()).skip(1).all(same), "a word was changed");
+    let parsed = CacheCommand::parse(args);
+    for fold in [<[u8]>::to_ascii_uppercase, <[u8]>::to_ascii_lowercase] {
+        let folded = OwnedArgs::new(args.iter().map(fold));
+        match (&parsed, CacheCommand::parse(folded.args())) {
+            (Ok(one), Ok(other)) => assert_eq!(discriminant(one), discriminant(&other), "case has changed the meaning"),
+            (Err(one), Err(other)) => assert_eq!(discriminant(one), discriminant(&other), "case has changed the error"),
+            (one, other) => panic!("case decides: {one:?}, {other:?}"),
         }
-        Err(error) => check_error(&error),
+    }
+    let command = match parsed {
+        Ok(command) => command,
+        Err(error) => return check_error(&error),
+    };
+    let Resolved::Known(row) = TABLE.resolve(args) else { panic!("{command:?} has no row in the table") };
+    assert!(row.accepts(args.len()), "{command:?} of {} arguments", args.len());
+    let keys: Vec<&[u8]> = row.keys(args).map(|at| args.arg(at)).collect();
+    match command {
+        CacheCommand::Entry(key) => assert_eq!(keys, [key]),
+        CacheCommand::Invalidate(Target::Keys(list), _) => {
+            assert!(list.len() > 0 && list.iter().len() == list.len());
+            assert!(list.iter().eq(keys), "{list:?} are not the keys that the table tells");
+        }
+        CacheCommand::Help | CacheCommand::Fence | CacheCommand::Stats => assert_eq!(args.len(), 2),
+        _ => {}
     }
 }
 
@@ -54,49 +69,6 @@ fn check_error(error: &CacheError) {
     let line = error.to_string();
     assert!(line.starts_with("ERR ") && line.len() <= ERROR_BYTES_MAX, "{line}");
     assert!(!line.contains(['\r', '\n']), "an error of two lines: {line:?}");
-}
-
-/// A command as its shortest request; `None` for those whose form this module does not know.
-fn written(command: &CacheCommand<'_>) -> Option<Vec<Vec<u8>>> {
-    let words: Vec<&[u8]> = match command {
-        CacheCommand::Help => vec![b"help"],
-        CacheCommand::Fence => vec![b"fence"],
-        CacheCommand::Read(None) => vec![b"read"],
-        CacheCommand::Read(Some(mode)) => vec![b"read", mode.word().as_bytes()],
-        CacheCommand::Breaker(BreakerOrder::Show) => vec![b"breaker"],
-        CacheCommand::Breaker(BreakerOrder::Open) => vec![b"breaker", b"open"],
-        CacheCommand::Breaker(BreakerOrder::Close) => vec![b"breaker", b"close"],
-        CacheCommand::Breaker(BreakerOrder::Release) => vec![b"breaker", b"release"],
-        CacheCommand::Info(None) => vec![b"info"],
-        CacheCommand::Info(Some(section)) => vec![b"info", section],
-        CacheCommand::Stats => vec![b"stats"],
-        CacheCommand::ResetStats => vec![b"resetstats"],
-        CacheCommand::Entry(key) => vec![b"entry", key],
-        CacheCommand::Invalidate(target, reach) => return Some(invalidate(target, *reach)),
-        #[allow(unreachable_patterns, reason = "the grammar grows")]
-        _ => return None,
-    };
-    Some(std::iter::once(&b"CACHE"[..]).chain(words).map(<[u8]>::to_vec).collect())
-}
-
-fn invalidate(target: &Target<'_>, reach: Reach) -> Vec<Vec<u8>> {
-    let mut words = vec![b"CACHE".to_vec(), b"invalidate".to_vec()];
-    match target {
-        Target::Keys(keys) => {
-            words.push(b"keys".to_vec());
-            words.push(keys.len().to_string().into_bytes());
-            assert_eq!(keys.iter().len(), keys.len());
-            words.extend(keys.iter().map(<[u8]>::to_vec));
-        }
-        Target::Pattern(glob) => words.extend([b"pattern".to_vec(), glob.to_vec()]),
-        Target::All => words.push(b"all".to_vec()),
-        #[allow(unreachable_patterns, reason = "the grammar grows")]
-        _ => {}
-    }
-    if reach == Reach::Local {
-        words.push(b"local".to_vec());
-    }
-    words
 }
 
 /// What the table says of a request: whatever it is, keys stand within it, and what may use the shared link or be
