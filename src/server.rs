@@ -13,6 +13,7 @@ use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
 use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
+use crate::received::Ration;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
@@ -82,6 +83,8 @@ pub struct Shared {
     pub request_limits: RequestLimits,
     /// Work that takes a while.
     pub jobs: Jobs,
+    /// How many lines of the log may be about what clients send.
+    pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
@@ -170,6 +173,7 @@ impl Shared {
             table,
             request_limits,
             jobs: Jobs::default(),
+            lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
             hubs: Mutex::default(),
             runtime,

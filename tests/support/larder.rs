@@ -84,6 +84,15 @@ impl Larder {
         Client::resp3(self.address)
     }
 
+    /// The most memory that the process has ever held, in KiB (`VmHWM` of Linux).
+    #[track_caller]
+    pub(crate) fn memory_peak_kb(&self) -> u64 {
+        let id = self.process.as_ref().expect("Larder runs as a process of its own").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the status of a process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM in the status");
+        line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+    }
+
     /// Sends the process a signal by name.
     #[track_caller]
     pub(crate) fn signal(&self, signal: &str) {
