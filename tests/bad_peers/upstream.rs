@@ -21,7 +21,7 @@ const SETTINGS: &[&str] = &[
 const MISDEED_EVERY: u64 = 23;
 const CLIENTS: u64 = 8;
 const ROUNDS: u64 = 60;
-/// Requests of one client that are under way at once.
+/// Requests of one client that are under way at once on the link.
 const BATCH: u64 = 5;
 
 /// Where the upstream misbehaves: each kind of request has connections of its own.
@@ -49,6 +49,12 @@ impl Place {
             Self::Exclusive => encode(&["EVAL", "return ARGV[1]", "0", key]),
             Self::Blocking => encode(&["BLPOP", key, "0"]),
         }
+    }
+
+    /// On a connection of its own a client could only be given its own replies, out of step; so that this shows as well,
+    /// it asks one thing at a time there.
+    fn batch(self) -> u64 {
+        if self == Self::Link { BATCH } else { 1 }
     }
 
     fn own_answer(self, key: &str) -> Vec<u8> {
@@ -134,7 +140,7 @@ fn ask(place: Place, id: u64, larder: SocketAddr) -> (u64, u64) {
     let (mut own, mut errors) = (0, 0);
     let mut client = Client::speaking(protocol, larder);
     for round in 0..ROUNDS {
-        let keys: Vec<String> = (0..BATCH).map(|n| format!("c{id}r{round}n{n}")).collect();
+        let keys: Vec<String> = (0..place.batch()).map(|n| format!("c{id}r{round}n{n}")).collect();
         let batch: Vec<u8> = keys.iter().flat_map(|key| place.request(key)).collect();
         let mut open = client.try_send_raw(&batch).is_ok();
         for key in &keys {
@@ -197,6 +203,37 @@ fn subscribe(id: u64, larder: SocketAddr) -> u64 {
         }
     }
     told
+}
+
+/// A pipeline on an exclusive connection whose upstream answers twice: its client may be given its own replies out of
+/// step, which nobody can tell; another client's it is never given.
+#[test]
+fn replies_out_of_step_stay_with_their_client() {
+    let fake = Fake::start(|words, n| match &words[0][..] {
+        b"EVAL" if n % MISDEED_EVERY == 7 => Deed::Twice,
+        _ => Deed::Honest,
+    });
+    let larder = Larder::before(fake.address(), SETTINGS);
+    std::thread::scope(|scope| {
+        for id in 0..CLIENTS {
+            let address = larder.address();
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let mut client = Client::connect(address);
+                    let keys = (0..BATCH).map(|n| format!("c{id}r{round}n{n}"));
+                    let batch: Vec<u8> = keys.flat_map(|key| Place::Exclusive.request(&key)).collect();
+                    client.send_raw(&batch);
+                    for _ in 0..BATCH {
+                        let Ok(reply) = client.try_reply() else { break };
+                        let own = format!("value of c{id}r{round}n");
+                        let is_own = reply.windows(own.len()).any(|window| window == own.as_bytes());
+                        assert!(is_own || reply.starts_with(b"-UPSTREAM"), "client {id}: {}", show(&reply));
+                    }
+                }
+            });
+        }
+    });
+    assert!(fake.misdeeds() > 0, "the upstream has been honest");
 }
 
 /// The set-up of connections is answered with other types than any server's: no connection, a clear error, and a line in
@@ -265,9 +302,8 @@ fn what_nobody_has_asked_for_reaches_nobody() {
                 own
             });
         }
-        let blurted: &[u8] =
-            rng.pick(&[&b"+surprise\r\n"[..], b"$5\r\nvalue\r\n", b"*1\r\n", b"\r\n", b":-1\r\n", b">1\r\n+x\r\n"]);
-        fake.blurt(blurted);
+        let kinds = ["+surprise\r\n", "$5\r\nvalue\r\n", "*1\r\n", "\r\n", ":-1\r\n", ">1\r\n+x\r\n"];
+        fake.blurt(rng.pick(&kinds).as_bytes());
         // They are there before the next request is.
         std::thread::sleep(std::time::Duration::from_millis(20));
     }

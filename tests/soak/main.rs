@@ -25,8 +25,8 @@ mod news;
 mod registers;
 mod tally;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use faults::Faults;
@@ -35,15 +35,15 @@ use support::{Larder, Relay, Rng, Server, run_seconds, seed};
 use tally::Tally;
 
 /// Every write is in the server's file before it is answered: a kill loses nothing that was acknowledged.
-const SERVER_FLAGS: &[&str] = &[
-    "--appendonly", "yes", "--appendfsync", "no", "--user", "alice", "on", ">pw", "~*", "&*", "+@all",
-];
+const SERVER_FLAGS: &[&str] =
+    &["--appendonly", "yes", "--appendfsync", "no", "--user", "alice", "on", ">pw", "~*", "&*", "+@all"];
 const REPLY_MS_MAX: u64 = 1500;
 const POOL_WAIT_MS_MAX: u64 = 1000;
 const CONNECT_MS_MAX: u64 = 1000;
 /// A request may wait for a connection to be made and for one to become free, then for its reply, and a read that was
 /// lost with its link once more; a fence behind it waits for one more reply. The rest is for a machine that is busy.
-pub(crate) const WAIT_MAX: Duration = Duration::from_millis(3 * REPLY_MS_MAX + POOL_WAIT_MS_MAX + CONNECT_MS_MAX + 2000);
+pub(crate) const WAIT_MAX: Duration =
+    Duration::from_millis(3 * REPLY_MS_MAX + POOL_WAIT_MS_MAX + CONNECT_MS_MAX + 2000);
 /// How long the keys of one round are used; then their history is checked.
 const ROUND: Duration = Duration::from_secs(4);
 const CLIENTS: usize = 10;
@@ -89,7 +89,8 @@ fn every_answer_is_right_through_faults() {
     let memory_before = run.larder.memory_kb();
     std::thread::scope(|scope| {
         let mut faults = Faults::new(upstream, &relay, rng.fork());
-        scope.spawn(|| faults.trouble(&run));
+        let shared = &run;
+        scope.spawn(move || faults.trouble(shared));
         for (id, rng) in (0..4).map(|id| (id, rng.fork())).collect::<Vec<_>>() {
             let run = &run;
             scope.spawn(move || news::work(run, id, rng));
