@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, GUARD, Larder, Rng, Server, Value, encode, run_seconds, seed, show};
+use crate::support::{Client, GUARD, Larder, Rng, Server, Value, encode, run_seconds, seed, show, wait_until};
 
 /// What the process may map at most, the code, stacks and unused room of allocators included (RLIMIT_AS).
 const ADDRESS_SPACE_BYTES: u64 = 1024 * MB;
@@ -79,7 +79,7 @@ fn hostile_clients_do_not_exhaust_its_memory() {
     assert!(attacks > 0 && served > 0);
     assert!(peak * 1024 < STATED_TOTAL_BYTES, "{peak} KiB");
     // Its end would fail the test when `larder` is dropped; that it still serves says more.
-    assert_eq!(larder.client().run("PING"), b"+PONG\r\n");
+    wait_until("it serves as before", || larder.client().run("SET after 1") == b"+OK\r\n");
 }
 
 /// One client's worth of trouble, a second or so of it.
@@ -90,7 +90,8 @@ fn attack(larder: SocketAddr, rng: &mut Rng, stop: &AtomicBool) {
     limits.expect("time limits");
     let until = Instant::now() + Duration::from_millis(300 + rng.below(1500));
     let filling = vec![b'v'; 64 * 1024];
-    let (head, body): (Vec<u8>, Vec<u8>) = match rng.below(7) {
+    let kind = rng.below(7);
+    let (head, body): (Vec<u8>, Vec<u8>) = match kind {
         // Asks for much and reads nothing.
         0 | 1 => (Vec::new(), encode(&["GET", "large"]).repeat(50)),
         2 => (encode(&["HELLO", "3"]), encode(&["EVAL", "return redis.call('get', 'large')", "0"]).repeat(20)),
@@ -103,8 +104,12 @@ fn attack(larder: SocketAddr, rng: &mut Rng, stop: &AtomicBool) {
         _ => (b"GET ".to_vec(), filling),
     };
     let mut sent = stream.write_all(&head);
-    while sent.is_ok() && Instant::now() < until && !stop.load(Ordering::SeqCst) {
+    // It is Larder that is under attack, not the memory in which the upstream gathers what a script has answered.
+    let rounds_max = if kind == 2 { 3 } else { u64::MAX };
+    let mut rounds = 0;
+    while sent.is_ok() && rounds < rounds_max && Instant::now() < until && !stop.load(Ordering::SeqCst) {
         sent = stream.write_all(&body);
+        rounds += 1;
     }
     // Lets what is owed wait for a while.
     while Instant::now() < until && !stop.load(Ordering::SeqCst) {
