@@ -34,7 +34,7 @@ use larder_protocol::shape;
 use larder_protocol::table::CommandId;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 use std::cell::Cell;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -72,6 +72,7 @@ pub struct Partition {
     removals: AtomicU64,
     suspended: AtomicU32,
     peers: ArcSwap<Vec<Weak<Partition>>>,
+    peer_fills: [AtomicU64; PEER_FILL_STRIPES],
 }
 
 /// The right to change a partition. There is one for each, held by the reader task of the scope's link.
@@ -148,6 +149,9 @@ struct ByteWeighter;
 #[derive(Clone)]
 struct EvictionCount(Arc<AtomicU64>);
 
+/// Fills of peers are counted in so many groups of keys. Keys of one group are taken for each other, which costs a fill.
+const PEER_FILL_STRIPES: usize = 64;
+
 /// The id of a suspended partition: no entry has it.
 const NOWHERE: u64 = 0;
 
@@ -192,6 +196,7 @@ impl L1 {
             removals: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
             peers: ArcSwap::default(),
+            peer_fills: std::array::from_fn(|_| AtomicU64::new(0)),
         });
         (partition.clone(), Filler { partition })
     }
@@ -276,6 +281,24 @@ impl Partition {
             held.is_some() && theirs.is_none_or(|(entry, r)| entry.0.slice[r.start as usize..r.end as usize] != *reply)
         };
         self.peers.load().iter().any(differs)
+    }
+
+    /// A number that grows when a peer is filled with this key; 0 without peers. A read that was sent before a peer was
+    /// filled may be older than what clients of that peer have been answered since, even if the peer holds it no more: it
+    /// is not to be kept.
+    pub fn peer_fills(&self, key: &[u8]) -> u64 {
+        if self.peers.load().is_empty() { 0 } else { self.peer_fills[stripe_of(key)].load(Ordering::Relaxed) }
+    }
+
+    fn tell_peers(&self, key: &[u8]) {
+        let peers = self.peers.load();
+        if peers.is_empty() {
+            return;
+        }
+        let stripe = stripe_of(key);
+        for peer in peers.iter().filter_map(Weak::upgrade) {
+            peer.peer_fills[stripe].fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// A number that grows after each removal and before any later fill. Hits between two equal readings were all true
@@ -401,6 +424,7 @@ impl Filler {
         let slot = Slot(ThinArc::from_header_and_slice(header, &body));
         // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
         self.partition.filled.store(true, Ordering::Release);
+        self.partition.tell_peers(key);
         l1.cache.insert(slot.clone(), slot);
         if let Some(old) = old {
             // The crate reports a replacement as an eviction.
@@ -503,6 +527,12 @@ impl Hit {
         &self.entry.0.slice[self.reply.start as usize..self.reply.end as usize]
     }
 
+    /// True if its deadline has not passed. `now` is asked for only if there is one.
+    pub fn is_alive(&self, now: impl FnOnce() -> Time) -> bool {
+        let deadline = self.entry.0.header.header.deadline;
+        deadline == Time::MAX || deadline > now()
+    }
+
     /// True if the reply is the same bytes in RESP2.
     pub fn same_in_both(&self) -> bool {
         self.same_in_both
@@ -559,6 +589,10 @@ impl Slot {
     fn number(&self, at: usize) -> Option<u32> {
         Some(u32::from_le_bytes(self.0.slice.get(at..at + 4)?.try_into().ok()?))
     }
+}
+
+fn stripe_of(key: &[u8]) -> usize {
+    (foldhash::fast::FixedState::default().hash_one(key) % PEER_FILL_STRIPES as u64) as usize
 }
 
 fn encode(key: &[u8], others: &[u8], variant: Variant<'_>, reply: &[u8]) -> Vec<u8> {

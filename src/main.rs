@@ -77,8 +77,22 @@ enum Command {
     },
 }
 
+/// Plants the bug that the environment names, for the tests that must find it.
+#[cfg(feature = "mutations")]
+fn plant_bug() -> Result<(), String> {
+    let Ok(name) = env::var("PLANTED_BUG") else { return Ok(()) };
+    let bug = larder::mutation::Mutation::named(&name).ok_or(format!("PLANTED_BUG: no such bug: {name}"))?;
+    larder::mutation::plant_everywhere(bug);
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let line = CommandLine::parse();
+    #[cfg(feature = "mutations")]
+    if let Err(refusal) = plant_bug() {
+        eprintln!("larder: {refusal}");
+        return ExitCode::from(EXIT_BAD_CONFIGURATION);
+    }
     match line.command {
         None => match resolve(&line.settings, None) {
             Ok(resolved) => serve(resolved.config),

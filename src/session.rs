@@ -476,9 +476,10 @@ impl Session {
         }
         let what = if per_key == PerKey::Mget { HeldKind::Mget } else { HeldKind::Exists };
         if found == hits.len() && self.slots.is_empty() {
-            // A removal came in between: the hits may not have been there at once, and a held answer with nothing
-            // in front of it would never be looked at again.
-            if partition.removals() != removals {
+            // If a removal came in between, or a deadline, the hits may not have been there at once; a held answer with
+            // nothing in front of it would never be looked at again.
+            let were_alive_at_once = hits.iter().flatten().all(|hit| hit.is_alive(around.now));
+            if partition.removals() != removals || !were_alive_at_once {
                 self.send(command, args, OpKind::FillEach(each), around, batch);
             } else if !self.take_muted() {
                 let _ = put_merged(what, &hits, &[], self.merges_to(around), out);

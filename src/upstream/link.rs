@@ -144,6 +144,8 @@ pub struct LinkCore {
     big_keys: Vec<Bytes>,
     failures: Vec<FailureCause>,
     counts: LinkCounts,
+    #[cfg(feature = "mutations")]
+    late: flights::Late,
 }
 
 /// What the next reply belongs to.
@@ -240,6 +242,8 @@ impl LinkCore {
             big_keys: Vec::new(),
             failures: Vec::new(),
             counts: LinkCounts::default(),
+            #[cfg(feature = "mutations")]
+            late: flights::Late::default(),
         }
     }
 
@@ -291,6 +295,8 @@ impl LinkCore {
 
     /// Wakes the clients that something was left for since the last call.
     pub fn wake_clients(&mut self) {
+        #[cfg(feature = "mutations")]
+        self.fill_late();
         for port in self.awake.drain(..) {
             port.wake();
         }

@@ -21,7 +21,7 @@ impl Larder {
     pub(crate) fn start(upstream: Option<&Server>, flags: &[&str]) -> Self {
         match upstream {
             Some(server) => Self::before(server.address(), flags),
-            None => Self::launch(None, flags),
+            None => Self::launch(None, flags, None),
         }
     }
 
@@ -35,26 +35,31 @@ impl Larder {
         if Self::is_plain() {
             return Self { address: upstream, process: None, _files: TempDir::new() };
         }
-        Self::launch(Some(format!("redis://{upstream}")), flags)
+        Self::launch(Some(format!("redis://{upstream}")), flags, None)
+    }
+
+    /// As [`Larder::behind`], with a bug planted. Only a build with the feature `mutations` has any.
+    pub(crate) fn planted(relay: &Relay, flags: &[&str], bug: &str) -> Self {
+        Self::launch(Some(format!("redis://{}", relay.address())), flags, Some(bug))
     }
 
     /// Starts Larder in front of `upstream` with an address space of so many bytes and not one more (RLIMIT_AS).
     pub(crate) fn limited(upstream: &Server, flags: &[&str], address_space_bytes: u64) -> Self {
         let url = format!("redis://{}", upstream.address());
-        Self::launch_with(&["prlimit", &format!("--as={address_space_bytes}")], Some(url), flags)
+        Self::launch_with(&["prlimit", &format!("--as={address_space_bytes}")], Some(url), flags, None)
     }
 
     /// Starts Larder with an upstream URL of the test's own making (a password, a database).
     pub(crate) fn with_url(url: &str, flags: &[&str]) -> Self {
-        Self::launch(Some(url.to_owned()), flags)
+        Self::launch(Some(url.to_owned()), flags, None)
     }
 
-    fn launch(upstream: Option<String>, flags: &[&str]) -> Self {
-        Self::launch_with(&[], upstream, flags)
+    fn launch(upstream: Option<String>, flags: &[&str], bug: Option<&str>) -> Self {
+        Self::launch_with(&[], upstream, flags, bug)
     }
 
     /// Starts Larder as the last argument of `wrapper`, a program that becomes the one that it starts.
-    fn launch_with(wrapper: &[&str], upstream: Option<String>, flags: &[&str]) -> Self {
+    fn launch_with(wrapper: &[&str], upstream: Option<String>, flags: &[&str], bug: Option<&str>) -> Self {
         let files = TempDir::new();
         let process = Process::start("larder", &files.path().join("log"), None, |port| {
             let words: Vec<String> = wrapper.iter().map(|&word| word.to_owned()).chain([binary()]).collect();
@@ -71,6 +76,9 @@ impl Larder {
                 command.args(["--upstream", url]);
             }
             command.args(flags);
+            if let Some(bug) = bug {
+                command.env("PLANTED_BUG", bug);
+            }
             command
         });
         Self { address: process.address(), process: Some(process), _files: files }

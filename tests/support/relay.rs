@@ -33,7 +33,7 @@ pub(crate) struct Relay {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: SocketAddr,
+    upstream: Mutex<SocketAddr>,
     delay_us_max: AtomicU64,
     paused: AtomicBool,
     refusing: AtomicBool,
@@ -56,7 +56,7 @@ impl Relay {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let listener = listen(address);
         let shared = Arc::new(Shared {
-            upstream,
+            upstream: Mutex::new(upstream),
             delay_us_max: AtomicU64::new(micros(delay_max)),
             paused: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
@@ -105,6 +105,11 @@ impl Relay {
     pub(crate) fn allow(&self) {
         self.shared.refusing.store(false, Ordering::Relaxed);
         super::wait_until("the relay accepts", || TcpStream::connect(self.address).is_ok());
+    }
+
+    /// Leads new connections to another server; those that are open stay where they are.
+    pub(crate) fn lead_to(&self, upstream: SocketAddr) {
+        *lock(&self.shared.upstream) = upstream;
     }
 
     /// How many connections it has accepted so far.
@@ -157,7 +162,8 @@ fn accept(shared: &Arc<Shared>, address: SocketAddr, listener: TcpListener, mut 
 }
 
 fn relay(shared: &Arc<Shared>, client: TcpStream, rng: &mut Rng) {
-    let Ok(server) = TcpStream::connect(shared.upstream) else { return };
+    let upstream = *lock(&shared.upstream);
+    let Ok(server) = TcpStream::connect(upstream) else { return };
     client.set_nonblocking(false).expect("a blocking socket");
     client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).expect("sockets without Nagle's delay");
     let connection = Arc::new(Connection { client, server, cut: AtomicBool::new(false) });
