@@ -451,7 +451,7 @@ impl Core {
                 let step = match scanner.scan(&input[at..]) {
                     Ok(step) => step,
                     Err(error) => {
-                        core.refuse_input(error);
+                        core.refuse_input(error, &input[at..]);
                         return Pass::Closed;
                     }
                 };

@@ -38,6 +38,7 @@
 //! | [`port`] | a client's letter box, where other tasks leave replies and messages |
 //! | [`outgoing`] | bytes on their way to a socket |
 //! | [`clients`] | who is connected |
+//! | [`received`] | what peers send that they should not: how the log shows it |
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
 //! | [`upstream`] | links, pools, the breaker, scopes: everything between Larder and its server |
 //! | [`hub`] | subscriptions, one upstream for all clients of a user |
@@ -71,7 +72,11 @@ pub mod mutation;
 pub mod origin;
 pub mod outgoing;
 pub mod port;
+<<<<<<< HEAD
+pub mod received;
+=======
 pub mod redirect;
+>>>>>>> main
 pub mod report;
 pub mod server;
 pub mod session;

@@ -15,7 +15,11 @@ use crate::insight::Insight;
 use crate::l1::{L1, L1Settings};
 use crate::live::{Live, SetLevel};
 use crate::metrics::{Counters, Metrics};
+<<<<<<< HEAD
+use crate::received::Ration;
+=======
 use crate::redirect::Redirects;
+>>>>>>> main
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
@@ -89,6 +93,8 @@ pub struct Shared {
     pub request_limits: RequestLimits,
     /// Work that takes a while.
     pub jobs: Jobs,
+    /// How many lines of the log may be about what clients send.
+    pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
     /// Who stands upstream for the clients that others redirect their invalidations to.
@@ -184,6 +190,7 @@ impl Shared {
             table,
             request_limits,
             jobs: Jobs::default(),
+            lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
             redirects: Arc::default(),
             hubs: Mutex::default(),

@@ -50,7 +50,7 @@ impl Connection {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) => {
-                self.core.refuse_input(error);
+                self.core.refuse_input(error, &self.io.pending);
                 self.io.state = Input::Closed;
                 return Ok(());
             }

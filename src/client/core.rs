@@ -8,6 +8,7 @@ use crate::l1::Partition;
 use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Seq, Taken};
+use crate::received::Received;
 use crate::server::{Backend, Shared};
 use crate::session::{Advanced, Again, Batch, Flow, Session, Surroundings};
 use crate::upstream::link::{Job, Op, OpKind};
@@ -298,9 +299,16 @@ impl Core {
     }
 
     /// Answers bytes that are no request.
-    pub(super) fn refuse_input(&mut self, error: RequestError) {
-        tracing::debug!(client = self.client.id.0, cause = %error, "protocol error");
+    pub(super) fn refuse_input(&mut self, error: RequestError, input: &[u8]) {
+        self.tell_of_refused(error, input);
         self.session.answer(format!("-ERR {error}\r\n").as_bytes(), &mut self.out);
+    }
+
+    /// Tells the log what a client has sent that is no request.
+    pub(super) fn tell_of_refused(&self, error: RequestError, input: &[u8]) {
+        let Some(left_out) = self.shared.lines_about_clients.admit(self.shared.clock.now()) else { return };
+        let (id, address) = (self.client.id.0, self.client.address);
+        tracing::info!(client = id, %address, cause = %error, received = %Received::of(input), left_out, "not a request");
     }
 
     /// Hands what was gathered to the link.

@@ -30,6 +30,7 @@ use super::tracking::{Change, Numbered, Redirect};
 use super::{Connection, End, Input, Request};
 use crate::clients::ClientId;
 use crate::port::{Failure, Seq};
+use crate::received::Received;
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::{Borrowed, Use};
 use crate::upstream::raw::{Piece, RawError};
@@ -311,7 +312,7 @@ impl Connection {
             match tunnel.exchange(&mut self.core, cx) {
                 Ok(exchanged) => moved |= exchanged,
                 Err(error) => {
-                    tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
+                    tell_of_loss(&self.core, tunnel, &error);
                     tunnel.lost(|owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost });
                     moved = true;
                 }
@@ -387,6 +388,7 @@ impl Connection {
             }
             match self.io.peek() {
                 Err(error) => {
+                    self.core.tell_of_refused(error, &self.io.pending);
                     tunnel.answer(&mut self.core, format!("-ERR {error}\r\n").into());
                     self.io.state = Input::Closed;
                     return Ok(Fed::Something);
@@ -453,6 +455,16 @@ impl Connection {
         }
         self.core.out.put(format!("-{failure}\r\n").as_bytes());
         Ok(())
+    }
+}
+
+/// What a server never sends is told to the operator; that connections end is nothing new.
+fn tell_of_loss(core: &Core, tunnel: &Tunnel, error: &RawError) {
+    let (client, upstream) = (core.client.id.0, &tunnel.scope.link.node().endpoint);
+    if let RawError::Reply(_) = error {
+        tracing::warn!(client, %upstream, cause = %error, "exclusive connection lost");
+    } else {
+        tracing::debug!(client, %upstream, cause = %error, "exclusive connection lost");
     }
 }
 
@@ -648,7 +660,11 @@ impl Tunnel {
         if self.state.monitoring && self.owed.is_empty() {
             return self.pass(core, piece.bytes, piece.ends, true);
         }
-        let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
+        let Some(owed) = self.owed.front_mut() else {
+            let (upstream, received) = (&self.scope.link.node().endpoint, Received::of(&piece.bytes));
+            tracing::warn!(%upstream, %received, "a reply that nothing had asked for, on an exclusive connection");
+            return self.connection.condemn();
+        };
         let first = !self.in_reply;
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);

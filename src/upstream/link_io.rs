@@ -24,6 +24,7 @@ use crate::clock::Time;
 use crate::l1::Partition;
 use crate::outgoing::SHARED_BYTES_MIN;
 use crate::port::{Delivery, Failure, Port};
+use crate::received::Received;
 use bytes::{Buf, Bytes};
 use larder_protocol::scan::ReplyLimits;
 use larder_protocol::shape::Protocol;
@@ -525,7 +526,7 @@ async fn caching(handle: &LinkHandle, connection: &mut RawConnection, resp3: boo
     if reply.as_deref() == Some(b"+OK\r\n") {
         return Ok(Caching::Tracked);
     }
-    let reason = reply.map_or("it does not speak RESP3".into(), |r| String::from_utf8_lossy(&r).trim().to_owned());
+    let reason = reply.map_or("it does not speak RESP3".into(), |reply| Received::of(&reply).to_string());
     tracing::warn!(
         upstream = %handle.node.endpoint,
         %reason,
