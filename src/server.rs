@@ -15,11 +15,8 @@ use crate::insight::Insight;
 use crate::l1::{L1, L1Settings};
 use crate::live::{Live, SetLevel};
 use crate::metrics::{Counters, Metrics};
-<<<<<<< HEAD
 use crate::received::Ration;
-=======
 use crate::redirect::Redirects;
->>>>>>> main
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
