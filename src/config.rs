@@ -17,6 +17,7 @@ use std::time::Duration;
 use self::source::Reader;
 pub use self::source::{ConfigError, ConfigErrors, Origin, Setting, Sources};
 pub use self::value::{CacheAccess, Credentials, DenyRule, HostPort, LogFormat, LogLevel, Secret, Upstream};
+use crate::policy::{Policies, Policy};
 
 mod source;
 #[cfg(test)]
@@ -55,6 +56,8 @@ pub struct Config {
     pub deny: Vec<DenyRule>,
     /// Who may use the CACHE command.
     pub cache_command: CacheAccess,
+    /// What holds for keys by pattern; the first that matches decides.
+    pub policy: Vec<Policy>,
     /// The in-process cache.
     pub l1: L1Config,
     /// The embedded store, in use when there is no upstream.
@@ -86,6 +89,8 @@ pub struct L1Config {
     pub touch_interval_ms: Option<Duration>,
     /// Distinct commands and arguments kept of one key.
     pub variants_per_key_max: usize,
+    /// How long after the loss of the upstream what was cached may still be answered; `None`: not at all.
+    pub stale_if_error_ms_max: Option<Duration>,
 }
 
 /// `[store]`: the embedded store.
@@ -231,6 +236,11 @@ impl Config {
         format!("larder {version} serves {what} on {local_addr}; try: redis-cli{host} -p {port} set hello world")
     }
 
+    /// What holds for keys, by pattern and in general.
+    pub fn policies(&self) -> Policies {
+        Policies::new(self.policy.clone(), self.l1.stale_if_error_ms_max.unwrap_or_default())
+    }
+
     fn read(from: &mut Reader<'_>) -> Self {
         let listen = HostPort::new("127.0.0.1", 6380);
         let deny = vec![DenyRule::Command("shutdown".to_owned())];
@@ -250,6 +260,13 @@ impl Config {
                 CacheAccess::Everyone,
                 value::parse_cache_access,
                 CacheAccess::to_toml,
+                str::to_owned,
+            ),
+            policy: from.compound(
+                "policy",
+                Vec::new(),
+                value::parse_policies,
+                |policies| value::policies_to_toml(policies),
                 str::to_owned,
             ),
             l1: L1Config::read(from),
@@ -314,6 +331,7 @@ impl L1Config {
             untracked_ttl_ms_max: from.millis_or_off("l1.untracked_ttl_ms_max", 0, MONTH_MS),
             touch_interval_ms: from.millis_or_off("l1.touch_interval_ms", MINUTE_MS, MONTH_MS),
             variants_per_key_max: from.count("l1.variants_per_key_max", 64, 1..=65_536),
+            stale_if_error_ms_max: from.millis_or_off("l1.stale_if_error_ms_max", 0, MONTH_MS),
         }
     }
 }

@@ -43,6 +43,7 @@
 //! | [`hub`] | subscriptions, one upstream for all clients of a user |
 //! | [`embedded`] | serving without an upstream |
 //! | [`origin`] | CORE: the embedded store |
+//! | [`policy`] | what the operator lays down for keys by pattern |
 //! | [`metrics`], [`report`] | counters; what INFO says of Larder |
 //! | [`clock`] | time as a number, and the one reader of the clock |
 //! | [`mutation`] | bugs that can be planted in the cores, to show that the simulation finds them |
@@ -65,6 +66,7 @@ pub mod metrics;
 pub mod mutation;
 pub mod origin;
 pub mod outgoing;
+pub mod policy;
 pub mod port;
 pub mod report;
 pub mod server;

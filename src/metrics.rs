@@ -37,6 +37,8 @@ pub struct Counters {
     pub hits: Counter,
     /// Reads that looked in L1 and did not find.
     pub misses: Counter,
+    /// Reads (for MGET and EXISTS: keys) answered with what was left behind when the feed was lost.
+    pub stale: Counter,
     /// Writes that went through.
     pub writes: Counter,
     /// Requests that borrowed a connection.

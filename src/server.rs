@@ -12,6 +12,7 @@ use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
 use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
+use crate::policy::Policies;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
@@ -75,6 +76,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// What clients may not call.
     pub denied: Denied,
+    /// What holds for keys, by pattern and in general.
+    pub policies: Policies,
     /// The built-in command table.
     pub table: Arc<Table>,
     /// Bounds of requests.
@@ -161,6 +164,7 @@ impl Shared {
         Self {
             clients: Clients::new(limits.clients_max),
             denied: Denied::new(&config.deny),
+            policies: config.policies(),
             backend,
             clock,
             metrics: Metrics::default(),

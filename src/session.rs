@@ -22,6 +22,7 @@ use crate::l1::{Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
+use crate::policy::Policies;
 use crate::port::{Failure, Seq};
 use crate::upstream::link::{Each, Job, Op, OpKind};
 use bytes::{Bytes, BytesMut};
@@ -39,6 +40,8 @@ pub struct Surroundings<'a> {
     pub table: &'a Table,
     /// The scope's part of L1; `None` while nothing is kept.
     pub partition: Option<&'a Partition>,
+    /// What may be answered in spite of an outage; `None` while the feed is there, or where nothing may.
+    pub stale: Option<Stale<'a>>,
     /// True if the upstream speaks RESP2 only: its replies are passed on as they are.
     pub upstream_is_resp2: bool,
     /// True if the upstream has hash-field TTLs: replies that show fields are kept only where there can be none.
@@ -52,6 +55,15 @@ pub struct Surroundings<'a> {
     pub now: &'a dyn Fn() -> Time,
     /// The thread's counters.
     pub counters: &'a Counters,
+}
+
+/// What a scope's partition held when its feed was lost, and how long that may be answered.
+#[derive(Clone, Copy)]
+pub struct Stale<'a> {
+    /// The scope's part of L1.
+    pub partition: &'a Partition,
+    /// What the operator allows.
+    pub policies: &'a Policies,
 }
 
 /// What became of a request.
@@ -139,6 +151,7 @@ enum State {
 #[derive(Debug)]
 struct Held {
     what: HeldKind,
+    source: Source,
     hits: Vec<Option<Hit>>,
     missing: Missing,
 }
@@ -148,6 +161,15 @@ enum HeldKind {
     Single,
     Mget,
     Exists,
+}
+
+/// Where the hits of a held answer are from, and must still be when it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// L1 as the feed keeps it.
+    Feed,
+    /// What was left behind when the feed was lost.
+    LeftBehind,
 }
 
 #[derive(Debug)]
@@ -391,6 +413,9 @@ impl Session {
             return Flow::Taken;
         };
         let Some(partition) = around.partition else {
+            if let Some(hit) = self.read_stale(command, args, key_at, around) {
+                return self.found(command, args, hit, Source::LeftBehind, around, batch, out);
+            }
             // The link decides whether it keeps the reply: it may be about to connect.
             around.counters.pass(Passed::NotTracked);
             self.send(command, args, fill_of(command, args, self.writes_out == 0, around), around, batch);
@@ -406,7 +431,7 @@ impl Session {
         }
         if let Some(hit) = hit {
             around.counters.hits.add(1);
-            return self.found(command, args, hit, around, batch, out);
+            return self.found(command, args, hit, Source::Feed, around, batch, out);
         }
         around.counters.misses.add(1);
         if (around.is_big)(key) {
@@ -423,6 +448,7 @@ impl Session {
         command: &Command,
         args: Args<'_>,
         hit: Hit,
+        source: Source,
         around: &Surroundings<'_>,
         batch: &mut Batch,
         out: &mut Outgoing,
@@ -443,7 +469,7 @@ impl Session {
             self.send(command, args, OpKind::Read, around, batch);
             return Flow::Taken;
         }
-        let held = Held { what: HeldKind::Single, hits: vec![Some(hit)], missing: Missing::Nothing };
+        let held = Held { what: HeldKind::Single, source, hits: vec![Some(hit)], missing: Missing::Nothing };
         self.hold(command, args, held, around);
         Flow::Taken
     }
@@ -459,6 +485,9 @@ impl Session {
     ) -> Flow {
         let each = each_of(per_key, command, around.table);
         let (Some(partition), 0) = (around.partition, self.writes_out) else {
+            if let Some(hits) = self.read_each_stale(each, args, around) {
+                return self.found_each(command, per_key, args, hits, Source::LeftBehind, around, out);
+            }
             let reason = if self.writes_out > 0 { Passed::UnansweredWrite } else { Passed::NotTracked };
             around.counters.pass(reason);
             self.send(command, args, OpKind::FillEach(each), around, batch);
@@ -474,27 +503,71 @@ impl Session {
             self.send(command, args, OpKind::FillEach(each), around, batch);
             return Flow::Taken;
         }
-        let what = if per_key == PerKey::Mget { HeldKind::Mget } else { HeldKind::Exists };
-        if found == hits.len() && self.slots.is_empty() {
+        if found == hits.len() {
             // A removal came in between: the hits may not have been there at once, and a held answer with nothing
             // in front of it would never be looked at again.
-            if partition.removals() != removals {
+            if self.slots.is_empty() && partition.removals() != removals {
                 self.send(command, args, OpKind::FillEach(each), around, batch);
-            } else if !self.take_muted() {
-                let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
+                return Flow::Taken;
             }
-            return Flow::Taken;
-        }
-        if found == hits.len() {
-            self.hold(command, args, Held { what, hits, missing: Missing::Nothing }, around);
-            return Flow::Taken;
+            return self.found_each(command, per_key, args, hits, Source::Feed, around, out);
         }
         let missing = args.iter().skip(1).zip(&hits).filter(|(_, hit)| hit.is_none()).map(|(key, _)| key);
         let words = std::iter::once(args.arg(0)).chain(missing);
         let part = larder_protocol::args::OwnedArgs::new(words);
-        let seq = self.hold(command, args, Held { what, hits, missing: Missing::AskedFor }, around);
+        let held = Held { what: HeldKind::of(per_key), source: Source::Feed, hits, missing: Missing::AskedFor };
+        let seq = self.hold(command, args, held, around);
         batch.push(seq, part.args().bytes(), OpKind::FillEach(each));
         Flow::Taken
+    }
+
+    /// All keys of a read of several were found.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request, and what was found for it")]
+    fn found_each(
+        &mut self,
+        command: &Command,
+        per_key: PerKey,
+        args: Args<'_>,
+        hits: Vec<Option<Hit>>,
+        source: Source,
+        around: &Surroundings<'_>,
+        out: &mut Outgoing,
+    ) -> Flow {
+        let what = HeldKind::of(per_key);
+        if !self.slots.is_empty() {
+            self.hold(command, args, Held { what, source, hits, missing: Missing::Nothing }, around);
+        } else if !self.take_muted() {
+            let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
+        }
+        Flow::Taken
+    }
+
+    /// What was left behind for a read, while the upstream is away. A client with an unanswered write waits for that.
+    fn read_stale(&self, command: &Command, args: Args<'_>, key_at: usize, around: &Surroundings<'_>) -> Option<Hit> {
+        let stale = around.stale.filter(|_| self.writes_out == 0)?;
+        let key = args.arg(key_at);
+        let age_max = stale.policies.stale_if_error(key);
+        let hit = stale.partition.read_left(key, Variant::new(command.id, args, key_at), age_max, (around.now)())?;
+        around.counters.stale.add(1);
+        Some(hit)
+    }
+
+    /// As [`Session::read_stale`], for a read of several keys: all of them, or none.
+    fn read_each_stale(&self, each: Each, args: Args<'_>, around: &Surroundings<'_>) -> Option<Vec<Option<Hit>>> {
+        let stale = around.stale.filter(|_| self.writes_out == 0)?;
+        let now = (around.now)();
+        let read = |key: &[u8]| {
+            let age_max = stale.policies.stale_if_error(key);
+            read_one_as(each, |variant| stale.partition.read_left(key, variant, age_max, now)).map(Some)
+        };
+        let hits: Vec<Option<Hit>> = args.iter().skip(1).map(read).collect::<Option<_>>()?;
+        // What was given up in between may have been given up for news.
+        let hold = |hit: &Hit| stale.partition.holds_left(hit, stale.policies.stale_if_error(hit.key()), now);
+        if !hits.iter().flatten().all(hold) {
+            return None;
+        }
+        around.counters.stale.add(hits.len() as u64);
+        Some(hits)
     }
 
     fn write(
@@ -680,6 +753,14 @@ impl Default for Session {
     }
 }
 
+// === impl HeldKind ===
+
+impl HeldKind {
+    fn of(per_key: PerKey) -> Self {
+        if per_key == PerKey::Mget { Self::Mget } else { Self::Exists }
+    }
+}
+
 // === impl Slot ===
 
 impl Slot {
@@ -732,12 +813,14 @@ fn each_of(per_key: PerKey, command: &Command, table: &Table) -> Each {
 }
 
 fn read_one(partition: &Partition, each: Each, key: &[u8], now: &dyn Fn() -> Time) -> Option<Hit> {
+    read_one_as(each, |variant| partition.read(key, variant, now))
+}
+
+/// Looks for one key of several under each of the variants that it may be held as.
+fn read_one_as(each: Each, look: impl Fn(Variant<'static>) -> Option<Hit>) -> Option<Hit> {
     match each {
-        Each::Exists(exists) => partition.read(key, Variant::bare(exists), now),
-        Each::Mget { get, mget } => {
-            let value = partition.read(key, Variant::bare(get), now);
-            value.or_else(|| partition.read(key, Variant::bare(mget), now))
-        }
+        Each::Exists(exists) => look(Variant::bare(exists)),
+        Each::Mget { get, mget } => look(Variant::bare(get)).or_else(|| look(Variant::bare(mget))),
     }
 }
 
@@ -767,8 +850,14 @@ fn put_resp2(shape: Shape, reply: &[u8], out: &mut Outgoing) {
 /// Puts a held answer, if what it rests on is still true.
 fn put_held(held: &Held, shape: Option<Shape>, muted: bool, around: &Surroundings<'_>, out: &mut Outgoing) -> bool {
     let now = (around.now)();
-    let Some(partition) = around.partition else { return false };
-    let hold = held.hits.iter().flatten().all(|hit| partition.holds(hit, now));
+    let mut hits = held.hits.iter().flatten();
+    let hold = match (held.source, around.partition, around.stale) {
+        (Source::Feed, Some(partition), _) => hits.all(|hit| partition.holds(hit, now)),
+        (Source::LeftBehind, _, Some(Stale { partition, policies })) => {
+            hits.all(|hit| partition.holds_left(hit, policies.stale_if_error(hit.key()), now))
+        }
+        _ => return false,
+    };
     if !hold && !is_planted(Mutation::HeldUnchecked) {
         return false;
     }

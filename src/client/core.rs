@@ -7,7 +7,7 @@ use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Seq, Taken};
 use crate::server::{Backend, Shared};
-use crate::session::{Advanced, Again, Batch, Flow, Session, Surroundings};
+use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings};
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::raw::Identity;
 use crate::upstream::scope::{Scope, Upstream};
@@ -148,6 +148,7 @@ impl Core {
                 let around = Surroundings {
                     table: &shared.table,
                     partition: None,
+                    stale: None,
                     upstream_is_resp2: false,
                     has_field_ttls: false,
                     fences: false,
@@ -160,9 +161,13 @@ impl Core {
         };
         let facts = upstream.node().facts();
         let partition: Option<&Partition> = scope.link.caches().then(|| &**scope.link.partition());
+        let shared = self.shared.clone();
+        let has_left = partition.is_none() && scope.link.partition().has_left();
+        let stale = has_left.then(|| Stale { partition: scope.link.partition(), policies: &shared.policies });
         let around = Surroundings {
             table: &facts.table,
             partition,
+            stale,
             upstream_is_resp2: facts.is_known && facts.hello.is_none(),
             has_field_ttls: facts.has_field_ttls,
             fences: upstream.has_peers(&scope),
