@@ -21,6 +21,7 @@ mod apart;
 mod cache;
 mod core;
 mod local;
+mod peek;
 mod tunnel;
 
 pub(crate) use self::core::Place;

@@ -18,9 +18,14 @@
 //! How it fails: a lost connection answers everything that is owed with `UPSTREAMLOST`, and ends the client's connection
 //! if it held state: as with the server itself, what was watched or queued is gone.
 
+mod decide;
+mod swap;
+
+use self::decide::{Next, purpose_of};
+use self::swap::Swap;
 use super::apart::within;
 use super::cache::is_cache;
-use super::core::{Core, fence_job};
+use super::core::Core;
 use super::{Connection, End, Input, Request};
 use crate::clients::ClientId;
 use crate::port::{Failure, Seq};
@@ -31,9 +36,9 @@ use crate::upstream::scope::Scope;
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::cursor::{Cursor, Item};
-use larder_protocol::scan::{RequestError, Step, strict_i64};
+use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
+use larder_protocol::table::{Class, Resolved, Table};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -152,25 +157,6 @@ enum What {
     Instead(Bytes),
     /// Nothing comes from the upstream: Larder's own answer, in its place.
     Answer(Bytes),
-}
-
-/// L1 is suspended in all scopes until the databases have been swapped.
-struct Swap {
-    scopes: Vec<Arc<Scope>>,
-    upstream: Arc<crate::upstream::scope::Upstream>,
-    grace: Duration,
-}
-
-/// What to do with the next request.
-enum Next {
-    /// Send it.
-    Send(Owed),
-    /// Larder's own answer.
-    Answer(Vec<u8>),
-    /// It is not for this connection: leave the tunnel, or step out of it, when nothing is owed.
-    Leave,
-    /// It ends all state on this connection: give that up and leave.
-    Abandon,
 }
 
 /// Why the exchange over the tunnel pauses.
@@ -448,41 +434,6 @@ enum Fed {
     Abandon,
 }
 
-/// CLIENT UNBLOCK with the number that the upstream knows the client's connection by.
-fn unblock_request(core: &Core, args: Args<'_>) -> Bytes {
-    let id = strict_i64(args.arg(2)).and_then(|id| u64::try_from(id).ok());
-    let Some(id) = id else { return Bytes::copy_from_slice(args.bytes()) };
-    let target = core.shared.clients.find(ClientId(id)).filter(|client| client.blocked.load(Ordering::Relaxed));
-    // 0 is nobody: the upstream answers that nobody was unblocked.
-    let upstream_id = target.map_or(0, |client| client.upstream_id.load(Ordering::Acquire)).to_string();
-    let word = |(i, word): (usize, &[u8])| if i == 2 { upstream_id.clone().into_bytes() } else { word.to_vec() };
-    let words: Vec<Vec<u8>> = args.iter().enumerate().map(word).collect();
-    Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes())
-}
-
-/// Whole databases, or what users may see, change with these, and no push tells.
-fn changes_without_push(name: &str) -> bool {
-    matches!(name, "swapdb" | "acl|setuser" | "acl|deluser" | "acl|load")
-}
-
-fn database_of(args: Args<'_>) -> Option<u32> {
-    std::str::from_utf8(args.arg(1)).ok()?.parse().ok()
-}
-
-/// True for RESET and QUIT, which are executed at once even within a transaction.
-fn ends_state(command: &Command, args: Args<'_>) -> bool {
-    matches!(&*command.name, "reset" | "quit") && command.accepts(args.len())
-}
-
-fn purpose_of(table: &Table, args: Args<'_>) -> Use {
-    match table.resolve(args) {
-        Resolved::Known(command) if command.class == Class::Monitor => Use::Waiting,
-        Resolved::Known(command) if &*command.name == "client|tracking" => Use::Waiting,
-        Resolved::Known(command) if command.blocks(args) => Use::Waiting,
-        _ => Use::Short,
-    }
-}
-
 // === impl Tunnel ===
 
 impl Tunnel {
@@ -554,82 +505,6 @@ impl Tunnel {
         self.put(core, first, next);
     }
 
-    /// What is to be done with a request while the tunnel is open.
-    fn decide(&mut self, core: &mut Core, args: Args<'_>) -> Next {
-        let table = self.table.clone();
-        let command = match table.resolve(args) {
-            Resolved::Known(command) => command,
-            Resolved::UnknownSubcommand(command) if command.group == Group::Larder => command,
-            _ => return Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
-        };
-        if let Some(line) = core.refusal(command) {
-            // In a transaction the upstream must hear of it, so that EXEC is refused.
-            return if self.state.in_multi {
-                Next::Send(Owed { what: What::Instead(line.into()), muted: false, writes: false })
-            } else {
-                Next::Answer(line.into_bytes())
-            };
-        }
-        let writes = !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive;
-        let owed = |what| Next::Send(Owed { what, muted: false, writes });
-        match command.class {
-            Class::Transaction if !command.accepts(args.len()) => owed(What::Reply),
-            Class::Transaction => self.decide_transaction(command),
-            Class::Local if ends_state(command, args) && !self.state.is_none() => Next::Abandon,
-            Class::Local if command.group == Group::Larder && self.state.in_multi => {
-                owed(What::Instead(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n")))
-            }
-            Class::Local if command.group == Group::Larder => Next::Leave,
-            _ if self.state.in_multi => owed(What::Queued),
-            Class::Monitor => owed(What::Reply),
-            Class::Blocking if command.blocks(args) => owed(What::Blocking),
-            // INFO has a section of Larder's own.
-            Class::Exclusive if &*command.name == "info" && self.state.is_none() => Next::Leave,
-            Class::Exclusive | Class::Blocking => owed(What::Reply),
-            Class::Local => self.decide_local(core, command, args),
-            Class::Refused if !command.accepts(args.len()) => owed(What::Reply),
-            Class::PubSub if !command.accepts(args.len()) => owed(What::Reply),
-            Class::PubSub | Class::Refused => Next::Leave,
-            _ if self.state.is_none() && !self.owed.is_empty() => Next::Leave,
-            _ => owed(What::Reply),
-        }
-    }
-
-    fn decide_transaction(&self, command: &Command) -> Next {
-        let (what, writes) = match &*command.name {
-            "multi" => (What::Multi, false),
-            "exec" => (What::Exec(Transaction::default()), true),
-            // The only one of them that is queued within a transaction.
-            "unwatch" if self.state.in_multi => (What::Queued, false),
-            _ => (What::Acknowledgement, false),
-        };
-        Next::Send(Owed { what, muted: false, writes })
-    }
-
-    fn decide_local(&self, core: &mut Core, command: &Command, args: Args<'_>) -> Next {
-        match &*command.name {
-            _ if !command.accepts(args.len()) => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
-            "client|tracking" => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
-            "client|caching" | "client|trackinginfo" | "client|getredir" if self.state.tracking => {
-                Next::Send(Owed { what: What::Reply, muted: false, writes: false })
-            }
-            "client|pause" | "client|unpause" | "client|unblock" => {
-                Next::Send(Owed { what: What::Reply, muted: false, writes: false })
-            }
-            "select" if !self.state.is_none() => {
-                Next::Send(Owed { what: What::Select(database_of(args)), muted: false, writes: false })
-            }
-            "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
-            "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
-            _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
-            _ => match core.local_answer(command, args) {
-                Some(answer) => Next::Answer(answer),
-                // Only the upstream can word what is wrong with it.
-                None => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
-            },
-        }
-    }
-
     /// Puts a request, or Larder's answer to it, behind what is owed.
     fn put(&mut self, core: &mut Core, request: Request, next: Next) {
         let mut owed = match next {
@@ -670,21 +545,6 @@ impl Tunnel {
         self.owed.push_back(owed);
     }
 
-    /// Notes a command that is being queued.
-    fn queue(&mut self, request: &Request) {
-        let at = self.transaction.queued;
-        self.transaction.queued += 1;
-        let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
-        self.transaction.swaps |= changes_without_push(&command.name);
-        if command.name == "select" {
-            self.transaction.selects = database_of(request.args());
-        }
-        if command.class == Class::Local && self.transaction.own.len() < OWN_IN_TRANSACTION_MAX {
-            let request = Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() };
-            self.transaction.own.push(Own { at, request });
-        }
-    }
-
     fn answer(&mut self, core: &mut Core, answer: Bytes) {
         let muted = core.session.take_muted();
         if self.owed.is_empty() && self.covered.is_empty() && self.uncovered.is_empty() {
@@ -694,38 +554,6 @@ impl Tunnel {
             return;
         }
         self.owed.push_back(Owed { what: What::Answer(answer), muted, writes: false });
-    }
-
-    /// What the request does to the state on the connection.
-    fn note_state(&mut self, core: &Core, args: Args<'_>) {
-        let table = self.table.clone();
-        let Resolved::Known(command) = table.resolve(args) else { return };
-        if !command.accepts(args.len()) {
-            return;
-        }
-        let state = &mut self.state;
-        match &*command.name {
-            "multi" => state.in_multi = true,
-            "exec" | "discard" if state.in_multi => {
-                self.transaction = Transaction::default();
-                state.in_multi = false;
-                state.watching = false;
-            }
-            // State that a connection cannot be given back with.
-            _ if state.in_multi && matches!(command.class, Class::Local | Class::PubSub) => self.connection.condemn(),
-            _ if state.in_multi => {}
-            "watch" => state.watching = true,
-            "unwatch" => state.watching = false,
-            "monitor" => state.monitoring = true,
-            "client|tracking" => {
-                state.tracking = args.get(2).is_some_and(|on| on.eq_ignore_ascii_case(b"on"));
-                self.connection.condemn();
-            }
-            "select" | "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn(),
-            name if changes_without_push(name) && self.swap.is_none() => self.swap = Swap::begin(core),
-            _ => {}
-        }
-        core.client.in_transaction.store(self.state.in_multi, Ordering::Relaxed);
     }
 
     /// Writes what waits and takes what has come.
@@ -935,87 +763,19 @@ impl Held {
     }
 }
 
-// === impl Swap ===
-
-impl Swap {
-    /// From now on nothing is answered from L1, in any scope.
-    fn begin(core: &Core) -> Option<Self> {
-        let upstream = core.upstream()?;
-        let scopes = upstream.scopes();
-        for scope in &scopes {
-            scope.link.partition().suspend();
-        }
-        Some(Self { scopes, upstream, grace: core.shared.config.link.dead_ms })
-    }
-
-    /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there
-    /// before.
-    fn finish(mut self) -> Vec<Arc<Scope>> {
-        with_later_scopes(std::mem::take(&mut self.scopes), &self.upstream)
-    }
-}
-
-impl Drop for Swap {
-    /// The client has gone, or the connection was lost, before the answer came: whether and when the upstream will execute
-    /// it nobody knows. L1 stays suspended for `link.dead_ms`; what has not been executed by then never will be.
-    fn drop(&mut self) {
-        if self.scopes.is_empty() {
-            return;
-        }
-        let (scopes, upstream, grace) = (std::mem::take(&mut self.scopes), self.upstream.clone(), self.grace);
-        self.upstream.spawn(async move {
-            tokio::time::sleep(grace).await;
-            let nobody = Arc::default();
-            for scope in with_later_scopes(scopes, &upstream) {
-                scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
-            }
-        });
-    }
-}
-
-fn with_later_scopes(mut scopes: Vec<Arc<Scope>>, upstream: &crate::upstream::scope::Upstream) -> Vec<Arc<Scope>> {
-    for scope in upstream.scopes() {
-        if !scopes.iter().any(|s| Arc::ptr_eq(s, &scope)) {
-            scope.link.partition().suspend();
-            scopes.push(scope);
-        }
-    }
-    scopes
-}
-
-// === impl Io (looking before taking) ===
-
-impl super::Io {
-    /// The length of the next whole request, if it is there; empty lines are passed over.
-    fn peek(&mut self) -> Result<Option<usize>, RequestError> {
-        loop {
-            match self.scanner.scan(&self.pending)? {
-                Step::Incomplete { bytes_needed_min } => {
-                    self.lacks = bytes_needed_min;
-                    return Ok(None);
-                }
-                Step::Nothing { len } => drop(self.pending.split_to(len)),
-                Step::Request { len } => return Ok(Some(len)),
-            }
-        }
-    }
-
-    fn take_peeked(&mut self, len: usize) -> Option<Request> {
-        let args = self.scanner.args(&self.pending);
-        let ranges = args.ranges().to_vec();
-        let is_inline = self.pending.first() != Some(&b'*');
-        let inline = is_inline.then(|| Bytes::copy_from_slice(args.bytes()));
-        let raw = self.pending.split_to(len).freeze();
-        Some(Request { bytes: inline.unwrap_or(raw), ranges })
-    }
-
-    /// Takes the next whole request.
-    pub(super) fn next_request(&mut self) -> Result<Option<Request>, RequestError> {
-        Ok(self.peek()?.and_then(|len| self.take_peeked(len)))
-    }
-}
-
 /// The first byte of a push in a protocol.
 pub(super) fn push_byte(protocol: Protocol) -> u8 {
     if protocol == Protocol::Resp3 { b'>' } else { b'*' }
+}
+
+/// CLIENT UNBLOCK with the number that the upstream knows the client's connection by.
+fn unblock_request(core: &Core, args: Args<'_>) -> Bytes {
+    let id = strict_i64(args.arg(2)).and_then(|id| u64::try_from(id).ok());
+    let Some(id) = id else { return Bytes::copy_from_slice(args.bytes()) };
+    let target = core.shared.clients.find(ClientId(id)).filter(|client| client.blocked.load(Ordering::Relaxed));
+    // 0 is nobody: the upstream answers that nobody was unblocked.
+    let upstream_id = target.map_or(0, |client| client.upstream_id.load(Ordering::Acquire)).to_string();
+    let word = |(i, word): (usize, &[u8])| if i == 2 { upstream_id.clone().into_bytes() } else { word.to_vec() };
+    let words: Vec<Vec<u8>> = args.iter().enumerate().map(word).collect();
+    Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes())
 }

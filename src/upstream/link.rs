@@ -25,9 +25,14 @@
 //! have been sent are reported as such.
 
 mod drops;
+mod flights;
+mod job;
 
+pub use self::job::{Each, Job, Op, OpKind};
+
+use self::flights::{Flight, KeyState};
 use crate::clock::Time;
-use crate::l1::{Cause, Filled, Filler, Variant};
+use crate::l1::{Cause, Filler};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
@@ -40,80 +45,8 @@ use larder_protocol::table::{CommandId, Table};
 use slab::Slab;
 use smallvec::{SmallVec, smallvec};
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Requests that a client sends together.
-#[derive(Debug)]
-pub struct Job {
-    /// Where the replies go.
-    pub port: Arc<Port>,
-    /// The requests, one behind the other.
-    pub bytes: Bytes,
-    /// What each is.
-    pub ops: SmallVec<[Op; 1]>,
-}
-
-/// One request of a job.
-#[derive(Clone, Debug)]
-pub struct Op {
-    /// The client's number for it.
-    pub seq: Seq,
-    /// Its bytes in [`Job::bytes`].
-    pub bytes: Range<u32>,
-    /// What it means for L1.
-    pub kind: OpKind,
-}
-
-/// What a request means for L1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpKind {
-    /// A read whose reply is not kept.
-    Read,
-    /// A read of one key whose reply is to be kept. `key_at` is the argument that holds the key.
-    Fill {
-        /// The command.
-        command: CommandId,
-        /// Index of the argument that is the key.
-        key_at: u16,
-        /// True if the read may share the reply of an equal one that is under way: its client has no unanswered write.
-        may_join: bool,
-        /// True if the reply shows fields of a hash and the upstream has field TTLs, whose expiry sends no push when
-        /// others read. Such a reply is kept only if the hash is small enough to be encoded as `listpack`, which a hash
-        /// with field TTLs never is (measured on Valkey 9.1).
-        asks_encoding: bool,
-    },
-    /// A read of several keys whose reply is to be kept key by key.
-    FillEach(Each),
-    /// A change of the keys of this command.
-    Write(CommandId),
-    /// Neither reads nor changes a key, but may have an effect: never sent twice.
-    Effect,
-    /// Nothing is sent for the client; it is told when the link has caught up.
-    Fence,
-    /// As `Fence`, and at that moment the partition is emptied and its suspension ends.
-    FenceAndResume,
-    /// Nothing is sent: the arguments behind the first leave L1, and what is under way for them is not kept. The reply
-    /// is their number.
-    Drop(Cause),
-    /// As `Drop`, for everything; the reply is `+OK`.
-    DropAll(Cause),
-}
-
-/// How the reply to a read of several keys is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Each {
-    /// `MGET`: element i of the reply is what key i holds, under the variants of these commands.
-    Mget {
-        /// A string that is there is what `GET` would say, too.
-        get: CommandId,
-        /// A nil may stand for another type, where `GET` would be an error.
-        mget: CommandId,
-    },
-    /// `EXISTS`: the PTTL of each key tells whether it exists.
-    Exists(CommandId),
-}
 
 /// One frame that came from the upstream.
 #[derive(Clone, Copy, Debug)]
@@ -233,32 +166,6 @@ enum Patience {
     Waiting,
     Retried,
     ToldOfTimeout,
-}
-
-/// A read under way whose reply may be kept and shared.
-#[derive(Debug)]
-struct Flight {
-    request: Bytes,
-    kind: OpKind,
-    keys: SmallVec<[FlightKey; 1]>,
-    waiting: SmallVec<[(Arc<Port>, Seq); 1]>,
-    position: u64,
-    patience: Patience,
-    sent_at: Time,
-}
-
-#[derive(Debug)]
-struct FlightKey {
-    key: Bytes,
-    deadline: Option<Time>,
-    exists: bool,
-    changes_seen: u64,
-}
-
-#[derive(Debug, Default)]
-struct KeyState {
-    flights: SmallVec<[usize; 2]>,
-    changes: u64,
 }
 
 // === impl LinkCounts ===
@@ -505,114 +412,6 @@ impl LinkCore {
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one request; a struct would be built to be taken apart"
-    )]
-    fn submit_fill(
-        &mut self,
-        port: &Arc<Port>,
-        seq: Seq,
-        kind: OpKind,
-        request: Bytes,
-        key_at: usize,
-        may_join: bool,
-        patience: Patience,
-        now: Time,
-    ) {
-        let Some(key) = argument(&request, key_at) else {
-            // Not a request as the session makes them: send it on and keep nothing.
-            return self.submit_one(port, seq, OpKind::Read, request, patience, now);
-        };
-        if may_join && self.join(port, seq, &key, &request) {
-            return;
-        }
-        self.take_off(port, seq, kind, request, smallvec![key], patience, now);
-    }
-
-    fn submit_fill_each(
-        &mut self,
-        port: &Arc<Port>,
-        seq: Seq,
-        kind: OpKind,
-        request: Bytes,
-        patience: Patience,
-        now: Time,
-    ) {
-        let keys = match self.scan(&request) {
-            Some(ranges) => ranges.iter().skip(1).map(|r| slice_of(&request, *r)).collect(),
-            None => SmallVec::new(),
-        };
-        self.take_off(port, seq, kind, request, keys, patience, now);
-    }
-
-    /// Shares the reply of an equal read that is under way, if the client's order allows it.
-    fn join(&mut self, port: &Arc<Port>, seq: Seq, key: &Bytes, request: &Bytes) -> bool {
-        let Some(state) = self.keys.get(&key[..]) else { return false };
-        let sent_to = port.link_position();
-        let in_order = |f: &Flight| f.position >= sent_to || is_planted(Mutation::JoinAnywhere);
-        let equal = |f: &&Flight| f.patience != Patience::ToldOfTimeout && f.request == *request && in_order(f);
-        let found = state.flights.iter().copied().find(|&i| self.flights.get(i).as_ref().is_some_and(equal));
-        let Some(flight) = found.and_then(|i| self.flights.get_mut(i)) else { return false };
-        port.set_link_position(flight.position);
-        flight.waiting.push((port.clone(), seq));
-        self.counts.joined += 1;
-        true
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one request; a struct would be built to be taken apart"
-    )]
-    fn take_off(
-        &mut self,
-        port: &Arc<Port>,
-        seq: Seq,
-        kind: OpKind,
-        request: Bytes,
-        keys: SmallVec<[Bytes; 1]>,
-        patience: Patience,
-        now: Time,
-    ) {
-        let flight = self.flights.insert(Flight {
-            request: request.clone(),
-            kind,
-            keys: keys
-                .iter()
-                .map(|key| FlightKey { key: key.clone(), deadline: None, exists: true, changes_seen: 0 })
-                .collect(),
-            waiting: smallvec![(port.clone(), seq)],
-            position: 0,
-            patience,
-            sent_at: now,
-        });
-        for (i, key) in keys.into_iter().enumerate() {
-            let starts_at = self.put_about_key(b"*2\r\n$4\r\nPTTL\r\n$", &key);
-            self.expect(What::Pttl { flight, key: i }, starts_at, now);
-            if let OpKind::Fill { asks_encoding: true, .. } = kind {
-                let starts_at = self.put_about_key(b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n$", &key);
-                self.expect(What::Encoding { flight }, starts_at, now);
-            }
-            self.keys.entry(key).or_default().flights.push(flight);
-        }
-        let starts_at = self.put_shared(&request);
-        self.in_flight_bytes += request.len();
-        self.expect(What::Flight(flight), starts_at, now);
-        let position = self.position;
-        self.flights[flight].position = position;
-        port.set_link_position(position);
-    }
-
-    fn put_about_key(&mut self, head: &[u8], key: &[u8]) -> u64 {
-        let starts_at = self.put(head);
-        let mut digits = itoa(key.len());
-        self.put(digits.text());
-        self.put(b"\r\n");
-        self.put(key);
-        self.put(b"\r\n");
-        starts_at
-    }
-
     fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, resumes: bool, now: Time) {
         let nothing_is_older = self.filler.partition().is_empty() && self.flights.is_empty();
         if nothing_is_older && !resumes || is_planted(Mutation::FenceDropped) {
@@ -643,125 +442,6 @@ impl LinkCore {
             Caching::Tracked => true,
             Caching::Untracked => self.limits.untracked_ttl.is_some(),
             Caching::NoPttl | Caching::Off => false,
-        }
-    }
-
-    /// The reply to a PTTL: from here on a change of the key makes the fill void.
-    fn pttl(&mut self, flight: usize, key: usize, frame: Frame<'_>) {
-        let Some(flight) = self.flights.get_mut(flight) else { return };
-        let Some(k) = flight.keys.get_mut(key) else { return };
-        let pttl = Cursor::new(frame.bytes).next();
-        k.exists = pttl != Some(Item::Integer(-2));
-        k.deadline = match pttl {
-            Some(Item::Integer(-1 | -2)) => Some(Time::MAX),
-            Some(Item::Integer(ms)) if ms > 0 => {
-                Some(flight.sent_at.saturating_add(Duration::from_millis(ms.unsigned_abs())))
-            }
-            Some(Item::Error(text)) => {
-                // Of the command, not of this key: other keys may be read and kept.
-                let of_command = text.starts_with(b"NOPERM") && memmem(text, b"'pttl'");
-                if of_command && self.caching != Caching::NoPttl {
-                    tracing::warn!("the upstream refuses PTTL to this user: nothing is cached for it");
-                    self.caching = Caching::NoPttl;
-                }
-                None
-            }
-            _ => None,
-        };
-        if self.caching == Caching::Untracked {
-            let bound = self.limits.untracked_ttl.map(|ttl| flight.sent_at.saturating_add(ttl));
-            k.deadline = k.deadline.zip(bound).map(|(a, b)| a.min(b));
-        }
-        k.changes_seen = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
-    }
-
-    /// The reply to OBJECT ENCODING: only a hash that cannot have field TTLs may be kept, or a key that is not there.
-    fn encoding(&mut self, flight: usize, frame: Frame<'_>) {
-        let keeps = matches!(Cursor::new(frame.bytes).next(), Some(Item::Bulk(b"listpack") | Item::Null));
-        if let (false, Some(flight)) = (keeps, self.flights.get_mut(flight)) {
-            flight.keys.iter_mut().for_each(|k| k.deadline = None);
-        }
-    }
-
-    /// The reply to a read that may be kept: keep it, then hand it on.
-    fn landed(&mut self, flight: usize, frame: Frame<'_>, now: Time) {
-        let Some(flight_state) = self.flights.try_remove(flight) else { return };
-        self.in_flight_bytes -= flight_state.request.len();
-        let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
-        if !is_error {
-            match flight_state.kind {
-                OpKind::Fill { command, key_at, .. } => {
-                    self.keep_one(&flight_state, command, usize::from(key_at), frame, now);
-                }
-                OpKind::FillEach(each) => self.keep_each(&flight_state, each, frame, now),
-                _ => {}
-            }
-        }
-        for k in &flight_state.keys {
-            if let Some(state) = self.keys.get_mut(&k.key[..]) {
-                state.flights.retain(|f| *f != flight);
-                if state.flights.is_empty() {
-                    self.keys.remove(&k.key[..]);
-                }
-            }
-        }
-        for (port, seq) in &flight_state.waiting {
-            self.hand_on(port, *seq, frame);
-        }
-    }
-
-    fn keep_one(&mut self, flight: &Flight, command: CommandId, key_at: usize, frame: Frame<'_>, now: Time) {
-        let Some(k) = flight.keys.first() else { return };
-        let Some(deadline) = self.fresh_until(k) else { return };
-        let Some(ranges) = self.scan(&flight.request) else { return };
-        let variant = Variant::new(command, Args::new(&flight.request, &ranges), key_at);
-        let filled = self.filler.fill(&k.key, variant, frame.bytes, deadline, now);
-        self.count_fill(filled, &k.key);
-        self.scanner_gives_back(ranges);
-    }
-
-    fn keep_each(&mut self, flight: &Flight, each: Each, frame: Frame<'_>, now: Time) {
-        let mut cursor = Cursor::new(frame.bytes);
-        let count = match (each, cursor.next()) {
-            (Each::Mget { .. }, Some(Item::Aggregate(_, n))) => n,
-            (Each::Exists(_), Some(Item::Integer(_))) => flight.keys.len() as u64,
-            _ => return,
-        };
-        if count != flight.keys.len() as u64 {
-            return;
-        }
-        for k in &flight.keys {
-            let (command, element): (CommandId, &[u8]) = match each {
-                // Which of them exist, the PTTLs have told.
-                Each::Exists(exists) => (exists, if k.exists { b":1\r\n" } else { b":0\r\n" }),
-                Each::Mget { get, mget } => match cursor.next_frame() {
-                    Some(nil) if nil.starts_with(b"_") || nil.starts_with(b"$-1") => (mget, nil),
-                    Some(value) => (get, value),
-                    None => return,
-                },
-            };
-            if let Some(deadline) = self.fresh_until(k) {
-                let filled = self.filler.fill(&k.key, Variant::bare(command), element, deadline, now);
-                self.count_fill(filled, &k.key);
-            }
-        }
-    }
-
-    /// The deadline of a key that was read, unless it changed since its PTTL was answered.
-    fn fresh_until(&mut self, k: &FlightKey) -> Option<Time> {
-        let changes = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
-        if changes != k.changes_seen && !is_planted(Mutation::FillOutrun) {
-            self.counts.fills_outrun += 1;
-            return None;
-        }
-        k.deadline
-    }
-
-    fn count_fill(&mut self, filled: Filled, key: &Bytes) {
-        match filled {
-            Filled::Stored => self.counts.fills += 1,
-            Filled::TooBig => self.big_keys.push(Bytes::copy_from_slice(key)),
-            Filled::Dead | Filled::Contradicted => {}
         }
     }
 
@@ -860,18 +540,6 @@ impl LinkCore {
         writes.collect()
     }
 
-    fn lost_flight(&mut self, flight: usize, overtaken: impl Fn(&Arc<Port>) -> bool, retries: &mut Vec<Retry>) {
-        let Some(flight) = self.flights.try_remove(flight) else { return };
-        for (port, seq) in flight.waiting {
-            if flight.patience == Patience::Retried || overtaken(&port) {
-                self.leave(&port, Delivery::Failed(seq, Failure::ReadLost));
-                continue;
-            }
-            let (request, kind, sent_at) = (flight.request.clone(), flight.kind, flight.sent_at);
-            retries.push(Retry { port, seq, request, kind, again: Patience::Retried, sent_at });
-        }
-    }
-
     fn hand_on(&mut self, port: &Arc<Port>, seq: Seq, frame: Frame<'_>) {
         if port.reply(seq, frame.bytes, frame.shared) {
             self.awake.push(port.clone());
@@ -960,59 +628,5 @@ impl Patience {
     /// The same for a request that is not to be sent again once it has been sent.
     fn exhausted(self) -> Self {
         if self == Self::Waiting { Self::Retried } else { self }
-    }
-}
-
-// === impl OpKind ===
-
-impl OpKind {
-    /// True if the request can be sent twice without harm.
-    pub fn is_read(self) -> bool {
-        matches!(self, Self::Read | Self::Fill { .. } | Self::FillEach(_))
-    }
-}
-
-/// Argument `at` of a request as sessions make them, without looking at those behind it.
-fn argument(request: &Bytes, at: usize) -> Option<Bytes> {
-    let mut cursor = Cursor::new(request);
-    cursor.next_count()?;
-    for _ in 0..at {
-        cursor.next_bytes()?;
-    }
-    let key = cursor.next_bytes()?;
-    Some(request.slice_ref(key))
-}
-
-fn slice_of(request: &Bytes, range: ArgRange) -> Bytes {
-    request.slice(range.start as usize..range.start as usize + range.len as usize)
-}
-
-fn memmem(text: &[u8], wanted: &[u8]) -> bool {
-    text.windows(wanted.len()).any(|window| window == wanted)
-}
-
-/// A length in decimal digits, without an allocation.
-struct Digits {
-    bytes: [u8; 20],
-    from: usize,
-}
-
-fn itoa(mut n: usize) -> Digits {
-    let mut digits = Digits { bytes: [b'0'; 20], from: 20 };
-    loop {
-        digits.from -= 1;
-        digits.bytes[digits.from] = b'0' + (n % 10) as u8;
-        n /= 10;
-        if n == 0 {
-            return digits;
-        }
-    }
-}
-
-// === impl Digits ===
-
-impl Digits {
-    fn text(&mut self) -> &[u8] {
-        &self.bytes[self.from..]
     }
 }

@@ -1,0 +1,358 @@
+//! Finds the ends of requests, RESP arrays and inline lines.
+
+use super::inline::split_inline;
+use super::strict_i64;
+use crate::args::{ArgRange, Args};
+use memchr::memchr;
+
+/// Bounds of one request, with redis-server's defaults.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLimits {
+    /// Longest bulk string in bytes (`proto-max-bulk-len`, 512 MB).
+    pub bulk_bytes_max: usize,
+    /// Most arguments of one request.
+    pub args_max: usize,
+    /// Longest inline request, and longest header line, in bytes (64 KiB, `PROTO_INLINE_MAX_SIZE`).
+    pub inline_bytes_max: usize,
+    /// Longest request in bytes, all arguments together (`client-query-buffer-limit`, 1 GiB). Below 4 GiB.
+    pub request_bytes_max: usize,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self {
+            bulk_bytes_max: 512 * 1024 * 1024,
+            args_max: 1024 * 1024,
+            inline_bytes_max: 64 * 1024,
+            request_bytes_max: 1024 * 1024 * 1024,
+        }
+    }
+}
+
+/// What a look at the buffer has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The request is not complete. `bytes_needed_min` more bytes are known to be missing (at least one).
+    Incomplete {
+        /// A lower bound of what is missing: a hint for the size of the next read.
+        bytes_needed_min: usize,
+    },
+    /// A request of `len` bytes stands at the start of the buffer; [`RequestScanner::args`] shows its arguments.
+    Request {
+        /// Bytes to consume.
+        len: usize,
+    },
+    /// `len` bytes mean nothing (an empty line, `*0`, `*-1`): consume them and go on.
+    Nothing {
+        /// Bytes to consume.
+        len: usize,
+    },
+}
+
+/// Why a client's bytes are not a request. `Display` is redis-server's own wording, without the `-ERR ` in front.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The number behind `*` is no number or above the limit.
+    #[error("Protocol error: invalid multibulk length")]
+    MultibulkLength,
+    /// The number behind `$` is no number, negative or above the limit.
+    #[error("Protocol error: invalid bulk length")]
+    BulkLength,
+    /// An argument does not begin with `$`.
+    #[error("Protocol error: expected '$', got '{}'", char::from(*.0))]
+    ExpectedBulk(u8),
+    /// The line of a `*` header does not end.
+    #[error("Protocol error: too big mbulk count string")]
+    CountLine,
+    /// The line of a `$` header does not end.
+    #[error("Protocol error: too big bulk count string")]
+    BulkLine,
+    /// An inline request does not end.
+    #[error("Protocol error: too big inline request")]
+    InlineTooBig,
+    /// Quotes of an inline request do not close.
+    #[error("Protocol error: unbalanced quotes in request")]
+    Quotes,
+    /// The request as a whole is longer than the limit.
+    #[error("Protocol error: request exceeds the limit of the query buffer")]
+    RequestTooBig,
+    /// More than ten arguments before authentication, where it is required.
+    #[error("Protocol error: unauthenticated multibulk length")]
+    UnauthenticatedMultibulk,
+    /// An argument above 16 KiB before authentication, where it is required.
+    #[error("Protocol error: unauthenticated bulk length")]
+    UnauthenticatedBulk,
+}
+
+/// Finds requests, RESP arrays and inline lines, in a buffer that begins with a request.
+#[derive(Debug)]
+pub struct RequestScanner {
+    limits: RequestLimits,
+    state: RequestState,
+    /// Bytes of the current request that need not be looked at again.
+    seen: usize,
+    /// Bytes of the unfinished header or inline line that hold no line end.
+    line_seen: usize,
+    args: Vec<ArgRange>,
+    /// The arguments of an inline request, unquoted and encoded as a RESP array.
+    inline: Vec<u8>,
+    authenticated: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RequestState {
+    Start,
+    /// Looking for the header of an argument; so many arguments are missing.
+    Header {
+        missing: usize,
+    },
+    /// The body of an argument of `len` bytes begins at `seen`.
+    Body {
+        missing: usize,
+        len: usize,
+    },
+    /// The last step returned a whole request.
+    Done {
+        inline: bool,
+    },
+}
+
+/// What a header line holds.
+enum Line {
+    Value { value: i64, next: usize },
+    Incomplete,
+    NotANumber,
+}
+
+// === impl RequestScanner ===
+
+impl RequestScanner {
+    /// A scanner at the start of a connection.
+    pub fn new(limits: RequestLimits) -> Self {
+        Self {
+            limits,
+            state: RequestState::Start,
+            seen: 0,
+            line_seen: 0,
+            args: Vec::new(),
+            inline: Vec::new(),
+            authenticated: true,
+        }
+    }
+
+    /// Tells whether the client may send long requests: redis-server bounds those of unauthenticated clients.
+    pub fn set_authenticated(&mut self, authenticated: bool) {
+        self.authenticated = authenticated;
+    }
+
+    /// True if part of a request has been looked at: the buffer must keep its place.
+    pub fn is_midway(&self) -> bool {
+        matches!(self.state, RequestState::Header { .. } | RequestState::Body { .. })
+            || (self.state == RequestState::Start && self.line_seen > 0)
+    }
+
+    /// Looks on in `buf`, which begins with the first byte of the request at hand. After [`Step::Request`] or
+    /// [`Step::Nothing`] the caller takes those bytes away and calls again; after [`Step::Incomplete`] it calls again
+    /// with the same bytes and more.
+    #[inline]
+    pub fn scan(&mut self, buf: &[u8]) -> Result<Step, RequestError> {
+        if let RequestState::Done { .. } = self.state {
+            self.reset();
+        }
+        if self.state == RequestState::Start {
+            match buf.first() {
+                None => return Ok(Step::Incomplete { bytes_needed_min: 1 }),
+                Some(b'*') => {
+                    if let Some(step) = self.array_header(buf)? {
+                        return Ok(step);
+                    }
+                }
+                Some(_) => return self.inline_line(buf),
+            }
+        }
+        self.arguments(buf)
+    }
+
+    /// The arguments of the request that the last [`Step::Request`] found, borrowed from `buf`.
+    #[inline]
+    pub fn args<'a>(&'a self, buf: &'a [u8]) -> Args<'a> {
+        match self.state {
+            RequestState::Done { inline: true } => Args::new(&self.inline, &self.args),
+            _ => Args::new(buf.get(..self.seen).unwrap_or(buf), &self.args),
+        }
+    }
+
+    /// The ranges behind [`RequestScanner::args`], moved out so that the scanner can be left while they are in use.
+    /// Give them back with [`RequestScanner::give_ranges`] and their memory is used again.
+    pub fn take_ranges(&mut self) -> Vec<ArgRange> {
+        std::mem::take(&mut self.args)
+    }
+
+    /// Takes back what [`RequestScanner::take_ranges`] gave.
+    pub fn give_ranges(&mut self, ranges: Vec<ArgRange>) {
+        self.args = ranges;
+    }
+
+    /// Gives back memory that an unusually large request has left behind.
+    pub fn shrink(&mut self) {
+        const ARGS_KEPT_MAX: usize = 64;
+        if self.args.capacity() > ARGS_KEPT_MAX && !self.is_midway() {
+            self.args = Vec::new();
+        }
+        if self.inline.capacity() > 0 && !self.is_midway() {
+            self.inline = Vec::new();
+        }
+    }
+
+    fn reset(&mut self) {
+        self.state = RequestState::Start;
+        self.seen = 0;
+        self.line_seen = 0;
+        self.args.clear();
+    }
+
+    fn array_header(&mut self, buf: &[u8]) -> Result<Option<Step>, RequestError> {
+        match number_line(buf, 1, &mut self.line_seen) {
+            Line::Incomplete if buf.len() > self.limits.inline_bytes_max => Err(RequestError::CountLine),
+            Line::Incomplete => Ok(Some(Step::Incomplete { bytes_needed_min: 1 })),
+            Line::NotANumber => Err(RequestError::MultibulkLength),
+            Line::Value { value, next } => {
+                if value <= 0 {
+                    self.state = RequestState::Done { inline: false };
+                    return Ok(Some(Step::Nothing { len: next }));
+                }
+                let count = usize::try_from(value).map_err(|_| RequestError::MultibulkLength)?;
+                if count > self.limits.args_max {
+                    return Err(RequestError::MultibulkLength);
+                }
+                if count > 10 && !self.authenticated {
+                    return Err(RequestError::UnauthenticatedMultibulk);
+                }
+                self.seen = next;
+                self.line_seen = 0;
+                self.state = RequestState::Header { missing: count };
+                Ok(None)
+            }
+        }
+    }
+
+    fn arguments(&mut self, buf: &[u8]) -> Result<Step, RequestError> {
+        loop {
+            match self.state {
+                RequestState::Header { missing } => {
+                    let Some(&first) = buf.get(self.seen) else {
+                        return Ok(Step::Incomplete { bytes_needed_min: 1 });
+                    };
+                    if first != b'$' {
+                        return Err(RequestError::ExpectedBulk(first));
+                    }
+                    match number_line(buf, self.seen + 1, &mut self.line_seen) {
+                        Line::Incomplete if buf.len() - self.seen > self.limits.inline_bytes_max => {
+                            return Err(RequestError::BulkLine);
+                        }
+                        Line::Incomplete => return Ok(Step::Incomplete { bytes_needed_min: 1 }),
+                        Line::NotANumber => return Err(RequestError::BulkLength),
+                        Line::Value { value, next } => {
+                            let len = self.checked_bulk_len(value, next)?;
+                            self.seen = next;
+                            self.line_seen = 0;
+                            self.state = RequestState::Body { missing, len };
+                        }
+                    }
+                }
+                RequestState::Body { missing, len } => {
+                    let end = self.seen + len + 2;
+                    if buf.len() < end {
+                        return Ok(Step::Incomplete { bytes_needed_min: end - buf.len() });
+                    }
+                    self.args.push(ArgRange { start: self.seen as u32, len: len as u32 });
+                    self.seen = end;
+                    if missing == 1 {
+                        self.state = RequestState::Done { inline: false };
+                        return Ok(Step::Request { len: end });
+                    }
+                    self.state = RequestState::Header { missing: missing - 1 };
+                }
+                RequestState::Start | RequestState::Done { .. } => {
+                    return Ok(Step::Incomplete { bytes_needed_min: 1 });
+                }
+            }
+        }
+    }
+
+    fn checked_bulk_len(&self, value: i64, next: usize) -> Result<usize, RequestError> {
+        let len = usize::try_from(value).map_err(|_| RequestError::BulkLength)?;
+        if len > self.limits.bulk_bytes_max {
+            return Err(RequestError::BulkLength);
+        }
+        if len > 16 * 1024 && !self.authenticated {
+            return Err(RequestError::UnauthenticatedBulk);
+        }
+        if next + len + 2 > self.limits.request_bytes_max.min(u32::MAX as usize) {
+            return Err(RequestError::RequestTooBig);
+        }
+        Ok(len)
+    }
+
+    fn inline_line(&mut self, buf: &[u8]) -> Result<Step, RequestError> {
+        let from = self.line_seen.min(buf.len());
+        let Some(found) = memchr(b'\n', &buf[from..]) else {
+            if buf.len() > self.limits.inline_bytes_max {
+                return Err(RequestError::InlineTooBig);
+            }
+            self.line_seen = buf.len();
+            return Ok(Step::Incomplete { bytes_needed_min: 1 });
+        };
+        let end = from + found;
+        let line = &buf[..end];
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let words = split_inline(line).ok_or(RequestError::Quotes)?;
+        self.state = RequestState::Done { inline: true };
+        if words.is_empty() {
+            return Ok(Step::Nothing { len: end + 1 });
+        }
+        self.encode_inline(&words);
+        Ok(Step::Request { len: end + 1 })
+    }
+
+    fn encode_inline(&mut self, words: &[Vec<u8>]) {
+        self.inline.clear();
+        self.args.clear();
+        self.inline.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
+        for word in words {
+            self.inline.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+            self.args.push(ArgRange { start: self.inline.len() as u32, len: word.len() as u32 });
+            self.inline.extend_from_slice(word);
+            self.inline.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+/// Reads the decimal number at `from` up to `\r` and the byte behind it, as strictly as redis-server's `string2ll`:
+/// no plus sign, no leading zero, no blank.
+#[inline]
+fn number_line(buf: &[u8], from: usize, line_seen: &mut usize) -> Line {
+    // The common case, one to four digits and the line end in the buffer, without a search.
+    let mut value: i64 = 0;
+    for i in 0..5 {
+        match buf.get(from + i) {
+            Some(d @ b'0'..=b'9') if i < 4 && !(i > 0 && value == 0) => value = value * 10 + i64::from(d - b'0'),
+            Some(b'\r') if i > 0 && buf.len() > from + i + 1 => return Line::Value { value, next: from + i + 2 },
+            _ => break,
+        }
+    }
+    let start = from + *line_seen;
+    let Some(found) = buf.get(start..).and_then(|rest| memchr(b'\r', rest)) else {
+        *line_seen = buf.len().saturating_sub(from);
+        return Line::Incomplete;
+    };
+    let end = start + found;
+    if buf.len() < end + 2 {
+        *line_seen = end - from;
+        return Line::Incomplete;
+    }
+    match strict_i64(&buf[from..end]) {
+        Some(value) => Line::Value { value, next: end + 2 },
+        None => Line::NotANumber,
+    }
+}

@@ -1,0 +1,68 @@
+//! SWAPDB and changes of rights: what changes whole databases, or what users may see, and sends no push.
+//!
+//! From before such a command is sent until its reply has been fenced, all partitions are suspended: nothing is answered
+//! from them and nothing is stored, and they begin anew, empty. Scopes that are made meanwhile are emptied with them.
+//!
+//! How it fails: if the client goes, or the connection is lost, before the answer, L1 stays suspended for `link.dead_ms`.
+
+use crate::client::core::{Core, fence_job};
+use crate::port::Seq;
+use crate::upstream::link::OpKind;
+use crate::upstream::scope::Scope;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// L1 is suspended in all scopes until the databases have been swapped.
+pub(super) struct Swap {
+    scopes: Vec<Arc<Scope>>,
+    upstream: Arc<crate::upstream::scope::Upstream>,
+    grace: Duration,
+}
+
+// === impl Swap ===
+
+impl Swap {
+    /// From now on nothing is answered from L1, in any scope.
+    pub(super) fn begin(core: &Core) -> Option<Self> {
+        let upstream = core.upstream()?;
+        let scopes = upstream.scopes();
+        for scope in &scopes {
+            scope.link.partition().suspend();
+        }
+        Some(Self { scopes, upstream, grace: core.shared.config.link.dead_ms })
+    }
+
+    /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there
+    /// before.
+    pub(super) fn finish(mut self) -> Vec<Arc<Scope>> {
+        with_later_scopes(std::mem::take(&mut self.scopes), &self.upstream)
+    }
+}
+
+impl Drop for Swap {
+    /// The client has gone, or the connection was lost, before the answer came: whether and when the upstream will execute
+    /// it nobody knows. L1 stays suspended for `link.dead_ms`; what has not been executed by then never will be.
+    fn drop(&mut self) {
+        if self.scopes.is_empty() {
+            return;
+        }
+        let (scopes, upstream, grace) = (std::mem::take(&mut self.scopes), self.upstream.clone(), self.grace);
+        self.upstream.spawn(async move {
+            tokio::time::sleep(grace).await;
+            let nobody = Arc::default();
+            for scope in with_later_scopes(scopes, &upstream) {
+                scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
+            }
+        });
+    }
+}
+
+fn with_later_scopes(mut scopes: Vec<Arc<Scope>>, upstream: &crate::upstream::scope::Upstream) -> Vec<Arc<Scope>> {
+    for scope in upstream.scopes() {
+        if !scopes.iter().any(|s| Arc::ptr_eq(s, &scope)) {
+            scope.link.partition().suspend();
+            scopes.push(scope);
+        }
+    }
+    scopes
+}

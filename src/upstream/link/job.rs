@@ -1,0 +1,92 @@
+//! What a link is asked to send: requests, and what each means for L1.
+//!
+//! A job is what one client sends together; it carries the bytes as they go out and one [`Op`] a request. The session
+//! decides what a request means, the link only follows.
+
+use crate::l1::Cause;
+use crate::port::{Port, Seq};
+use bytes::Bytes;
+use larder_protocol::table::CommandId;
+use smallvec::SmallVec;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Requests that a client sends together.
+#[derive(Debug)]
+pub struct Job {
+    /// Where the replies go.
+    pub port: Arc<Port>,
+    /// The requests, one behind the other.
+    pub bytes: Bytes,
+    /// What each is.
+    pub ops: SmallVec<[Op; 1]>,
+}
+
+/// One request of a job.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// The client's number for it.
+    pub seq: Seq,
+    /// Its bytes in [`Job::bytes`].
+    pub bytes: Range<u32>,
+    /// What it means for L1.
+    pub kind: OpKind,
+}
+
+/// What a request means for L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpKind {
+    /// A read whose reply is not kept.
+    Read,
+    /// A read of one key whose reply is to be kept. `key_at` is the argument that holds the key.
+    Fill {
+        /// The command.
+        command: CommandId,
+        /// Index of the argument that is the key.
+        key_at: u16,
+        /// True if the read may share the reply of an equal one that is under way: its client has no unanswered write.
+        may_join: bool,
+        /// True if the reply shows fields of a hash and the upstream has field TTLs, whose expiry sends no push when
+        /// others read. Such a reply is kept only if the hash is small enough to be encoded as `listpack`, which a hash
+        /// with field TTLs never is (measured on Valkey 9.1).
+        asks_encoding: bool,
+    },
+    /// A read of several keys whose reply is to be kept key by key.
+    FillEach(Each),
+    /// A change of the keys of this command.
+    Write(CommandId),
+    /// Neither reads nor changes a key, but may have an effect: never sent twice.
+    Effect,
+    /// Nothing is sent for the client; it is told when the link has caught up.
+    Fence,
+    /// As `Fence`, and at that moment the partition is emptied and its suspension ends.
+    FenceAndResume,
+    /// Nothing is sent: the arguments behind the first leave L1, and what is under way for them is not kept. The reply
+    /// is their number.
+    Drop(Cause),
+    /// As `Drop`, for everything; the reply is `+OK`.
+    DropAll(Cause),
+}
+
+/// How the reply to a read of several keys is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Each {
+    /// `MGET`: element i of the reply is what key i holds, under the variants of these commands.
+    Mget {
+        /// A string that is there is what `GET` would say, too.
+        get: CommandId,
+        /// A nil may stand for another type, where `GET` would be an error.
+        mget: CommandId,
+    },
+    /// `EXISTS`: the PTTL of each key tells whether it exists.
+    Exists(CommandId),
+}
+
+// === impl OpKind ===
+
+impl OpKind {
+    /// True if the request can be sent twice without harm.
+    pub fn is_read(self) -> bool {
+        matches!(self, Self::Read | Self::Fill { .. } | Self::FillEach(_))
+    }
+}
