@@ -139,8 +139,10 @@ pub struct LimitsConfig {
 pub struct LinkConfig {
     /// Longest wait for a connection, its greeting included.
     pub connect_ms_max: Duration,
-    /// Longest wait for a reply before the client is told of a timeout.
+    /// Longest wait for the reply to a read before the client is told of a timeout.
     pub reply_ms_max: Duration,
+    /// Longest wait for the reply to a write before the client is told of a timeout.
+    pub write_ms_max: Duration,
     /// A link that owes replies and sends nothing for this long is closed.
     pub dead_ms: Duration,
     /// First wait before a reconnect.
@@ -164,6 +166,10 @@ pub struct PoolConfig {
     pub idle_ms_max: Duration,
     /// Longest wait for a free connection.
     pub wait_ms_max: Duration,
+    /// Longest wait for the reply to a script, a transaction or administration.
+    pub reply_ms_max: Duration,
+    /// What a blocking command gets beyond the timeout that it names.
+    pub blocking_grace_ms: Duration,
 }
 
 /// `[breaker]`: when a failing upstream is left alone.
@@ -362,6 +368,7 @@ impl LinkConfig {
         Self {
             connect_ms_max: from.millis("link.connect_ms_max", 2 * SECOND_MS, 1..=HOUR_MS),
             reply_ms_max: from.millis("link.reply_ms_max", 10 * SECOND_MS, 1..=HOUR_MS),
+            write_ms_max: from.millis("link.write_ms_max", 10 * SECOND_MS, 1..=HOUR_MS),
             dead_ms: from.millis("link.dead_ms", 15 * SECOND_MS, 1..=HOUR_MS),
             reconnect_ms_min: from.millis("link.reconnect_ms_min", 50, 1..=HOUR_MS),
             reconnect_ms_max: from.millis("link.reconnect_ms_max", 2 * SECOND_MS, 1..=HOUR_MS),
@@ -379,6 +386,8 @@ impl PoolConfig {
             blocking_max: from.count("pool.blocking_max", 1024, 1..=65_536),
             idle_ms_max: from.millis("pool.idle_ms_max", 30 * SECOND_MS, 1..=MONTH_MS),
             wait_ms_max: from.millis("pool.wait_ms_max", 2 * SECOND_MS, 1..=HOUR_MS),
+            reply_ms_max: from.millis("pool.reply_ms_max", MINUTE_MS, 1..=24 * HOUR_MS),
+            blocking_grace_ms: from.millis("pool.blocking_grace_ms", 2 * SECOND_MS, 1..=HOUR_MS),
         }
     }
 }

@@ -26,6 +26,7 @@ pub struct Policy {
 pub struct Policies {
     rules: Vec<Policy>,
     stale_if_error: Duration,
+    stale_if_error_longest: Option<Duration>,
 }
 
 // === impl Policies ===
@@ -33,7 +34,8 @@ pub struct Policies {
 impl Policies {
     /// `rules` in their order; `stale_if_error` is what holds where they say nothing, zero for never.
     pub fn new(rules: Vec<Policy>, stale_if_error: Duration) -> Self {
-        Self { rules, stale_if_error }
+        let longest = rules.iter().filter_map(|rule| rule.stale_if_error).fold(stale_if_error, Duration::max);
+        Self { rules, stale_if_error, stale_if_error_longest: (!longest.is_zero()).then_some(longest) }
     }
 
     /// How long after the loss of the invalidation feed the value of `key` may still be answered; zero for not at all.
@@ -43,8 +45,7 @@ impl Policies {
 
     /// The longest time that [`Policies::stale_if_error`] can come to; `None` if nothing is ever answered so.
     pub fn stale_if_error_longest(&self) -> Option<Duration> {
-        let longest = self.rules.iter().filter_map(|rule| rule.stale_if_error).fold(self.stale_if_error, Duration::max);
-        (!longest.is_zero()).then_some(longest)
+        self.stale_if_error_longest
     }
 
     fn rule_of(&self, key: &[u8]) -> Option<&Policy> {

@@ -142,6 +142,13 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     for cause in Cause::ALL {
         out.counter(&format!("l1_removed_{}", cause.label()), l1.removed(cause));
     }
+    out.section("Stale");
+    out.counter("stale_hits_feed_lost", shared.metrics.sum(|c| &c.stale));
+    let now = shared.clock.now();
+    let left: Vec<_> = upstream.scopes().iter().filter_map(|scope| scope.link.partition().left_since()).collect();
+    out.gauge("stale_scopes", left.len() as u64);
+    let oldest = left.into_iter().min().map_or(0, |since| now.saturating_since(since).as_millis() as u64);
+    out.gauge("stale_age_ms", oldest);
     out.section("Upstream");
     out.text("upstream", &upstream.node().endpoint.to_string());
     let scopes = upstream.scopes();

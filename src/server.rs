@@ -21,7 +21,7 @@ use crate::upstream::link_io::LinkTimes;
 use crate::upstream::node::Node;
 use crate::upstream::pool::PoolLimits;
 use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
-use crate::upstream::scope::{Upstream, UpstreamSettings};
+use crate::upstream::scope::{ReplyTimes, Upstream, UpstreamSettings};
 use larder_protocol::scan::{ReplyLimits, RequestLimits};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Categories, Command, Table};
@@ -181,6 +181,11 @@ impl Shared {
     /// True once the process has been asked to end.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// How long replies may take.
+    pub fn reply_times(&self) -> ReplyTimes {
+        reply_times_of(&self.config)
     }
 
     /// True if clients authenticate with Larder and not with the upstream.
@@ -344,7 +349,9 @@ fn settings_of(config: &Config) -> UpstreamSettings {
             in_flight_max: link.in_flight_max,
             in_flight_bytes_max: link.in_flight_bytes_max,
             reply_max: link.reply_ms_max,
+            write_max: link.write_ms_max,
             untracked_ttl: config.l1.untracked_ttl_ms_max,
+            stale_longest: config.policies().stale_if_error_longest(),
         },
         times: LinkTimes {
             connect_max: link.connect_ms_max,
@@ -371,6 +378,15 @@ fn settings_of(config: &Config) -> UpstreamSettings {
         },
         scopes_max: limits.scopes_max,
         scope_idle_max: limits.scope_idle_ms_max,
+    }
+}
+
+fn reply_times_of(config: &Config) -> ReplyTimes {
+    ReplyTimes {
+        read_max: config.link.reply_ms_max,
+        write_max: config.link.write_ms_max,
+        exclusive_max: config.pool.reply_ms_max,
+        blocking_grace: config.pool.blocking_grace_ms,
     }
 }
 

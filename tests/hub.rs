@@ -99,7 +99,9 @@ fn upstream_settings() -> UpstreamSettings {
             in_flight_max: 10_000,
             in_flight_bytes_max: 1 << 24,
             reply_max: Duration::from_millis(800),
+            write_max: Duration::from_millis(800),
             untracked_ttl: None,
+            stale_longest: None,
         },
         times: LinkTimes {
             connect_max: Duration::from_secs(5),

@@ -2,7 +2,7 @@
 
 use crate::clients::Client;
 use crate::hub::{Hub, Subscriptions};
-use crate::l1::Partition;
+use crate::l1::{Cause, Partition};
 use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Seq, Taken};
@@ -32,6 +32,7 @@ pub(crate) struct Core {
     taken: Taken,
     pub(crate) place: Place,
     pub(crate) login: Login,
+    pub(crate) knowledge: Knowledge,
     pub(crate) subscriptions: Subscriptions,
     /// The hubs that the client's subscriptions are with: one for each user that it has been.
     hubs: Vec<(Identity, Arc<Hub>)>,
@@ -62,6 +63,15 @@ pub(crate) enum Login {
     Done,
     /// It has not.
     Missing,
+}
+
+/// Whether a client can have been told anything of the upstream's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Knowledge {
+    /// It has asked for nothing yet.
+    Nothing,
+    /// It may have been.
+    Something,
 }
 
 /// What became of a request.
@@ -96,6 +106,7 @@ impl Core {
             taken: Taken::default(),
             place,
             login,
+            knowledge: Knowledge::Nothing,
             subscriptions: Subscriptions::default(),
             hubs: Vec::new(),
             in_reply: false,
@@ -212,6 +223,7 @@ impl Core {
     }
 
     fn take_shared(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+        self.knowledge = Knowledge::Something;
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
             Flow::Taken => {
                 if matches!(&*command.name, "publish" | "spublish")
@@ -508,6 +520,12 @@ pub(super) fn scan_again(request: &Bytes) -> Option<Vec<ArgRange>> {
 /// A job that fences one link.
 pub(super) fn fence_job(port: &Arc<crate::port::Port>, seq: Seq, kind: OpKind) -> Job {
     Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![Op { seq, bytes: 0..0, kind }] }
+}
+
+/// A job that drops the keys that `named` names behind its first word.
+pub(super) fn drop_job(port: &Arc<crate::port::Port>, named: Bytes, cause: Cause) -> Job {
+    let op = Op { seq: Seq(0), bytes: 0..named.len() as u32, kind: OpKind::Drop(cause) };
+    Job { port: port.clone(), bytes: named, ops: smallvec![op] }
 }
 
 /// What redis-server says to a command that it does not know.

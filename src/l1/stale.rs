@@ -17,6 +17,7 @@
 
 use super::{Cause, Filler, Hit, L1, NOWHERE, Partition, SlotRef, Variant};
 use crate::clock::Time;
+use crate::mutation::{Mutation, is_planted};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,7 +37,8 @@ pub(super) struct Left {
 impl Left {
     /// True if the feed has been lost for longer than `age_max`.
     fn is_older_than(&self, age_max: Duration, now: Time) -> bool {
-        age_max.is_zero() || now.saturating_since(self.lost_at) > age_max
+        let is_old = now.saturating_since(self.lost_at) > age_max && !is_planted(Mutation::LeftForEver);
+        age_max.is_zero() || is_old
     }
 }
 

@@ -36,6 +36,19 @@ pub struct UpstreamSettings {
     pub scope_idle_max: Duration,
 }
 
+/// How long replies may take, by class of command, before the client is told of a timeout.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplyTimes {
+    /// Reads (`link.reply_ms_max`).
+    pub read_max: Duration,
+    /// Writes (`link.write_ms_max`).
+    pub write_max: Duration,
+    /// Scripts, transactions, administration, and whatever else runs on a connection of its own (`pool.reply_ms_max`).
+    pub exclusive_max: Duration,
+    /// What a blocking command gets beyond its own timeout (`pool.blocking_grace_ms`).
+    pub blocking_grace: Duration,
+}
+
 /// The upstream with its scopes.
 pub struct Upstream {
     node: Arc<Node>,
@@ -66,6 +79,17 @@ pub struct Scope {
     pub pools: Pools,
     /// Scopes of other users of the same database.
     peers: AtomicUsize,
+}
+
+// === impl Scope ===
+
+impl Scope {
+    /// The upstream refuses writes as a replica does: after a failover its name leads to another server. Connections are
+    /// made anew, the link's within its bounds.
+    pub fn moved(&self) {
+        self.pools.retire();
+        self.link.ask_to_move();
+    }
 }
 
 /// No further scope can be had.
