@@ -117,6 +117,10 @@ pub struct LimitsConfig {
     pub client_output_bytes_max: usize,
     /// Unanswered requests of one client; what is beyond them is not read yet.
     pub client_in_flight_max: usize,
+    /// Bytes of requests and replies that wait in the process altogether.
+    pub buffered_bytes_max: usize,
+    /// How long clients are not read from when that is reached, before they are refused.
+    pub buffered_wait_ms_max: Duration,
     /// Pairs of user and database with a link and a partition of their own.
     pub scopes_max: usize,
     /// How long a scope without clients keeps its link and its partition.
@@ -352,6 +356,8 @@ impl LimitsConfig {
             inline_bytes_max: from.size("limits.inline_bytes_max", 64 * KB, 64),
             client_output_bytes_max: from.size("limits.client_output_bytes_max", GB, KB),
             client_in_flight_max: from.count("limits.client_in_flight_max", 1024, 1..=1_048_576),
+            buffered_bytes_max: from.size("limits.buffered_bytes_max", GB, MB),
+            buffered_wait_ms_max: from.millis("limits.buffered_wait_ms_max", 2 * SECOND_MS, 0..=HOUR_MS),
             scopes_max: from.count("limits.scopes_max", 64, 1..=65_536),
             scope_idle_ms_max: from.millis("limits.scope_idle_ms_max", MINUTE_MS, 0..=MONTH_MS),
             reply_depth_max: from.count("limits.reply_depth_max", 8192, 8..=65_536),

@@ -36,6 +36,7 @@
 //! | [`client`] | one client's connection: socket, requests, and what is handled apart from the link |
 //! | [`session`] | CORE: which reads L1 answers, which go down the link, in which order replies leave |
 //! | [`port`] | a client's letter box, where other tasks leave replies and messages |
+//! | [`buffered`] | how much waits in the process altogether, and what happens at the bound |
 //! | [`outgoing`] | bytes on their way to a socket |
 //! | [`clients`] | who is connected |
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
@@ -53,6 +54,7 @@
 //! `client`, `session`, then `l1` and `upstream`, then `larder_protocol`; only [`server::Shared`], what all clients
 //! share, is used from below it (`client`, `embedded`, `report`).
 
+pub mod buffered;
 pub mod cache;
 pub mod client;
 pub mod clients;

@@ -4,6 +4,7 @@
 //! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
 //! worker. A stop closes the listeners, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
+use crate::buffered::Buffered;
 use crate::cache::jobs::Jobs;
 use crate::client::{self, Place};
 use crate::clients::Clients;
@@ -77,6 +78,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// What clients may not call.
     pub denied: Denied,
+    /// How much waits altogether.
+    pub buffered: Arc<Buffered>,
     /// What holds for keys, by pattern and in general.
     pub policies: Policies,
     /// The built-in command table.
@@ -109,6 +112,8 @@ pub struct Denied {
 
 /// How often the embedded store looks for keys that have expired.
 const EXPIRY_EVERY: Duration = Duration::from_millis(100);
+/// How often clients that wait because of `limits.buffered_bytes_max` look whether they may go on.
+const BUFFERED_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Connections that may wait to be accepted (the system may hold fewer).
 const BACKLOG: i32 = 4096;
 /// How long accepting pauses when the system has no descriptors left.
@@ -153,9 +158,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
 impl Shared {
     fn new(config: Config, clock: Clock, runtime: Handle) -> Self {
         let table = Arc::new(Table::builtin());
+        let buffered = Buffered::new(config.limits.buffered_bytes_max);
         let backend = match &config.upstream {
             None => Backend::Embedded(Embedded::new(config.store.size_bytes_max as u64, seed())),
-            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &runtime)),
+            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &buffered, &runtime)),
         };
         let limits = &config.limits;
         let request_limits = RequestLimits {
@@ -168,6 +174,7 @@ impl Shared {
             clients: Clients::new(limits.clients_max),
             denied: Denied::new(&config.deny),
             policies: config.policies(),
+            buffered,
             backend,
             clock,
             metrics: Metrics::default(),
@@ -297,7 +304,13 @@ fn seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
-fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Handle) -> Arc<Upstream> {
+fn upstream_of(
+    config: &Config,
+    clock: Clock,
+    table: &Arc<Table>,
+    buffered: &Arc<Buffered>,
+    runtime: &Handle,
+) -> Arc<Upstream> {
     let (endpoint, identity, database) = match &config.upstream {
         Some(upstream) => (
             Endpoint { host: upstream.address.host.clone(), port: upstream.address.port },
@@ -313,7 +326,8 @@ fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Hand
         entry_bytes_max: config.l1.entry_bytes_max,
         variants_per_key_max: config.l1.variants_per_key_max,
     });
-    Upstream::new(node, l1, settings_of(config), identity, database, runtime.clone(), seed())
+    let buffered = buffered.clone();
+    Upstream::new(node, l1, settings_of(config), identity, database, buffered, runtime.clone(), seed())
 }
 
 fn identity_of(credentials: &Credentials) -> Identity {
@@ -439,6 +453,7 @@ async fn work(
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
+        tokio::spawn(watch_buffered(shared.clone()));
     }
     loop {
         tokio::select! {
@@ -507,6 +522,23 @@ async fn wait_for_signal(stop: watch::Sender<bool>) {
     }
     tracing::info!("stopping");
     let _ = stop.send(true);
+}
+
+/// While too much waits altogether, and once when that is over, all clients look at what they hold and whether they may
+/// go on.
+async fn watch_buffered(shared: Arc<Shared>) {
+    let mut was_full = false;
+    loop {
+        tokio::time::sleep(BUFFERED_LOOK_EVERY).await;
+        let is_full = shared.buffered.is_full();
+        if is_full && !was_full {
+            tracing::warn!(bytes = shared.buffered.bytes(), "limits.buffered_bytes_max is reached: clients wait");
+        }
+        if is_full || was_full {
+            shared.clients.all().iter().for_each(|client| client.port.wake());
+        }
+        was_full = is_full;
+    }
 }
 
 async fn expire_embedded(shared: Arc<Shared>) {

@@ -94,6 +94,8 @@ pub struct Session {
     writes_out: usize,
     /// Slots that are held.
     held: usize,
+    /// Bytes of replies of the link that wait for their turn.
+    kept_bytes: usize,
     /// Reads that are not held but sent down the link: what a client that mixes reads and writes is better served by.
     follows: u32,
     muted: Muted,
@@ -221,6 +223,7 @@ impl Session {
             next_seq: 1,
             writes_out: 0,
             held: 0,
+            kept_bytes: 0,
             follows: 0,
             muted: Muted::No,
             reads: ReadMode::Cached,
@@ -263,6 +266,12 @@ impl Session {
     #[inline]
     pub fn under_way(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Bytes of replies of the link that wait for their turn.
+    #[inline]
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes
     }
 
     /// A number for something that is not a request (a fence of the shell's).
@@ -638,9 +647,13 @@ impl Session {
         match &mut slot.state {
             State::Waiting { writes } => {
                 self.writes_out -= usize::from(*writes);
+                self.kept_bytes += reply.len();
                 slot.state = State::Arrived(reply);
             }
-            State::Held(held) => held.missing = Missing::Came(reply),
+            State::Held(held) => {
+                self.kept_bytes += reply.len();
+                held.missing = Missing::Came(reply);
+            }
             _ => {}
         }
     }
@@ -657,6 +670,7 @@ impl Session {
             State::Arrived(_) if matches!(slot.fence, Fence::Missing(_)) => {}
             State::Arrived(_) | State::Ready(_) => return,
         }
+        self.kept_bytes = self.kept_bytes.saturating_sub(slot.kept_bytes());
         slot.fence = Fence::Done;
         slot.state = State::Ready(line);
     }
@@ -717,7 +731,9 @@ impl Session {
                     self.held -= 1;
                 }
             }
-            self.slots.pop_front();
+            if let Some(slot) = self.slots.pop_front() {
+                self.kept_bytes = self.kept_bytes.saturating_sub(slot.kept_bytes());
+            }
         }
         if fences {
             let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
@@ -730,6 +746,7 @@ impl Session {
     fn take_back(&mut self, counters: &Counters) -> Vec<Again> {
         self.held = 0;
         self.writes_out = 0;
+        self.kept_bytes = 0;
         counters.redone.add(self.slots.len() as u64);
         let again = |slot: Slot| match (slot.state, slot.request) {
             (State::Ready(answer), _) => Some(Again::Answer { answer, muted: slot.muted }),
@@ -764,6 +781,14 @@ impl HeldKind {
 // === impl Slot ===
 
 impl Slot {
+    /// Bytes of the reply that it keeps.
+    fn kept_bytes(&self) -> usize {
+        match &self.state {
+            State::Arrived(reply) | State::Held(Held { missing: Missing::Came(reply), .. }) => reply.len(),
+            _ => 0,
+        }
+    }
+
     /// True if what was asked of the link has come.
     fn has_arrived(&self) -> bool {
         matches!(&self.state, State::Arrived(_) | State::Held(Held { missing: Missing::Came(_), .. }))

@@ -33,6 +33,7 @@ pub(crate) struct Core {
     pub(crate) place: Place,
     pub(crate) login: Login,
     pub(crate) knowledge: Knowledge,
+    pub(crate) admission: Admission,
     pub(crate) subscriptions: Subscriptions,
     /// The hubs that the client's subscriptions are with: one for each user that it has been.
     hubs: Vec<(Identity, Arc<Hub>)>,
@@ -74,6 +75,17 @@ pub(crate) enum Knowledge {
     Something,
 }
 
+/// Whether requests are taken, as far as all that waits in the process allows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// They are.
+    Open,
+    /// Not for the moment.
+    Closed,
+    /// They are, and those for the upstream are answered with an error.
+    Refusing,
+}
+
 /// What became of a request.
 pub(crate) enum Take {
     /// It was taken.
@@ -107,6 +119,7 @@ impl Core {
             place,
             login,
             knowledge: Knowledge::Nothing,
+            admission: Admission::Open,
             subscriptions: Subscriptions::default(),
             hubs: Vec::new(),
             in_reply: false,
@@ -120,7 +133,8 @@ impl Core {
 
     /// True while another request may be taken.
     pub(crate) fn may_take(&self) -> bool {
-        self.session.under_way() < self.shared.config.limits.client_in_flight_max
+        self.admission != Admission::Closed
+            && self.session.under_way() < self.shared.config.limits.client_in_flight_max
             && self.out.len() < super::OUTPUT_PAUSE_BYTES
             && self.batch.len() < super::OUTPUT_PAUSE_BYTES
             && self.scope().is_none_or(|scope| scope.link.has_room(&self.client.port))
@@ -223,6 +237,9 @@ impl Core {
     }
 
     fn take_shared(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+        if self.admission == Admission::Refusing {
+            return self.refuse_for_crowd();
+        }
         self.knowledge = Knowledge::Something;
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
             Flow::Taken => {
@@ -292,6 +309,17 @@ impl Core {
     pub(crate) fn answer(&mut self, answer: &[u8]) -> Take {
         self.session.answer(answer, &mut self.out);
         Take::Taken
+    }
+
+    /// Refuses a request because too much waits altogether.
+    pub(super) fn refuse_for_crowd(&mut self) -> Take {
+        self.shared.buffered.count_refused();
+        self.answer(format!("-{}\r\n", Failure::Buffered).as_bytes())
+    }
+
+    /// Bytes that wait here: for the link, for their turn, for the client to read them.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.out.len() + self.batch.len() + self.session.kept_bytes()
     }
 
     /// Answers bytes that are no request.

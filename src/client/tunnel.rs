@@ -286,7 +286,8 @@ impl Connection {
             self.flush(cx).map_err(End::Io)?;
             // What was drained makes room for more.
             moved |= self.core.out.len() < waited;
-            if self.has_too_much_output() {
+            self.tell_share(tunnel.waiting_bytes());
+            if self.has_too_much_output() || self.core.out.len() > 0 && self.holds_others_up(tunnel.waiting_bytes()) {
                 return Poll::Ready(Err(End::Closed));
             }
             if let Some(pause) = self.pause_of(tunnel, fed)? {
@@ -335,7 +336,7 @@ impl Connection {
             if self.io.state == Input::Closed {
                 return Ok(Fed::Abandon);
             }
-            if !tunnel.has_room() {
+            if !tunnel.has_room() || self.share.account().is_full() {
                 self.read_ahead(tunnel, cx)?;
                 return Ok(fed);
             }
@@ -463,6 +464,11 @@ impl Tunnel {
         self.owed.len() < OWED_MAX
             && self.connection.outgoing.len() < WAITING_BYTES_MAX
             && self.upstream == Upstream::There
+    }
+
+    /// Bytes that wait in it, on either way.
+    fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes + self.gathered.len() + self.connection.outgoing.len()
     }
 
     /// The connection is given up: everything that is owed is answered with an error, behind what has come.

@@ -26,6 +26,7 @@ use super::breaker::{FailureCause, Outcome};
 use super::link::{self, Job, LinkCore, LinkCounts, OpKind, Retry};
 use super::node::Node;
 use super::raw::{Identity, RawConnection, RawError};
+use crate::buffered::{Buffered, REQUEST_OVERHEAD_BYTES, Share};
 use crate::l1::Partition;
 use crate::port::{Delivery, Failure, Port};
 use bytes::Bytes;
@@ -103,6 +104,7 @@ struct Queue {
     /// Clients that wait for room.
     waiting: Vec<Arc<Port>>,
     state: LinkState,
+    share: Share,
 }
 
 /// What a link is for.
@@ -122,10 +124,12 @@ impl LinkHandle {
         node: Arc<Node>,
         partition: Arc<Partition>,
         times: LinkTimes,
+        buffered: &Arc<Buffered>,
         big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
     ) -> Arc<Self> {
         let state = LinkState::Connecting;
-        let queue = Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, waiting: Vec::new(), state };
+        let share = buffered.share();
+        let queue = Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, waiting: Vec::new(), state, share };
         Arc::new(Self {
             queue: Mutex::new(queue),
             node,
@@ -173,6 +177,7 @@ impl LinkHandle {
         queue.ops += job.ops.len();
         queue.bytes += job.bytes.len();
         queue.jobs.push(job);
+        queue.tell();
         let full = queue.ops >= self.times.queued_max || queue.bytes >= self.times.queued_bytes_max;
         self.is_full.store(full, Ordering::Release);
         let waker = queue.waker.take();
@@ -264,6 +269,11 @@ impl LinkHandle {
     /// What the link has done so far.
     pub fn counts(&self) -> LinkCounts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The account of what waits.
+    fn share(&self) -> Share {
+        self.lock().share.account().share()
     }
 
     /// The upstream that the link leads to.
@@ -359,9 +369,15 @@ impl LinkHandle {
 // === impl Queue ===
 
 impl Queue {
+    /// Tells how much waits in it.
+    fn tell(&mut self) {
+        self.share.set(self.bytes + self.ops * REQUEST_OVERHEAD_BYTES);
+    }
+
     fn take(&mut self) -> Vec<Job> {
         self.ops = 0;
         self.bytes = 0;
+        self.tell();
         for port in self.waiting.drain(..) {
             port.wake();
         }

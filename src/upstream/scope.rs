@@ -12,6 +12,7 @@ use super::link_io::{self, LinkHandle, LinkPurpose, LinkState, LinkTimes};
 use super::node::Node;
 use super::pool::{PoolLimits, Pools};
 use super::raw::Identity;
+use crate::buffered::Buffered;
 use crate::l1::L1;
 use bytes::Bytes;
 use mini_moka::sync::Cache;
@@ -53,6 +54,7 @@ pub struct ReplyTimes {
 pub struct Upstream {
     node: Arc<Node>,
     l1: Arc<L1>,
+    buffered: Arc<Buffered>,
     settings: UpstreamSettings,
     identity: Identity,
     database: u32,
@@ -112,13 +114,16 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 // === impl Upstream ===
 
 impl Upstream {
-    /// The upstream `node`, with the scope of clients that neither authenticate nor select. Links run on `runtime`.
+    /// The upstream `node`, with the scope of clients that neither authenticate nor select. Links run on `runtime`, and what
+    /// waits in them counts for `buffered`.
+    #[expect(clippy::too_many_arguments, reason = "called once, with what an upstream is made of")]
     pub fn new(
         node: Arc<Node>,
         l1: Arc<L1>,
         settings: UpstreamSettings,
         identity: Identity,
         database: u32,
+        buffered: Arc<Buffered>,
         runtime: Handle,
         seed: u64,
     ) -> Arc<Self> {
@@ -126,6 +131,7 @@ impl Upstream {
         let this = Arc::new(Self {
             node,
             l1,
+            buffered,
             settings,
             identity,
             database,
@@ -275,7 +281,7 @@ impl Upstream {
             big_keys.insert(key, ());
             has_big_keys.store(true, Ordering::Relaxed);
         });
-        let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, remember);
+        let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, &self.buffered, remember);
         let core = LinkCore::new(filler, self.node.table(), self.settings.link);
         let purpose = LinkPurpose { identity: identity.clone(), database };
         let seed = self.next_seed.fetch_add(1, Ordering::Relaxed);

@@ -526,7 +526,8 @@ fn surrounded<T>(around: &Around<'_>, scope: usize, work: impl FnOnce(&Surroundi
     work(&Surroundings {
         table: around.table,
         partition: link.caches().then(|| &*link.partition),
-        stale: (!link.caches()).then(|| Stale { partition: &link.partition, policies: around.policies }),
+        // Also once there is a link again: a client on another thread may have looked around before.
+        stale: Some(Stale { partition: &link.partition, policies: around.policies }),
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: around.links.len() > 1,

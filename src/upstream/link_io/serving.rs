@@ -4,6 +4,7 @@
 //! wakes each client once.
 
 use super::LinkHandle;
+use crate::buffered::{REQUEST_OVERHEAD_BYTES, Share};
 use crate::clock::Time;
 use crate::outgoing::SHARED_BYTES_MIN;
 use crate::upstream::backoff::{Backoff, BackoffSettings};
@@ -59,6 +60,7 @@ pub(super) struct Serving<'a> {
     timeouts_seen: u64,
     probe: Option<(Ticket, Time)>,
     moves: &'a mut Moves,
+    share: Share,
     /// What is under way is waited for, nothing more is sent, and the connection is closed.
     is_leaving: bool,
 }
@@ -110,6 +112,7 @@ impl<'a> Serving<'a> {
             timeouts_seen,
             probe: None,
             moves,
+            share: handle.share(),
             is_leaving: false,
         }
     }
@@ -128,6 +131,14 @@ impl<'a> Serving<'a> {
         if let Err(end) = self.take_ticks(cx, now) {
             return Poll::Ready(end);
         }
+        let turn = self.take_turn(cx, now);
+        let (requests, bytes) = self.core.in_flight();
+        let unsent = self.core.outgoing().len();
+        self.share.set(bytes + unsent + requests * REQUEST_OVERHEAD_BYTES + self.connection.input().len());
+        turn
+    }
+
+    fn take_turn(&mut self, cx: &mut Context<'_>, now: Time) -> Poll<LinkEnd> {
         loop {
             let was_full = self.core.is_full();
             let took = match self.take_jobs(cx, now) {
