@@ -306,11 +306,14 @@ impl<'a> Serving<'a> {
         if timeouts > 0 {
             self.handle.node.record_failures(FailureCause::Timeout, timeouts as u32);
         }
+        // A reply that tells of a failure is a failed call, and no other.
+        let failures = self.core.take_failures();
+        self.answered = self.answered.saturating_sub(failures.len() as u32);
+        for cause in failures {
+            self.handle.node.record_failures(cause, 1);
+        }
         if self.answered > 0 {
             self.handle.node.record_successes(std::mem::take(&mut self.answered));
-        }
-        for cause in self.core.take_failures() {
-            self.handle.node.record_failures(cause, 1);
         }
         for key in self.core.take_big_keys() {
             (self.handle.big_keys)(key);
