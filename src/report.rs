@@ -92,11 +92,6 @@ impl Shared {
         out.counter("commands_processed", metrics.sum(|c| &c.commands));
         out.counter("writes", metrics.sum(|c| &c.writes));
         out.counter("exclusive", metrics.sum(|c| &c.exclusive));
-        out.section("Buffers");
-        out.gauge("buffered_bytes", self.buffered.bytes() as u64);
-        out.gauge("buffered_bytes_max", self.buffered.bytes_max() as u64);
-        out.counter("buffered_refused", self.buffered.refused());
-        out.counter("buffered_clients_closed", self.buffered.closed());
         out.section("L1");
         let hits = out.counter("l1_hits", metrics.sum(|c| &c.hits));
         let misses = out.counter("l1_misses", metrics.sum(|c| &c.misses));
@@ -116,6 +111,11 @@ impl Shared {
                 out.counter("store_evicted", stats.evicted);
             }
         }
+        out.section("Buffers");
+        out.gauge("buffered_bytes", self.buffered.bytes() as u64);
+        out.gauge("buffered_bytes_max", self.buffered.bytes_max() as u64);
+        out.counter("buffered_refused", self.buffered.refused());
+        out.counter("buffered_clients_closed", self.buffered.closed());
         out.sections
     }
 }

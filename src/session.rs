@@ -423,7 +423,7 @@ impl Session {
         };
         let Some(partition) = around.partition else {
             if let Some(hit) = self.read_stale(command, args, key_at, around) {
-                return self.found(command, args, hit, Source::LeftBehind, around, batch, out);
+                return self.found(command, args, (hit, Source::LeftBehind), around, batch, out);
             }
             // The link decides whether it keeps the reply: it may be about to connect.
             around.counters.pass(Passed::NotTracked);
@@ -440,7 +440,7 @@ impl Session {
         }
         if let Some(hit) = hit {
             around.counters.hits.add(1);
-            return self.found(command, args, hit, Source::Feed, around, batch, out);
+            return self.found(command, args, (hit, Source::Feed), around, batch, out);
         }
         around.counters.misses.add(1);
         if (around.is_big)(key) {
@@ -456,8 +456,7 @@ impl Session {
         &mut self,
         command: &Command,
         args: Args<'_>,
-        hit: Hit,
-        source: Source,
+        (hit, source): (Hit, Source),
         around: &Surroundings<'_>,
         batch: &mut Batch,
         out: &mut Outgoing,

@@ -287,7 +287,7 @@ impl Connection {
             // What was drained makes room for more.
             moved |= self.core.out.len() < waited;
             self.tell_share(tunnel.waiting_bytes());
-            if self.has_too_much_output() || self.core.out.len() > 0 && self.holds_others_up(tunnel.waiting_bytes()) {
+            if self.has_too_much_output() || !self.core.out.is_empty() && self.holds_others_up(tunnel.waiting_bytes()) {
                 return Poll::Ready(Err(End::Closed));
             }
             if let Some(pause) = self.pause_of(tunnel, fed)? {

@@ -315,3 +315,62 @@ fn an_open_circuit_says_why_and_until_when() {
     }
     assert_eq!((stub.accepted(), stub.requests()), (accepted, requests), "nothing was asked of the upstream");
 }
+
+/// A read that is lost with its link is asked once more on the next one; a write never, and its client is told.
+#[test]
+fn a_lost_read_is_asked_once_more_and_a_lost_write_never() {
+    if plain() {
+        return;
+    }
+    let (gets, sets) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (seen_gets, seen_sets) = (gets.clone(), sets.clone());
+    let stub = Stub::start(move |words| match (words[0].as_str(), words.get(1).map(String::as_str)) {
+        ("GET", Some("once")) if seen_gets.fetch_add(1, Ordering::Relaxed) == 0 => Answer::Close,
+        ("GET", Some("once")) => Answer::Bytes(b"$5\r\nvalue\r\n".to_vec()),
+        ("GET", Some("always")) => {
+            seen_gets.fetch_add(1, Ordering::Relaxed);
+            Answer::Close
+        }
+        ("SET", Some("k")) => {
+            seen_sets.fetch_add(1, Ordering::Relaxed);
+            Answer::Close
+        }
+        _ => Answer::Usual,
+    });
+    let larder = Larder::before(stub.address(), COUNTS_ONLY);
+    let mut client = larder.client();
+    wait_until("the link is there", || client.run("GET k") == b"$-1\r\n");
+    assert_eq!(client.run("GET once"), bulk("value"), "the loss does not show");
+    assert_eq!(gets.swap(0, Ordering::Relaxed), 2);
+    let error = error_of(&client.run("GET always"));
+    assert_eq!(error, "UPSTREAMLOST connection lost; the command only reads and may be sent again");
+    assert_eq!(gets.load(Ordering::Relaxed), 2, "asked twice, and not for ever");
+    wait_until("the link is back", || client.run("GET k") == b"$-1\r\n");
+    let error = error_of(&client.run("SET k v"));
+    assert_eq!(error, "UPSTREAMLOST connection lost; the command may or may not have been executed");
+    wait_until("the link is back", || client.run("GET k") == b"$-1\r\n");
+    assert_eq!(sets.load(Ordering::Relaxed), 1, "sent once");
+}
+
+/// An upstream that accepts and does not greet; and a pool that is used up.
+#[test]
+fn connecting_and_waiting_for_a_connection_have_their_time() {
+    if plain() {
+        return;
+    }
+    let mute = Stub::start(|_| Answer::Silence);
+    let larder = Larder::before(mute.address(), &["--set", "link.connect_ms_max=300"]);
+    let error = error_of(&larder.client().run("GET k"));
+    assert!(error.starts_with("UPSTREAMDOWN") && error.contains("no connection within 300 ms"), "{error}");
+    drop(larder);
+
+    let stub = Stub::start(|words| if words[0] == "EVAL" { Answer::Silence } else { Answer::Usual });
+    let larder = Larder::before(stub.address(), &["--set", "pool.size_max=1", "--set", "pool.wait_ms_max=200"]);
+    let (mut first, mut second) = (larder.client(), larder.client());
+    wait_until("the link is there", || second.run("GET k") == b"$-1\r\n");
+    let before = stub.requests();
+    first.send(&["EVAL", "return 1", "0"]);
+    wait_until("it was sent", || stub.requests() > before);
+    let error = error_of(&second.cmd(&["EVAL", "return 1", "0"]));
+    assert_eq!(error, "POOLFULL no exclusive connection to the upstream became free within 200 ms; nothing was sent");
+}
