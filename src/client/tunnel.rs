@@ -700,10 +700,7 @@ impl Tunnel {
     fn heed_error(&mut self, reply: &[u8]) {
         match classify_error(reply) {
             ErrorKind::Failure(cause) => self.scope.link.node().record_failures(cause, 1),
-            ErrorKind::Reconnect => {
-                self.connection.condemn();
-                self.scope.moved();
-            }
+            ErrorKind::Reconnect => self.scope.moved(),
             ErrorKind::PassThrough => {}
         }
     }

@@ -364,8 +364,8 @@ impl LinkCore {
                     }
                 }
                 // A fence that cannot be answered must not let its reply go: the client is told of a timeout, too.
-                What::Fence { waiting, .. } if age >= write_max => told.extend(
-                    waiting.drain(..).map(|(p, seq)| (p, Delivery::Failed(seq, Failure::WriteTimeout(write_ms)))),
+                What::Fence { waiting, .. } if age >= reply_max => told.extend(
+                    waiting.drain(..).map(|(p, seq)| (p, Delivery::Failed(seq, Failure::WriteTimeout(read_ms)))),
                 ),
                 _ => {}
             }

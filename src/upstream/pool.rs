@@ -12,6 +12,7 @@
 use super::breaker::Outcome;
 use super::node::Node;
 use super::raw::{self, Identity, RawConnection, RawError};
+use crate::clock::Time;
 use crate::port::Failure;
 use bytes::Bytes;
 use larder_protocol::scan::ReplyLimits;
@@ -57,7 +58,11 @@ pub struct Pools {
     limits: PoolLimits,
     troubles: Arc<Troubles>,
     generation: Arc<AtomicU64>,
+    retired_at_us: AtomicU64,
 }
+
+/// How often all connections of a pool may be replaced because the upstream refuses writes.
+const RETIRE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Makes connections of one scope and protocol.
 pub struct Maker {
@@ -102,7 +107,7 @@ impl Pools {
         };
         let both = |purpose, size| [pool(purpose, Protocol::Resp2, size), pool(purpose, Protocol::Resp3, size)];
         let (short, waiting) = (both(Use::Short, limits.size_max), both(Use::Waiting, limits.blocking_max));
-        Self { short, waiting, limits, troubles, generation }
+        Self { short, waiting, limits, troubles, generation, retired_at_us: AtomicU64::new(0) }
     }
 
     /// Borrows a connection.
@@ -132,9 +137,16 @@ impl Pools {
         }
     }
 
-    /// Connections that were made until now are not lent out any more.
-    pub fn retire(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+    /// Connections that were made until now are not lent out any more. Not again for [`RETIRE_PAUSE`]: an upstream may be a
+    /// replica on purpose.
+    pub fn retire(&self, now: Time) {
+        let last = self.retired_at_us.load(Ordering::Acquire);
+        let is_due = last == 0 || now.saturating_since(Time::from_micros(last)) >= RETIRE_PAUSE;
+        let us = now.as_micros();
+        let order = (Ordering::AcqRel, Ordering::Acquire);
+        if is_due && self.retired_at_us.compare_exchange(last, us, order.0, order.1).is_ok() {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// Connections in use and idle, short and waiting together.

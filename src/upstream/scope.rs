@@ -89,7 +89,7 @@ impl Scope {
     /// The upstream refuses writes as a replica does: after a failover its name leads to another server. Connections are
     /// made anew, the link's within its bounds.
     pub fn moved(&self) {
-        self.pools.retire();
+        self.pools.retire(self.link.node().clock.now());
         self.link.ask_to_move();
     }
 }

@@ -89,12 +89,24 @@ impl Stubborn {
     }
 }
 
+/// Stale answers allowed. They only lack what was written past Larder, so that all else holds for them as well.
+const STALE: &[&str] = &["--set", "l1.stale_if_error_ms_max=600000"];
+
 #[test]
 fn histories_stay_linearizable_through_faults() {
-    let mut rng = Rng::new(seed("faults", None));
+    check_histories("faults", &[]);
+}
+
+#[test]
+fn histories_stay_linearizable_through_faults_with_stale_answers() {
+    check_histories("faults, stale", STALE);
+}
+
+fn check_histories(name: &str, flags: &[&str]) {
+    let mut rng = Rng::new(seed(name, None));
     let mut upstream = Server::redis(DURABLE);
     let relay = Relay::start(upstream.address(), rng.next(), DELAY_MAX);
-    let larder = Larder::behind(&relay, &[]);
+    let larder = Larder::behind(&relay, flags);
     let began = Instant::now();
     let until = began + run_seconds(5);
     let mut all = History::default();
@@ -110,7 +122,7 @@ fn histories_stay_linearizable_through_faults() {
         clients.into_iter().for_each(|client| all.merge(client.join().expect("a client's thread")));
         faults
     });
-    println!("faults: {} operations, {faults} faults", all.len());
+    println!("{name}: {} operations, {faults} faults, {} stale answers", all.len(), stale_answers(&larder));
     if let Err(e) = all.check() {
         panic!("{e}");
     }
@@ -146,10 +158,19 @@ fn reads_and_writes(id: usize, mut client: Stubborn, rng: &mut Rng, began: Insta
 /// loses its feed again and again.
 #[test]
 fn reads_never_go_back_through_faults() {
-    let mut rng = Rng::new(seed("faults, monotonic", None));
+    check_order("faults, monotonic", &[]);
+}
+
+#[test]
+fn reads_never_go_back_through_faults_with_stale_answers() {
+    check_order("faults, monotonic, stale", STALE);
+}
+
+fn check_order(name: &str, flags: &[&str]) {
+    let mut rng = Rng::new(seed(name, None));
     let mut upstream = Server::redis(DURABLE);
     let relay = Relay::start(upstream.address(), rng.next(), DELAY_MAX);
-    let larder = Larder::behind(&relay, &[]);
+    let larder = Larder::behind(&relay, flags);
     let until = Instant::now() + run_seconds(5);
     let floors = Floors::new(2);
     let mut troubles = rng.fork();
@@ -184,7 +205,7 @@ fn reads_never_go_back_through_faults() {
         let read: u64 = readers.into_iter().map(|reader| reader.join().expect("a reader's thread")).sum();
         (faults, read)
     });
-    println!("faults, monotonic: {read} reads, {faults} faults");
+    println!("{name}: {read} reads, {faults} faults, {} stale answers", stale_answers(&larder));
     recovers(&larder);
 }
 
@@ -204,6 +225,10 @@ fn read_forward(mut client: Stubborn, rng: &mut Rng, floors: &Floors, until: Ins
         read += 1;
     }
     read
+}
+
+fn stale_answers(larder: &Larder) -> u64 {
+    if Larder::is_plain() { 0 } else { larder.figure("stale_hits_feed_lost") }
 }
 
 /// When the trouble is over, all works as before.
