@@ -22,12 +22,14 @@ mod cache;
 mod core;
 mod local;
 mod peek;
+mod tracking;
 mod tunnel;
 
 pub(crate) use self::core::Place;
 use self::core::{Admission, Core, Take};
 use crate::buffered::Share;
 use crate::clients::{Client, ClientId};
+use crate::insight::latency::Timed;
 use crate::metrics::Counters;
 use crate::server::Shared;
 use bytes::{Buf, BytesMut};
@@ -150,6 +152,8 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.shared.clients.leave(self.id);
+        // After that: who redirects to it meanwhile looks whether it is still there.
+        self.shared.redirects.leave(self.id);
     }
 }
 
@@ -179,6 +183,9 @@ impl Connection {
                     if let Err(end) = self.apart().await {
                         return end;
                     }
+                    if self.core.ends_after_answer {
+                        self.io.state = Input::Closed;
+                    }
                     self.io.state = if self.io.state == Input::Stalled { Input::Open } else { self.io.state };
                     self.io.is_short = false;
                 }
@@ -187,6 +194,9 @@ impl Connection {
     }
 
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
+        if self.core.has_lost_its_user() {
+            return Poll::Ready(Ok(Turn::Close));
+        }
         // What a stalled request waits for may have come to pass with whatever has woken the task.
         let mut moved = true;
         let mut active = false;
@@ -226,6 +236,7 @@ impl Connection {
             }
             let waited = self.core.out.len();
             let drained = self.flush(cx)?;
+            self.core.time_hits();
             moved |= self.core.out.len() < waited;
             self.tell_share(0);
             if self.is_done(drained) || self.has_too_much_output() || !drained && self.holds_others_up(0) {
@@ -483,6 +494,9 @@ impl Core {
     fn take_requests(&mut self, scanner: &mut RequestScanner, input: &[u8]) -> (usize, Pass) {
         scanner.set_authenticated(self.is_authenticated());
         let mut at = 0;
+        let came_at = self.shared.clock.now();
+        self.session.begin_batch(came_at);
+        let hits_before = self.counters.hits.value();
         let pass = self.with_surroundings(|core, around| {
             loop {
                 if !core.may_take() {
@@ -491,7 +505,7 @@ impl Core {
                 let step = match scanner.scan(&input[at..]) {
                     Ok(step) => step,
                     Err(error) => {
-                        core.refuse_input(error);
+                        core.refuse_input(error, &input[at..]);
                         return Pass::Closed;
                     }
                 };
@@ -513,7 +527,17 @@ impl Core {
                 }
             }
         });
-        self.client.heard_at_s.store(self.shared.clock.now().as_micros() / 1_000_000, Ordering::Relaxed);
+        self.hits_to_time = (came_at, self.counters.hits.value().wrapping_sub(hits_before));
+        self.client.heard_at_s.store(came_at.as_micros() / 1_000_000, Ordering::Relaxed);
         (at, pass)
+    }
+
+    /// The answers of the last pass have been written: that is how long its hits took. One look at the clock for all.
+    fn time_hits(&mut self) {
+        let (came_at, hits) = std::mem::take(&mut self.hits_to_time);
+        if hits > 0 {
+            let micros = self.shared.clock.now().saturating_since(came_at).as_micros() as u64;
+            self.counters.latencies.record(Timed::Hit, micros, hits);
+        }
     }
 }

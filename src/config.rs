@@ -70,6 +70,8 @@ pub struct Config {
     pub pool: PoolConfig,
     /// When a failing upstream is left alone.
     pub breaker: BreakerConfig,
+    /// What is watched, for `CACHE HOTKEYS`, `BIGKEYS` and `ADVISE`.
+    pub insight: InsightConfig,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -197,6 +199,15 @@ pub struct BreakerConfig {
     pub probes_max: usize,
 }
 
+/// `[insight]`: what is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InsightConfig {
+    /// One of so many requests is sampled; 0: none.
+    pub sample_every: usize,
+    /// What was seen for a shorter time gives no reason for advice.
+    pub advise_after_ms: Duration,
+}
+
 /// `[log]`: what is logged, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
@@ -285,6 +296,7 @@ impl Config {
             link: LinkConfig::read(from),
             pool: PoolConfig::read(from),
             breaker: BreakerConfig::read(from),
+            insight: InsightConfig::read(from),
             log: LogConfig::read(from),
         }
     }
@@ -409,6 +421,15 @@ impl BreakerConfig {
             open_ms_min: from.millis("breaker.open_ms_min", SECOND_MS, 1..=HOUR_MS),
             open_ms_max: from.millis("breaker.open_ms_max", 30 * SECOND_MS, 1..=HOUR_MS),
             probes_max: from.count("breaker.probes_max", 1, 1..=64),
+        }
+    }
+}
+
+impl InsightConfig {
+    fn read(from: &mut Reader<'_>) -> Self {
+        Self {
+            sample_every: from.count("insight.sample_every", 64, 0..=65_536),
+            advise_after_ms: from.millis("insight.advise_after_ms", MINUTE_MS, 1..=HOUR_MS),
         }
     }
 }

@@ -39,13 +39,17 @@
 //! | [`buffered`] | how much waits in the process altogether, and what happens at the bound |
 //! | [`outgoing`] | bytes on their way to a socket |
 //! | [`clients`] | who is connected |
+//! | [`received`] | what peers send that they should not: how the log shows it |
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
 //! | [`upstream`] | links, pools, the breaker, scopes: everything between Larder and its server |
 //! | [`hub`] | subscriptions, one upstream for all clients of a user |
+//! | [`redirect`] | invalidations that a client's tracking redirects to another client |
 //! | [`embedded`] | serving without an upstream |
 //! | [`origin`] | CORE: the embedded store |
 //! | [`policy`] | what the operator lays down for keys by pattern |
+//! | [`insight`] | what is seen of the keys from samples; latencies; recommendations |
 //! | [`metrics`], [`report`] | counters; what INFO says of Larder |
+//! | [`live`] | settings that can change at run time |
 //! | [`clock`] | time as a number, and the one reader of the clock |
 //! | [`mutation`] | bugs that can be planted in the cores, to show that the simulation finds them |
 //!
@@ -62,7 +66,9 @@ pub mod clock;
 pub mod config;
 pub mod embedded;
 pub mod hub;
+pub mod insight;
 pub mod l1;
+pub mod live;
 pub mod metrics;
 #[doc(hidden)]
 pub mod mutation;
@@ -70,6 +76,8 @@ pub mod origin;
 pub mod outgoing;
 pub mod policy;
 pub mod port;
+pub mod received;
+pub mod redirect;
 pub mod report;
 pub mod server;
 pub mod session;

@@ -9,12 +9,16 @@ use crate::cache::jobs::Jobs;
 use crate::client::{self, Place};
 use crate::clients::Clients;
 use crate::clock::Clock;
-use crate::config::{Config, Credentials, DenyRule};
+use crate::config::{Config, Credentials, DenyRule, Resolved};
 use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
+use crate::insight::Insight;
 use crate::l1::{L1, L1Settings};
+use crate::live::{Live, SetLevel};
 use crate::metrics::{Counters, Metrics};
 use crate::policy::Policies;
+use crate::received::Ration;
+use crate::redirect::Redirects;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
@@ -66,8 +70,10 @@ pub enum RunError {
 
 /// What all clients share.
 pub struct Shared {
-    /// The settings in force.
+    /// The settings at the start.
     pub config: Config,
+    /// The settings that can change, as they are now.
+    pub live: Live,
     /// The clock.
     pub clock: Clock,
     /// Where data comes from.
@@ -76,6 +82,8 @@ pub struct Shared {
     pub clients: Clients,
     /// Counters of all workers.
     pub metrics: Metrics,
+    /// What is seen of the keys that clients use.
+    pub insight: Arc<Insight>,
     /// What clients may not call.
     pub denied: Denied,
     /// How much waits altogether.
@@ -88,8 +96,12 @@ pub struct Shared {
     pub request_limits: RequestLimits,
     /// Work that takes a while.
     pub jobs: Jobs,
+    /// How many lines of the log may be about what clients send.
+    pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
+    /// Who stands upstream for the clients that others redirect their invalidations to.
+    pub(crate) redirects: Arc<Redirects>,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
     runtime: Handle,
     draining: AtomicBool,
@@ -119,17 +131,19 @@ const BACKLOG: i32 = 4096;
 /// How long accepting pauses when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until a signal asks for the end.
+/// Serves until a signal asks for the end. `set_level` changes what is logged.
 ///
 /// # Errors
 /// The address, a thread or a required upstream cannot be had.
-pub fn run(config: Config) -> Result<(), RunError> {
+pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
+    let Resolved { config, settings } = resolved;
+    let live = Live::new(settings, set_level);
     let clock = Clock::start();
     let threads = config.threads;
     let runtimes: Vec<Runtime> = (0..threads).map(|_| runtime()).collect::<Result<_, _>>()?;
     let Some(first) = runtimes.first() else { return Ok(()) };
     let handle = first.handle().clone();
-    let shared = Arc::new(Shared::new(config, clock, handle));
+    let shared = Arc::new(Shared::new(config, live, clock, handle));
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
@@ -156,12 +170,13 @@ pub fn run(config: Config) -> Result<(), RunError> {
 // === impl Shared ===
 
 impl Shared {
-    fn new(config: Config, clock: Clock, runtime: Handle) -> Self {
+    fn new(config: Config, live: Live, clock: Clock, runtime: Handle) -> Self {
         let table = Arc::new(Table::builtin());
         let buffered = Buffered::new(config.limits.buffered_bytes_max);
+        let insight = Insight::new(config.insight.sample_every as u32);
         let backend = match &config.upstream {
             None => Backend::Embedded(Embedded::new(config.store.size_bytes_max as u64, seed())),
-            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &buffered, &runtime)),
+            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &buffered, &insight, &runtime)),
         };
         let limits = &config.limits;
         let request_limits = RequestLimits {
@@ -178,10 +193,14 @@ impl Shared {
             backend,
             clock,
             metrics: Metrics::default(),
+            insight,
+            live,
             table,
             request_limits,
             jobs: Jobs::default(),
+            lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
+            redirects: Arc::default(),
             hubs: Mutex::default(),
             runtime,
             draining: AtomicBool::new(false),
@@ -309,6 +328,7 @@ fn upstream_of(
     clock: Clock,
     table: &Arc<Table>,
     buffered: &Arc<Buffered>,
+    insight: &Arc<Insight>,
     runtime: &Handle,
 ) -> Arc<Upstream> {
     let (endpoint, identity, database) = match &config.upstream {
@@ -321,11 +341,7 @@ fn upstream_of(
     };
     let breaker = breaker_of(config);
     let node = Arc::new(Node::new(endpoint, clock, breaker, table.clone(), seed()));
-    let l1 = L1::new(L1Settings {
-        size_bytes_max: config.l1.size_bytes_max as u64,
-        entry_bytes_max: config.l1.entry_bytes_max,
-        variants_per_key_max: config.l1.variants_per_key_max,
-    });
+    let l1 = L1::watched(L1Settings::of(&config.l1), insight.clone());
     let buffered = buffered.clone();
     Upstream::new(node, l1, settings_of(config), identity, database, buffered, runtime.clone(), seed())
 }
@@ -338,7 +354,8 @@ fn identity_of(credentials: &Credentials) -> Identity {
     }
 }
 
-fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSettings {
+/// The breaker's settings as configured.
+pub(crate) fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSettings {
     let breaker = &config.breaker;
     let settings = BreakerSettings {
         window: breaker.window_ms,
@@ -448,12 +465,13 @@ async fn work(
     mut stopped: watch::Receiver<bool>,
     signal: Option<watch::Sender<bool>>,
 ) -> io::Result<()> {
-    let counters = shared.metrics.worker();
+    let counters = shared.metrics.worker(&shared.insight);
     let listener = TcpListener::from_std(listener)?;
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
         tokio::spawn(watch_buffered(shared.clone()));
+        tokio::spawn(wake_disowned(shared.clone()));
     }
     loop {
         tokio::select! {
@@ -538,6 +556,16 @@ async fn watch_buffered(shared: Arc<Shared>) {
             shared.clients.all().iter().for_each(|client| client.port.wake());
         }
         was_full = is_full;
+    }
+}
+
+/// Wakes clients when the upstream refuses a user, so that those who are that user notice without a request.
+async fn wake_disowned(shared: Arc<Shared>) {
+    if let Backend::Upstream(upstream) = &shared.backend {
+        loop {
+            upstream.node().disowned().notified().await;
+            shared.clients.all().iter().for_each(|client| client.port.wake());
+        }
     }
 }
 

@@ -18,6 +18,7 @@
 //! Bounds: the shell takes no more requests while [`Session::under_way`] is at `limits.client_in_flight_max`.
 
 use crate::clock::Time;
+use crate::insight::latency::Timed;
 use crate::l1::{Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
@@ -100,6 +101,8 @@ pub struct Session {
     follows: u32,
     muted: Muted,
     reads: ReadMode,
+    /// When the bytes came in which the requests at hand stand.
+    batch_at: Time,
 }
 
 /// `CLIENT REPLY`.
@@ -123,6 +126,10 @@ struct Slot {
     /// The request, where it may have to be done again.
     request: Option<Bytes>,
     fence: Fence,
+    /// What its reply is to be counted as; `None` for nothing.
+    timed: Option<Timed>,
+    /// When the bytes came in which it stood.
+    came_at: Time,
     /// For PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
     receivers: Option<(i64, i64)>,
 }
@@ -227,7 +234,13 @@ impl Session {
             follows: 0,
             muted: Muted::No,
             reads: ReadMode::Cached,
+            batch_at: Time::ZERO,
         }
+    }
+
+    /// The requests that are taken from now on came at this time.
+    pub fn begin_batch(&mut self, at: Time) {
+        self.batch_at = at;
     }
 
     /// Where reads are answered from.
@@ -315,6 +328,8 @@ impl Session {
             muted,
             request: None,
             fence: Fence::Done,
+            timed: None,
+            came_at: self.batch_at,
             receivers: None,
         });
     }
@@ -432,6 +447,7 @@ impl Session {
         };
         let key = args.arg(key_at);
         let hit = partition.read(key, Variant::new(command.id, args, key_at), around.now);
+        around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
         if self.writes_out > 0 {
             around.counters.pass(Passed::UnansweredWrite);
             let kind = if hit.is_some() { OpKind::Read } else { fill_of(command, args, false, around) };
@@ -504,6 +520,9 @@ impl Session {
         let removals = partition.removals();
         let hits: Vec<Option<Hit>> =
             args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
+        for (key, hit) in args.iter().skip(1).zip(&hits) {
+            around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
+        }
         let found = hits.iter().flatten().count();
         around.counters.hits.add(found as u64);
         around.counters.misses.add((hits.len() - found) as u64);
@@ -512,9 +531,10 @@ impl Session {
             return Flow::Taken;
         }
         if found == hits.len() {
-            // A removal came in between: the hits may not have been there at once, and a held answer with nothing
-            // in front of it would never be looked at again.
-            if self.slots.is_empty() && partition.removals() != removals {
+            // If a removal came in between, or a deadline, the hits may not have been there at once; a held answer with
+            // nothing in front of it would never be looked at again.
+            let were_alive_at_once = hits.iter().flatten().all(|hit| hit.is_alive(around.now));
+            if self.slots.is_empty() && (partition.removals() != removals || !were_alive_at_once) {
                 self.send(command, args, OpKind::FillEach(each), around, batch);
                 return Flow::Taken;
             }
@@ -591,6 +611,10 @@ impl Session {
             return Flow::Wait;
         }
         around.counters.writes.add(1);
+        if let Some(partition) = around.partition {
+            let keys = command.written_keys(args).map(|at| args.arg(at));
+            around.counters.watcher.write(partition.scope(), keys, around.now);
+        }
         self.send(command, args, kind, around, batch);
         Flow::Taken
     }
@@ -605,6 +629,12 @@ impl Session {
             muted: self.take_muted(),
             request: (self.held > 0).then(|| Bytes::copy_from_slice(args.bytes())),
             fence: Fence::Wanted,
+            timed: match kind {
+                OpKind::Fill { .. } | OpKind::FillEach(_) => Some(Timed::Miss),
+                OpKind::Write(_) | OpKind::Effect => Some(Timed::Write),
+                _ => None,
+            },
+            came_at: self.batch_at,
             receivers: None,
         };
         self.writes_out += usize::from(writes);
@@ -622,6 +652,8 @@ impl Session {
             muted: self.take_muted(),
             request: Some(Bytes::copy_from_slice(args.bytes())),
             fence,
+            timed: None,
+            came_at: self.batch_at,
             receivers: None,
         };
         self.held += 1;
@@ -701,6 +733,7 @@ impl Session {
     /// Moves what may leave to `out`, in order.
     pub fn advance(&mut self, around: &Surroundings<'_>, out: &mut Outgoing) -> Advanced {
         let mut advanced = Advanced::default();
+        let mut waited: SmallVec<[(Timed, Time); 8]> = SmallVec::new();
         let fences = around.fences && !is_planted(Mutation::OtherScopesUnfenced);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
@@ -708,6 +741,8 @@ impl Session {
                 _ if matches!(slot.fence, Fence::Missing(_)) => break,
                 _ if slot.fence == Fence::Wanted && fences => break,
                 State::Arrived(reply) => {
+                    waited.extend(slot.timed.map(|what| (what, slot.came_at)));
+                    count_level(slot.timed, reply, around.counters);
                     if !slot.muted {
                         match (slot.receivers, Cursor::new(reply).next()) {
                             (Some((upstream, here)), Some(Item::Integer(n))) => {
@@ -733,6 +768,11 @@ impl Session {
             if let Some(slot) = self.slots.pop_front() {
                 self.kept_bytes = self.kept_bytes.saturating_sub(slot.kept_bytes());
             }
+        }
+        if !waited.is_empty() {
+            let now = (around.now)();
+            let micros = |came_at: Time| now.saturating_since(came_at).as_micros() as u64;
+            around.counters.latencies.record_all(waited.iter().map(|(what, at)| (*what, micros(*at))));
         }
         if fences {
             let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
@@ -816,6 +856,14 @@ impl Batch {
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(request);
         self.ops.push(Op { seq, bytes: start..self.bytes.len() as u32, kind });
+    }
+}
+
+/// Whether the upstream had what was asked for.
+fn count_level(timed: Option<Timed>, reply: &[u8], counters: &Counters) {
+    if timed == Some(Timed::Miss) {
+        let is_null = matches!(reply, b"_\r\n" | b"$-1\r\n" | b"*-1\r\n");
+        if is_null { counters.l2_misses.add(1) } else { counters.l2_hits.add(1) }
     }
 }
 

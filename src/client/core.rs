@@ -1,11 +1,14 @@
 //! What a connection knows and decides, without its socket.
 
 use crate::clients::Client;
+use crate::clock::Time;
 use crate::hub::{Hub, Subscriptions};
+use crate::insight::ScopeId;
 use crate::l1::{Cause, Partition};
 use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Seq, Taken};
+use crate::received::Received;
 use crate::server::{Backend, Shared};
 use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings};
 use crate::upstream::link::{Job, Op, OpKind};
@@ -15,7 +18,7 @@ use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestError, RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Command, Group, Resolved, Table};
+use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
 use smallvec::smallvec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,12 +42,14 @@ pub(crate) struct Core {
     hubs: Vec<(Identity, Arc<Hub>)>,
     /// True while the output ends in the middle of a reply: messages have to wait.
     pub(super) in_reply: bool,
-    messages: Vec<Bytes>,
+    messages: Vec<Delivery>,
     held_message_bytes: usize,
     /// The connection is to be closed behind the answers that are due.
     pub(crate) ends_after_answer: bool,
     /// Fences that something else than a slot waits for, with how many links are still to answer.
     pub(crate) fences: BTreeMap<Seq, u32>,
+    /// When the bytes of the last pass came, and how many of its reads L1 has answered: still to be timed.
+    pub(super) hits_to_time: (Time, u64),
     /// The database that a transaction has selected.
     pub(crate) selected_in_transaction: Option<u32>,
 }
@@ -127,6 +132,7 @@ impl Core {
             held_message_bytes: 0,
             ends_after_answer: false,
             fences: BTreeMap::new(),
+            hits_to_time: (Time::ZERO, 0),
             selected_in_transaction: None,
         })
     }
@@ -275,7 +281,22 @@ impl Core {
 
     fn take_embedded(&mut self, database: u32, args: Args<'_>) -> Take {
         let answer = self.shared.execute_embedded(database, self.session.protocol(), args);
+        self.watch_embedded(ScopeId(u64::from(database)), args, answer.len());
         self.answer(&answer)
+    }
+
+    fn watch_embedded(&self, scope: ScopeId, args: Args<'_>, answer_bytes: usize) {
+        let Resolved::Known(command) = self.shared.table.resolve(args) else { return };
+        let (watcher, clock) = (&self.counters.watcher, self.shared.clock);
+        let now = move || clock.now();
+        let keys = || command.keys(args).map(|at| args.arg(at));
+        if command.flags.contains(Flags::WRITE) {
+            return watcher.write(scope, keys(), &now);
+        }
+        keys().for_each(|key| watcher.read(scope, key, true, &now));
+        if let (Some(key), None) = (keys().next(), keys().nth(1)) {
+            self.shared.insight.sized(scope, key, answer_bytes as u64);
+        }
     }
 
     /// Why a command may not be used now, as an error reply; `None` if it may.
@@ -323,9 +344,16 @@ impl Core {
     }
 
     /// Answers bytes that are no request.
-    pub(super) fn refuse_input(&mut self, error: RequestError) {
-        tracing::debug!(client = self.client.id.0, cause = %error, "protocol error");
+    pub(super) fn refuse_input(&mut self, error: RequestError, input: &[u8]) {
+        self.tell_of_refused(error, input);
         self.session.answer(format!("-ERR {error}\r\n").as_bytes(), &mut self.out);
+    }
+
+    /// Tells the log what a client has sent that is no request.
+    pub(super) fn tell_of_refused(&self, error: RequestError, input: &[u8]) {
+        let Some(left_out) = self.shared.lines_about_clients.admit(self.shared.clock.now()) else { return };
+        let (id, address) = (self.client.id.0, self.client.address);
+        tracing::info!(client = id, %address, cause = %error, received = %Received::of(input), left_out, "not a request");
     }
 
     /// Hands what was gathered to the link.
@@ -355,6 +383,31 @@ impl Core {
         disowned && upstream.zip(identity).is_some_and(|(upstream, identity)| identity != *upstream.default_identity())
     }
 
+    /// True if the client's user is no more, or is refused: the server would have closed the connection.
+    pub(super) fn has_lost_its_user(&self) -> bool {
+        self.scope()
+            .and_then(|scope| scope.link.refused())
+            .is_some_and(|line| self.is_disowned(&Failure::Refused(line)))
+    }
+
+    /// The upstream has removed users: ends the connections of all who are one of them, its own behind the answer.
+    pub(super) fn end_users(&mut self, names: &[Vec<u8>]) {
+        if self.shared.has_own_users() {
+            return;
+        }
+        for client in self.shared.clients.all() {
+            let user = client.with_names(|names| names.user.clone());
+            if user == b"default" || !names.contains(&user) {
+                continue;
+            }
+            if client.id == self.client.id {
+                self.ends_after_answer = true;
+            } else {
+                client.port.kill();
+            }
+        }
+    }
+
     /// Takes everything out of the port and moves on.
     pub(crate) fn take_deliveries(&mut self) {
         let mut taken = std::mem::take(&mut self.taken);
@@ -381,8 +434,9 @@ impl Core {
                     }
                     self.session.fenced(seq);
                 }
-                Delivery::Message(message) if self.in_reply => self.hold_message(message),
+                Delivery::Message(_) | Delivery::Invalidation(_) if self.in_reply => self.hold_message(delivery),
                 Delivery::Message(message) => self.put_message(&message),
+                Delivery::Invalidation(push) => self.put_invalidation(&push),
             }
         }
         taken.recycle();
@@ -441,6 +495,13 @@ impl Core {
         for scope in scopes {
             scope.link.submit_fence(fence_job(&self.client.port, seq, kind));
         }
+        seq
+    }
+
+    /// As [`Core::start_fence`], where the caller asks `answers` others to leave [`Delivery::Fenced`] in the port.
+    pub(super) fn await_fences(&mut self, answers: u32) -> Seq {
+        let seq = self.session.fresh_seq();
+        self.fences.insert(seq, answers);
         seq
     }
 
@@ -509,8 +570,10 @@ impl Core {
         self.hubs.iter().map(|(_, hub)| hub.clone()).collect()
     }
 
-    fn hold_message(&mut self, message: Bytes) {
-        self.held_message_bytes += message.len();
+    fn hold_message(&mut self, message: Delivery) {
+        if let Delivery::Message(bytes) | Delivery::Invalidation(bytes) = &message {
+            self.held_message_bytes += bytes.len();
+        }
         if self.held_message_bytes > self.shared.config.limits.client_output_bytes_max {
             self.client.port.kill();
         }
@@ -522,7 +585,11 @@ impl Core {
         self.in_reply = false;
         self.held_message_bytes = 0;
         for message in std::mem::take(&mut self.messages) {
-            self.put_message(&message);
+            match message {
+                Delivery::Invalidation(push) => self.put_invalidation(&push),
+                Delivery::Message(message) => self.put_message(&message),
+                _ => {}
+            }
         }
     }
 

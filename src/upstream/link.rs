@@ -19,8 +19,8 @@
 //!   if nothing that its client has sent stands behind that flight (see [`Port::link_position`]).
 //! * A request whose client has been told of a timeout keeps its place; its reply is dropped when it comes.
 //!
-//! How it fails: after a PTTL that is not answered by a number the read is handed on and not kept. A reply that nobody
-//! expects, or a push that makes no sense, is a [`Violation`]: the shell closes the connection and calls
+//! How it fails: after a PTTL that is refused the read is handed on and not kept. A reply that nobody expects, a PTTL or
+//! PING answered as neither is, or a push that makes no sense, is a [`Violation`]: the shell closes the connection and calls
 //! [`LinkCore::lost`]. Losing the connection empties the partition first; reads are kept for one retry, writes that may
 //! have been sent are reported as such.
 
@@ -38,6 +38,7 @@ use crate::l1::{Cause, Filler};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
+use crate::received::Received;
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
@@ -90,14 +91,18 @@ pub enum Caching {
 }
 
 /// The upstream has sent what no upstream sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A reply without a request.
-    #[error("a reply that nothing had asked for")]
-    Unexpected,
+    /// A reply without a request, or to a request that has not been sent yet.
+    #[error("a reply that nothing had asked for: {0}")]
+    Unexpected(Received),
+    /// A reply to a command of Larder's own that has another type than this command's: replies and requests are out of
+    /// step, and the next reply would be somebody else's.
+    #[error("replies are out of step: {0} was answered with {1}")]
+    OutOfStep(&'static str, Received),
     /// A push that cannot be read.
-    #[error("a push that makes no sense")]
-    Push,
+    #[error("a push that makes no sense: {0}")]
+    Push(Received),
 }
 
 /// What the link has done, for the metrics. Counters only grow.
@@ -147,6 +152,8 @@ pub struct LinkCore {
     /// A reply has told that the server at the other end is not the one that is wanted.
     elsewhere: bool,
     counts: LinkCounts,
+    #[cfg(feature = "mutations")]
+    late: flights::Late,
 }
 
 /// What the next reply belongs to.
@@ -174,6 +181,27 @@ enum Patience {
     Waiting,
     Retried,
     ToldOfTimeout,
+}
+
+// === impl What ===
+
+impl What {
+    /// Checks the reply to a command of Larder's own. These stand between the commands of clients, so that a server that
+    /// answers twice, or not at all, is found out before its replies reach the wrong clients.
+    fn check_type(&self, frame: Frame<'_>) -> Result<(), Violation> {
+        let kind = frame.bytes.first().copied().unwrap_or_default();
+        let (command, good) = match self {
+            Self::Pttl { .. } => ("PTTL", kind == b':'),
+            Self::Encoding { .. } => ("OBJECT ENCODING", matches!(kind, b'$' | b'+' | b'_')),
+            Self::Fence { .. } => ("PING", frame.bytes == b"+PONG\r\n"),
+            Self::Reply { .. } | Self::Flight(_) | Self::Ignored => return Ok(()),
+        };
+        // Any command may be refused.
+        if good || matches!(kind, b'-' | b'!') {
+            return Ok(());
+        }
+        Err(Violation::OutOfStep(command, Received::of(frame.bytes)))
+    }
 }
 
 // === impl LinkCounts ===
@@ -223,6 +251,8 @@ impl LinkCore {
             failures: Vec::new(),
             elsewhere: false,
             counts: LinkCounts::default(),
+            #[cfg(feature = "mutations")]
+            late: flights::Late::default(),
         }
     }
 
@@ -283,6 +313,8 @@ impl LinkCore {
 
     /// Wakes the clients that something was left for since the last call.
     pub fn wake_clients(&mut self) {
+        #[cfg(feature = "mutations")]
+        self.fill_late();
         for port in self.awake.drain(..) {
             port.wake();
         }
@@ -307,7 +339,11 @@ impl LinkCore {
         if frame.bytes.first() == Some(&b'>') {
             return self.push(frame, now);
         }
-        let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
+        let sent = self.bytes_sent();
+        let asked_for = self.expected.front().is_some_and(|expected| expected.starts_at < sent);
+        let expected = if asked_for { self.expected.pop_front() } else { None };
+        let expected = expected.ok_or_else(|| Violation::Unexpected(Received::of(frame.bytes)))?;
+        expected.what.check_type(frame)?;
         if frame.bytes.first() == Some(&b'-') {
             match classify_error(frame.bytes) {
                 ErrorKind::Failure(cause) if self.failures.len() < FAILURES_MAX => self.failures.push(cause),
@@ -470,21 +506,22 @@ impl LinkCore {
     }
 
     fn push(&mut self, frame: Frame<'_>, now: Time) -> Result<(), Violation> {
+        let senseless = || Violation::Push(Received::of(frame.bytes));
         let mut cursor = Cursor::new(frame.bytes);
-        let _count = cursor.next_count().ok_or(Violation::Push)?;
-        if cursor.next_bytes().ok_or(Violation::Push)? != b"invalidate" {
+        let _count = cursor.next_count().ok_or_else(senseless)?;
+        if cursor.next_bytes().ok_or_else(senseless)? != b"invalidate" {
             return Ok(());
         }
-        match cursor.next().ok_or(Violation::Push)? {
+        match cursor.next().ok_or_else(senseless)? {
             Item::Null if is_planted(Mutation::NullPushIgnored) => {}
             Item::Null => self.empty(),
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
-                    let key = cursor.next_bytes().ok_or(Violation::Push)?;
+                    let key = cursor.next_bytes().ok_or_else(senseless)?;
                     self.counts.dropped_by_push += u64::from(self.remove(key, Cause::DataChanged, now));
                 }
             }
-            _ => return Err(Violation::Push),
+            _ => return Err(senseless()),
         }
         Ok(())
     }

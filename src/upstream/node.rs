@@ -17,6 +17,7 @@ use larder_protocol::table::Table;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// An upstream server.
 pub struct Node {
@@ -26,9 +27,11 @@ pub struct Node {
     pub clock: Clock,
     breaker: Mutex<Breaker>,
     gate: Arc<BreakerGate>,
-    slow: Duration,
+    /// Calls that take so long are slow, in microseconds.
+    slow_micros: AtomicU64,
     refused: AtomicU64,
     facts: ArcSwap<Facts>,
+    disowned: Notify,
 }
 
 /// What is known of the server since the last connection was set up.
@@ -58,10 +61,16 @@ impl Node {
             clock,
             breaker: Mutex::new(breaker),
             gate,
-            slow,
+            slow_micros: AtomicU64::new(slow.as_micros() as u64),
             refused: AtomicU64::new(0),
             facts: ArcSwap::from_pointee(facts),
+            disowned: Notify::new(),
         }
+    }
+
+    /// Told whenever the server refuses a link's identity: it may have admitted it before.
+    pub fn disowned(&self) -> &Notify {
+        &self.disowned
     }
 
     /// What is known of the server.
@@ -103,6 +112,12 @@ impl Node {
         }
     }
 
+    /// Changes the breaker's settings. What it has counted stays, unless its window has another length.
+    pub fn reconfigure(&self, settings: CheckedSettings) {
+        self.slow_micros.store(settings.values().slow.as_micros() as u64, Ordering::Relaxed);
+        self.breaker().reconfigure(settings);
+    }
+
     /// The ticket under which results of requests count, while the circuit is closed.
     pub fn ticket(&self) -> Option<Ticket> {
         self.gate.admit()
@@ -110,7 +125,7 @@ impl Node {
 
     /// True if a call that took so long counts as slow.
     pub fn is_slow(&self, latency: Duration) -> bool {
-        latency >= self.slow
+        latency.as_micros() as u64 >= self.slow_micros.load(Ordering::Relaxed)
     }
 
     /// Records how a call ended.

@@ -328,8 +328,8 @@ impl Client {
         let reaches = |scope: &usize| match asked.kind {
             _ if *scope == self.scope => true,
             Kind::Write if matches!(name, b"FLUSHALL" | b"EVAL") => true,
-            Kind::Write => around.links[*scope].purpose.database == asked.database,
-            _ => false,
+            // What was only read can be contradicted by the scopes of other users of the database, too.
+            _ => around.links[*scope].purpose.database == asked.database,
         };
         let scopes: Vec<usize> = (0..around.links.len()).filter(reaches).collect();
         self.apart = self.start_fence(around, &scopes, reply);
@@ -413,7 +413,7 @@ impl Client {
                     }
                     self.session.fenced(seq);
                 }
-                Delivery::Message(_) => panic!("a message without a subscription"),
+                Delivery::Message(_) | Delivery::Invalidation(_) => panic!("a message without a subscription"),
             }
         }
         taken.recycle();
@@ -703,9 +703,13 @@ impl Judge {
             ));
         };
         *seen = version;
-        let floors = &mut self.floors[asked.scope];
-        for slot in slots {
-            floors[slot] = floors[slot].max(history.at(slot, version).from);
+        // Users of one database have partitions of their own, and still see one history of each key.
+        for (floors, database) in self.floors.iter_mut().zip(&self.databases) {
+            if *database == asked.database {
+                for slot in &slots {
+                    floors[*slot] = floors[*slot].max(history.at(*slot, version).from);
+                }
+            }
         }
         Ok(())
     }

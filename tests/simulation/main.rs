@@ -18,7 +18,7 @@
 //!
 //! Not simulated: transactions and WATCH, subscriptions, CLIENT REPLY, upstreams without tracking, and the breaker.
 //!
-//! `LARDER_SIM_SEEDS` is the number of seeds, `LARDER_SIM_SEED` replays one and prints its trace. With the feature
+//! `LARDER_SIM_SEEDS` is the number of seeds, `LARDER_SIM_FIRST` the first of them; `LARDER_SIM_SEED` replays one and prints its trace. With the feature
 //! `mutations` each planted bug must be found: `cargo test --features mutations --test simulation -- --nocapture`.
 
 mod client;
@@ -32,6 +32,7 @@ mod server;
 mod trace;
 mod world;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,8 +55,9 @@ fn the_cores_keep_their_promises() {
         return;
     }
     let seeds = number_from("LARDER_SIM_SEEDS").unwrap_or(SEEDS);
-    let (figures, failure) = run_all(seeds);
-    println!("{seeds} seeds: {figures:?}");
+    let first = number_from("LARDER_SIM_FIRST").unwrap_or(0);
+    let (figures, failure) = run_all(first..first.saturating_add(seeds));
+    println!("{seeds} seeds from {first} on: {figures:?}");
     if let Some((seed, what)) = failure {
         trace::start(TRACE_LINES);
         let again = run(seed, Looks::IntoL1);
@@ -93,8 +95,8 @@ fn planted_bugs_are_found() {
 }
 
 /// Runs seeds on all cores until one fails; the least of those that failed is returned.
-fn run_all(seeds: u64) -> (Figures, Option<(u64, String)>) {
-    let next = AtomicU64::new(0);
+fn run_all(seeds: Range<u64>) -> (Figures, Option<(u64, String)>) {
+    let next = AtomicU64::new(seeds.start);
     let has_failed = AtomicBool::new(false);
     let total = Mutex::new((Figures::default(), None::<(u64, String)>));
     std::thread::scope(|scope| {
@@ -102,7 +104,7 @@ fn run_all(seeds: u64) -> (Figures, Option<(u64, String)>) {
             scope.spawn(|| {
                 while !has_failed.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
+                    if seed >= seeds.end {
                         return;
                     }
                     let result = run(seed, Looks::IntoL1);

@@ -143,6 +143,16 @@ impl Character {
     }
 }
 
+/// Links of one database know each other's partitions, as `upstream::scope` sees to.
+fn introduce_peers(links: &[Link]) {
+    for link in links {
+        let is_peer = |other: &&Link| {
+            other.purpose.database == link.purpose.database && other.purpose.scope != link.purpose.scope
+        };
+        link.partition.set_peers(links.iter().filter(is_peer).map(|peer| Arc::downgrade(&peer.partition)).collect());
+    }
+}
+
 // === impl World ===
 
 impl World {
@@ -169,7 +179,8 @@ impl World {
         let limits = LinkLimits { stale_longest: policies.stale_if_error_longest(), ..limits };
         let scopes = 1 + rng.index(SCOPE_DATABASES.len());
         let purpose = |scope| Purpose { scope, database: SCOPE_DATABASES[scope] };
-        let links = (0..scopes).map(|scope| Link::new(&l1, &table, purpose(scope), limits)).collect();
+        let links: Vec<Link> = (0..scopes).map(|scope| Link::new(&l1, &table, purpose(scope), limits)).collect();
+        introduce_peers(&links);
         let clients = (0..2 + rng.index(4)).map(|id| {
             let protocol = if rng.one_in(2) { Protocol::Resp2 } else { Protocol::Resp3 };
             Client::new(id, rng.index(scopes), protocol)

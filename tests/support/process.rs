@@ -95,6 +95,10 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().expect("a number of kilobytes")
     }
 
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by its name, as `kill` knows it.
     pub(super) fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();

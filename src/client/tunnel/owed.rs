@@ -4,6 +4,7 @@
 //! Only looks at requests and the table; nothing here is sent.
 
 use super::Transaction;
+use crate::client::tracking::Change;
 use crate::upstream::scope::ReplyTimes;
 use bytes::Bytes;
 use larder_protocol::args::Args;
@@ -39,6 +40,12 @@ pub(super) enum What {
     Exec(Transaction),
     /// The reply to MULTI: an error means that there is no transaction.
     Multi,
+    /// The reply to ACL DELUSER of these.
+    Removal(Vec<Vec<u8>>),
+    /// The reply to CLIENT TRACKING.
+    Tracking(Change),
+    /// The reply to CLIENT TRACKINGINFO or GETREDIR.
+    Redirection,
     /// The upstream's reply is dropped for this one.
     Instead(Bytes),
     /// Nothing comes from the upstream: Larder's own answer, in its place.

@@ -4,6 +4,7 @@
 //! nothing can be told by the connection, and what was left behind for stale answers may be used; then it goes, first.
 
 use super::{LinkHandle, LinkPurpose};
+use crate::received::Received;
 use crate::upstream::breaker::{ErrorKind, classify_error};
 use crate::upstream::link::{Caching, LinkCore};
 use crate::upstream::node::{Facts, Node};
@@ -62,7 +63,7 @@ async fn caching(handle: &LinkHandle, connection: &mut RawConnection, resp3: boo
     if reply.as_deref() == Some(b"+OK\r\n") {
         return Ok(Caching::Tracked);
     }
-    let reason = reply.map_or("it does not speak RESP3".into(), |r| String::from_utf8_lossy(&r).trim().to_owned());
+    let reason = reply.map_or("it does not speak RESP3".into(), |reply| Received::of(&reply).to_string());
     tracing::warn!(
         upstream = %handle.node.endpoint,
         %reason,
