@@ -21,21 +21,22 @@
 //! The bytes of a store are bounded: keys, replies, headers and what the cache itself needs for an entry are counted.
 
 mod cause;
+mod stale;
 
 pub use self::cause::Cause;
 
 use self::cause::Causes;
+use self::stale::Left;
 use crate::clock::Time;
 use crate::config::L1Config;
 use crate::insight::{Insight, ScopeId};
 use crate::mutation::{Mutation, is_planted};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
 use larder_protocol::shape;
 use larder_protocol::table::CommandId;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
-use std::cell::Cell;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -87,12 +88,16 @@ pub struct Partition {
     removals: AtomicU64,
     suspended: AtomicU32,
     peers: ArcSwap<Vec<Weak<Partition>>>,
+    /// What it held when the feed was lost, while that may be answered.
+    left: ArcSwapOption<Left>,
     peer_fills: [AtomicU64; PEER_FILL_STRIPES],
 }
 
 /// The right to change a partition. There is one for each, held by the reader task of the scope's link.
 pub struct Filler {
     partition: Arc<Partition>,
+    /// What will be left behind.
+    aside: Option<Left>,
 }
 
 /// A read without its key: what tells the variants of a key apart.
@@ -219,9 +224,10 @@ impl L1 {
             removals: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
             peers: ArcSwap::default(),
+            left: ArcSwapOption::empty(),
             peer_fills: std::array::from_fn(|_| AtomicU64::new(0)),
         });
-        (partition.clone(), Filler { partition })
+        (partition.clone(), Filler { partition, aside: None })
     }
 
     /// Bytes in use.
@@ -357,6 +363,7 @@ impl Partition {
         self.suspended.fetch_add(1, Ordering::SeqCst);
         self.id.store(NOWHERE, Ordering::SeqCst);
         self.removals.fetch_add(1, Ordering::SeqCst);
+        self.drop_left();
     }
 
     /// Ends one suspension. What was filled before it stays out of reach.
@@ -441,6 +448,8 @@ impl Filler {
         if self.partition.is_contradicted(key, variant, reply) {
             return Filled::Contradicted;
         }
+        // The upstream is there: what other users' scopes of this database have left behind is older than this.
+        self.partition.peers.load().iter().filter_map(Weak::upgrade).for_each(|peer| peer.drop_left());
         let l1 = &self.partition.l1;
         let settings = l1.settings();
         l1.insight.sized(self.partition.scope, key, reply.len() as u64);
@@ -496,26 +505,15 @@ impl Filler {
         if self.partition.is_empty() {
             return;
         }
-        let old = self.partition.id.load(Ordering::Acquire);
-        if old != NOWHERE {
-            let next = self.partition.l1.next_id();
-            // A failed exchange means a suspension: there is nothing to be found then either.
-            let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);
-        }
-        self.partition.filled.store(false, Ordering::Release);
-        self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        let swept = Cell::new(0);
-        self.partition.l1.cache.retain(|slot, _| {
-            let stays = slot.0.header.header.partition != old;
-            swept.set(swept.get() + u64::from(!stays));
-            stays
-        });
-        self.partition.l1.causes.add(cause, swept.get());
+        let old = self.take_id();
+        self.partition.l1.sweep(old, cause);
     }
 }
 
 impl Drop for Filler {
     fn drop(&mut self) {
+        self.drop_aside();
+        self.partition.drop_left();
         self.empty(Cause::FeedLost);
     }
 }
@@ -569,6 +567,11 @@ impl Hit {
     #[inline]
     pub fn reply(&self) -> &[u8] {
         &self.entry.0.slice[self.reply.start as usize..self.reply.end as usize]
+    }
+
+    /// The key whose entry it is from.
+    pub fn key(&self) -> &[u8] {
+        self.entry.key()
     }
 
     /// True if its deadline has not passed. `now` is asked for only if there is one.

@@ -40,6 +40,8 @@ pub struct Counters {
     pub hits: Counter,
     /// Reads that looked in L1 and did not find.
     pub misses: Counter,
+    /// Reads (for MGET and EXISTS: keys) answered with what was left behind when the feed was lost.
+    pub stale: Counter,
     /// Reads that the upstream answered with something.
     pub l2_hits: Counter,
     /// Reads that the upstream answered with null.

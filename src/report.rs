@@ -121,6 +121,11 @@ impl Shared {
         gather_latencies(&mut out, self);
         out.section("Jobs");
         out.gauge("jobs_running", self.jobs.running() as u64);
+        out.section("Buffers");
+        out.gauge("buffered_bytes", self.buffered.bytes() as u64);
+        out.gauge("buffered_bytes_max", self.buffered.bytes_max() as u64);
+        out.counter("buffered_refused", self.buffered.refused());
+        out.counter("buffered_clients_closed", self.buffered.closed());
         out.sections
     }
 }
@@ -171,6 +176,13 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     for cause in Cause::ALL {
         out.counter(&format!("l1_removed_{}", cause.label()), l1.removed(cause));
     }
+    out.section("Stale");
+    out.counter("stale_hits_feed_lost", shared.metrics.sum(|c| &c.stale));
+    let now = shared.clock.now();
+    let left: Vec<_> = upstream.scopes().iter().filter_map(|scope| scope.link.partition().left_since()).collect();
+    out.gauge("stale_scopes", left.len() as u64);
+    let oldest = left.into_iter().min().map_or(0, |since| now.saturating_since(since).as_millis() as u64);
+    out.gauge("stale_age_ms", oldest);
     out.section("Upstream");
     out.text("upstream", &upstream.node().endpoint.to_string());
     let scopes = upstream.scopes();

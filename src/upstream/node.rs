@@ -8,7 +8,7 @@ use super::breaker::{
     Admission, Breaker, BreakerGate, BreakerSnapshot, CheckedSettings, FailureCause, Forced, Outcome, Refusal, Release,
     State, Ticket, UpstreamDown,
 };
-use super::raw::Endpoint;
+use super::raw::{Endpoint, RawError};
 use crate::clock::Clock;
 use crate::port::Failure;
 use arc_swap::ArcSwap;
@@ -165,6 +165,15 @@ impl Node {
     /// The operator lets go.
     pub fn release(&self) -> Release {
         self.breaker().release(self.clock.now())
+    }
+
+    /// A connection outside of links and pools could not be made, or has failed: counts that, and gives the error for the
+    /// client.
+    pub fn not_reached(&self, error: &RawError) -> Failure {
+        if let Some(cause) = error.connect_cause() {
+            self.record_failures(cause, 1);
+        }
+        self.refusal().unwrap_or_else(|| self.unreachable(&error.to_string(), Duration::ZERO))
     }
 
     /// The error line for a server that a connection could not be made to.
