@@ -20,6 +20,7 @@
 mod apart;
 mod cache;
 mod core;
+mod hold;
 mod local;
 mod peek;
 mod tunnel;
@@ -28,6 +29,7 @@ pub(crate) use self::core::Place;
 use self::core::{Core, Take};
 use crate::clients::{Client, ClientId};
 use crate::metrics::Counters;
+use crate::pause::Waiting;
 use crate::server::Shared;
 use bytes::{Buf, BytesMut};
 use larder_protocol::args::{ArgRange, Args};
@@ -48,6 +50,8 @@ const READ_BYTES: usize = 64 * 1024;
 const OUTPUT_PAUSE_BYTES: usize = 256 * 1024;
 /// Reads of one client before others have a turn.
 const TURNS_MAX: usize = 8;
+/// While requests wait, so much more is read from the client.
+const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// A read of a large request asks for this much at most.
 const LARGE_READ_BYTES: usize = 1024 * 1024;
 
@@ -123,6 +127,7 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
                 },
                 core,
                 idle,
+                turn: None,
             }
         }
         Err(line) => {
@@ -154,6 +159,8 @@ struct Connection {
     core: Core,
     /// The timer of `limits.idle_timeout_ms`, if there is one.
     idle: Option<Pin<Box<Sleep>>>,
+    /// The turn of a client that was held by CLIENT PAUSE: the next one goes on when its request has been handed on.
+    turn: Option<Waiting>,
 }
 
 // === impl Connection ===
@@ -209,6 +216,7 @@ impl Connection {
             }
             let waited_for = self.core.session.under_way();
             self.core.submit();
+            self.turn = None;
             // What could not be sent has been answered at once.
             moved |= waited_for > 0 && self.core.session.under_way() == 0;
             if self.core.session.is_head_ready() {
@@ -428,6 +436,7 @@ impl Core {
     /// Takes requests from `input` as far as possible: how many bytes were taken, and why no more.
     fn take_requests(&mut self, scanner: &mut RequestScanner, input: &[u8]) -> (usize, Pass) {
         scanner.set_authenticated(self.is_authenticated());
+        self.paused = self.shared.pauses.mode();
         let mut at = 0;
         let pass = self.with_surroundings(|core, around| {
             loop {

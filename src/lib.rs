@@ -38,6 +38,7 @@
 //! | [`port`] | a client's letter box, where other tasks leave replies and messages |
 //! | [`outgoing`] | bytes on their way to a socket |
 //! | [`clients`] | who is connected |
+//! | [`pause`] | CORE: CLIENT PAUSE: who is held, until when, who goes on first |
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
 //! | [`upstream`] | links, pools, the breaker, scopes: everything between Larder and its server |
 //! | [`hub`] | subscriptions, one upstream for all clients of a user |
@@ -65,6 +66,7 @@ pub mod metrics;
 pub mod mutation;
 pub mod origin;
 pub mod outgoing;
+pub mod pause;
 pub mod port;
 pub mod report;
 pub mod server;

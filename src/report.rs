@@ -50,7 +50,7 @@ struct Gatherer<'a> {
 impl Shared {
     /// The upstream's INFO as it is told to clients: `connected_clients` are those of Larder.
     pub fn with_own_clients(&self, theirs: &[u8]) -> Vec<u8> {
-        with_own_clients(theirs, self.clients.len())
+        with_own_clients(theirs, self.clients.len(), self.pauses.waiting())
     }
 
     /// The `# Larder` section of INFO, lines ending as INFO's do.
@@ -115,17 +115,24 @@ impl Shared {
     }
 }
 
-/// The upstream's INFO, with Larder's clients in the place of Larder's own connections.
-fn with_own_clients(theirs: &[u8], connected: usize) -> Vec<u8> {
+/// The upstream's INFO, with Larder's clients in the place of Larder's own connections; those whom Larder holds in a pause
+/// are blocked, too.
+fn with_own_clients(theirs: &[u8], connected: usize, held: usize) -> Vec<u8> {
     let mut text = Vec::with_capacity(theirs.len());
     for line in theirs.split_inclusive(|b| *b == b'\n') {
         if line.starts_with(b"connected_clients:") {
             text.extend_from_slice(format!("connected_clients:{connected}\r\n").as_bytes());
+        } else if let Some(blocked) = number_after(b"blocked_clients:", line) {
+            text.extend_from_slice(format!("blocked_clients:{}\r\n", blocked.saturating_add(held)).as_bytes());
         } else {
             text.extend_from_slice(line);
         }
     }
     text
+}
+
+fn number_after(name: &[u8], line: &[u8]) -> Option<usize> {
+    std::str::from_utf8(line.strip_prefix(name)?.trim_ascii()).ok()?.parse().ok()
 }
 
 fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream) {
@@ -242,9 +249,10 @@ mod tests {
 
     #[test]
     fn info_tells_of_larders_clients_and_leaves_the_rest_alone() {
-        let theirs = b"# Clients\r\nconnected_clients:7\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
-        let ours = b"# Clients\r\nconnected_clients:12\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
-        assert_eq!(with_own_clients(theirs, 12), ours);
-        assert_eq!(with_own_clients(b"no lines", 12), b"no lines");
+        let theirs = b"# Clients\r\nconnected_clients:7\r\nblocked_clients:2\r\n\r\n# Memory\r\nx:1\r\n";
+        let ours = b"# Clients\r\nconnected_clients:12\r\nblocked_clients:5\r\n\r\n# Memory\r\nx:1\r\n";
+        assert_eq!(with_own_clients(theirs, 12, 3), ours);
+        assert_eq!(with_own_clients(b"no lines", 12, 3), b"no lines");
+        assert_eq!(with_own_clients(b"blocked_clients:x", 12, 3), b"blocked_clients:x");
     }
 }

@@ -12,6 +12,7 @@ use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
 use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
+use crate::pause::Pauses;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
@@ -26,6 +27,7 @@ use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Categories, Command, Table};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
+use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -71,6 +73,8 @@ pub struct Shared {
     pub backend: Backend,
     /// Who is connected.
     pub clients: Clients,
+    /// Who is held by CLIENT PAUSE.
+    pub pauses: Arc<Pauses>,
     /// Counters of all workers.
     pub metrics: Metrics,
     /// What clients may not call.
@@ -82,7 +86,8 @@ pub struct Shared {
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
-    runtime: Handle,
+    /// The runtimes of the worker threads.
+    workers: Vec<Handle>,
     draining: AtomicBool,
 }
 
@@ -117,8 +122,8 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let threads = config.threads;
     let runtimes: Vec<Runtime> = (0..threads).map(|_| runtime()).collect::<Result<_, _>>()?;
     let Some(first) = runtimes.first() else { return Ok(()) };
-    let handle = first.handle().clone();
-    let shared = Arc::new(Shared::new(config, clock, handle));
+    let workers = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
+    let shared = Arc::new(Shared::new(config, clock, first.handle(), workers));
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
@@ -145,11 +150,11 @@ pub fn run(config: Config) -> Result<(), RunError> {
 // === impl Shared ===
 
 impl Shared {
-    fn new(config: Config, clock: Clock, runtime: Handle) -> Self {
+    fn new(config: Config, clock: Clock, first: &Handle, workers: Vec<Handle>) -> Self {
         let table = Arc::new(Table::builtin());
         let backend = match &config.upstream {
             None => Backend::Embedded(Embedded::new(config.store.size_bytes_max as u64, seed())),
-            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &runtime)),
+            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, first)),
         };
         let limits = &config.limits;
         let request_limits = RequestLimits {
@@ -163,12 +168,13 @@ impl Shared {
             denied: Denied::new(&config.deny),
             backend,
             clock,
+            pauses: Arc::default(),
             metrics: Metrics::default(),
             table,
             request_limits,
             baseline: Baseline::default(),
             hubs: Mutex::default(),
-            runtime,
+            workers,
             draining: AtomicBool::new(false),
             config,
         }
@@ -177,6 +183,21 @@ impl Shared {
     /// True once the process has been asked to end.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// Runs a task on the first worker.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(first) = self.workers.first() {
+            drop(first.spawn(task));
+        }
+    }
+
+    /// Returns when every worker has ended the turn that it is in: what was stored before is seen by all turns that follow.
+    pub(crate) async fn let_all_workers_see(&self) {
+        for worker in &self.workers {
+            // A worker that has ended has no turns any more.
+            let _: Result<(), tokio::task::JoinError> = worker.spawn(async {}).await;
+        }
     }
 
     /// True if clients authenticate with Larder and not with the upstream.
@@ -209,7 +230,7 @@ impl Shared {
             let pool = upstream.settings().pool;
             let settings =
                 HubSettings { connect_max: pool.connect_max, replies: pool.replies, ..HubSettings::default() };
-            Hub::new(upstream.node().clone(), identity.clone(), settings, self.runtime.clone())
+            Hub::new(upstream.node().clone(), identity.clone(), settings, upstream.runtime().clone())
         });
         Some(hub.clone())
     }

@@ -43,6 +43,9 @@ struct Hello {
 impl Connection {
     /// Handles the request at the start of the input.
     pub(super) async fn apart(&mut self) -> Result<(), End> {
+        if self.wait_for_unpause().await? {
+            return Ok(());
+        }
         let request = match self.io.next_request() {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
@@ -69,6 +72,8 @@ impl Connection {
             ("hello", _) => self.hello(request).await?,
             ("select", _) => self.select(request).await?,
             ("reset", _) => self.reset().await,
+            ("client|pause", _) => self.pause(request).await?,
+            ("client|unpause", _) => self.unpause().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
             ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
             _ if self.core.scope().is_none() => {
@@ -293,7 +298,7 @@ impl Connection {
     }
 
     /// Waits for a fence. A client that is killed meanwhile ends at its next turn.
-    async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
+    pub(super) async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
         let core = &mut self.core;
         let reply_ms = core.shared.config.link.reply_ms_max.as_millis() as u64;
         poll_fn(|cx| {
@@ -344,7 +349,7 @@ impl Connection {
     }
 
     /// Calls a command on a connection of the scope's, outside of what is fenced: it must not tell of keys.
-    async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
+    pub(super) async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
         let Some(scope) = self.core.scope().cloned() else { return Err(Failure::ReadLost) };
         let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
         let reply_max = self.core.shared.config.link.reply_ms_max;
@@ -358,7 +363,7 @@ impl Connection {
         }
     }
 
-    fn answer_failure(&mut self, failure: &Failure) {
+    pub(super) fn answer_failure(&mut self, failure: &Failure) {
         self.core.answer(format!("-{failure}\r\n").as_bytes());
     }
 

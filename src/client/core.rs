@@ -5,6 +5,7 @@ use crate::hub::{Hub, Subscriptions};
 use crate::l1::Partition;
 use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
+use crate::pause::Mode;
 use crate::port::{Delivery, Failure, Seq, Taken};
 use crate::server::{Backend, Shared};
 use crate::session::{Advanced, Again, Batch, Flow, Session, Surroundings};
@@ -45,6 +46,8 @@ pub(crate) struct Core {
     pub(crate) fences: BTreeMap<Seq, u32>,
     /// The database that a transaction has selected.
     pub(crate) selected_in_transaction: Option<u32>,
+    /// Who is held by CLIENT PAUSE, as of the beginning of the pass over the input.
+    pub(super) paused: Mode,
 }
 
 /// Where a client's data is.
@@ -104,6 +107,7 @@ impl Core {
             ends_after_answer: false,
             fences: BTreeMap::new(),
             selected_in_transaction: None,
+            paused: Mode::Off,
         })
     }
 
@@ -190,6 +194,9 @@ impl Core {
         let is_malformed = command.class == Class::Refused && !command.accepts(args.len());
         if (is_foreign || is_malformed) && matches!(self.place, Place::Upstream(_)) {
             return self.take_unknown(None, args);
+        }
+        if self.paused != Mode::Off && self.is_held(self.paused, command, args) {
+            return if self.session.under_way() > 0 { Take::Wait } else { Take::Apart };
         }
         match command.class {
             Class::Local => self.take_local(command, args, around),

@@ -26,8 +26,10 @@ use self::swap::Swap;
 use super::apart::within;
 use super::cache::is_cache;
 use super::core::Core;
-use super::{Connection, End, Input, Request};
+use super::hold::{Wanted, pause_request};
+use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request};
 use crate::clients::ClientId;
+use crate::pause::{self, Beginning, Mode};
 use crate::port::{Failure, Seq};
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::{Borrowed, Use};
@@ -52,13 +54,11 @@ use tokio::time::{Sleep, sleep};
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// Commands about the client itself in one transaction that are answered by Larder; the upstream answers what is beyond.
 const OWN_IN_TRANSACTION_MAX: usize = 64;
-/// While requests wait, so much more is read from the client.
-const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// Requests that may be owed a reply at a time.
 const OWED_MAX: usize = 1024;
 
 /// A client's time on a connection of its own.
-struct Tunnel {
+pub(super) struct Tunnel {
     connection: Borrowed,
     scope: Arc<Scope>,
     table: Arc<Table>,
@@ -84,6 +84,10 @@ struct Tunnel {
     upstream: Upstream,
     /// The reply to EXEC, while it is gathered for Larder's own answers to be put in.
     gathered: BytesMut,
+    /// The place of a client that is held by CLIENT PAUSE.
+    pub(super) turn: Option<pause::Waiting>,
+    /// The pause that the transaction at hand holds, from before its EXEC is sent until its reply.
+    pub(super) beginning: Option<Beginning>,
 }
 
 /// What a transaction holds that Larder must know of when it is executed.
@@ -97,6 +101,10 @@ struct Transaction {
     selects: Option<u32>,
     /// True if databases are swapped, or rights changed.
     swaps: bool,
+    /// What its CLIENT PAUSEs come to.
+    pause: Option<Wanted>,
+    /// True if it ends a pause, before its own.
+    unpauses: bool,
 }
 
 /// A command in a transaction that is about Larder's client and not about the upstream's connection.
@@ -174,7 +182,7 @@ impl Connection {
     pub(super) async fn tunnel(&mut self, first: Request) -> Result<(), End> {
         let Some(scope) = self.core.scope().cloned() else { return Ok(()) };
         let table = self.core.table();
-        let purpose = purpose_of(&table, first.args());
+        let purpose = purpose_of(&table, first.args(), self.core.shared.pauses.mode() != Mode::Off);
         self.core.counters.exclusive.add(1);
         if let Some(failure) = scope.link.node().refusal() {
             scope.link.node().count_refused(1);
@@ -218,6 +226,10 @@ impl Connection {
 
     /// Handles a request that has nothing to do with the connection, while that keeps its state.
     async fn step_out(&mut self, tunnel: &mut Tunnel) -> Result<(), End> {
+        if let Some(wanted) = tunnel.pause_to_begin() {
+            tunnel.beginning = Some(self.begin_pause(wanted.mode).await);
+            return Ok(());
+        }
         let Ok(Some(request)) = self.io.next_request() else { return Ok(()) };
         if is_cache(&tunnel.table, request.args()) {
             return self.cache(&request).await;
@@ -226,6 +238,8 @@ impl Connection {
         let Resolved::Known(command) = table.resolve(request.args()) else { return Ok(()) };
         match &*command.name {
             name if command.class == Class::PubSub => self.subscribe(name, request.args()).await,
+            "client|pause" => self.pause(request).await?,
+            "client|unpause" => self.unpause().await,
             "hello" | "auth" => {
                 // The connection must speak the client's protocol, and be who the client is.
                 let words: Vec<Vec<u8>> = request.args().iter().map(<[u8]>::to_vec).collect();
@@ -307,7 +321,7 @@ impl Connection {
             if let Some(pause) = self.pause_of(tunnel, fed)? {
                 return Poll::Ready(Ok(pause));
             }
-            if tunnel.is_out_of_patience(cx) {
+            if tunnel.is_out_of_patience(&self.core, cx) {
                 let ms = tunnel.reply_max.as_millis() as u64;
                 tunnel.lost(|owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) });
                 moved = true;
@@ -358,6 +372,7 @@ impl Connection {
                     self.io.state = Input::Closed;
                     return Ok(Fed::Something);
                 }
+                Ok(Some(_)) if self.is_held_in_tunnel(tunnel, cx)? => return Ok(fed),
                 Ok(Some(len)) => {
                     let next = tunnel.decide(&mut self.core, self.io.scanner.args(&self.io.pending));
                     let outside = match next {
@@ -457,6 +472,8 @@ impl Tunnel {
             has_selected: false,
             upstream: Upstream::There,
             gathered: BytesMut::new(),
+            turn: None,
+            beginning: None,
         }
     }
 
@@ -527,12 +544,20 @@ impl Tunnel {
         if !matches!(owed.what, What::Instead(_)) {
             self.note_state(core, request.args());
         }
+        let asks_replicas = ["wait", "waitaof"].iter().any(|name| self.is_call_of(name, request.args()));
         let request = match &owed.what {
-            What::Reply if self.is_unblock(request.args()) => unblock_request(core, request.args()),
+            What::Reply if self.is_call_of("client|unblock", request.args()) => unblock_request(core, request.args()),
+            What::Queued if self.is_call_of("client|pause", request.args()) => pause_request(request.args()),
             _ => request.bytes,
         };
         if self.owed.is_empty() {
             self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
+        }
+        if asks_replicas && !self.state.in_multi {
+            // WAIT counts replicas that have what was written before the connection's last command: with one more, it counts
+            // what came by the link, too.
+            self.connection.put_request(b"*1\r\n$5\r\nHELLO\r\n");
+            self.owed.push_back(Owed { what: What::Reply, muted: true, writes: false });
         }
         match owed.what {
             // Not a command of any server: it marks the transaction as failed.
@@ -636,6 +661,7 @@ impl Tunnel {
         }
         if piece.ends {
             self.owed.pop_front();
+            self.pause_or_unpause(core, &transaction, executed);
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
         }
         if gathers {
@@ -648,6 +674,22 @@ impl Tunnel {
             _ if fenced && first && writes => self.pass(core, Bytes::new(), true, true),
             _ => {}
         }
+    }
+
+    /// A transaction was, or was not, executed: what it says of CLIENT PAUSE is so.
+    fn pause_or_unpause(&mut self, core: &Core, transaction: &Transaction, executed: bool) {
+        let beginning = self.beginning.take();
+        if executed && transaction.unpauses {
+            core.shared.pauses.end();
+        }
+        if let (true, Some(beginning), Some(wanted)) = (executed, beginning, transaction.pause) {
+            core.shared.confirm_pause(beginning, wanted.for_ms);
+        }
+    }
+
+    /// The pause that must begin before the transaction may be executed.
+    pub(super) fn pause_to_begin(&self) -> Option<Wanted> {
+        self.transaction.pause.filter(|_| self.beginning.is_none())
     }
 
     /// Gathers the reply to EXEC and puts Larder's own answers into it.
@@ -678,8 +720,8 @@ impl Tunnel {
         self.pass(core, if muted { Bytes::new() } else { patched }, true, true);
     }
 
-    fn is_unblock(&self, args: Args<'_>) -> bool {
-        matches!(self.table.resolve(args), Resolved::Known(command) if &*command.name == "client|unblock")
+    fn is_call_of(&self, name: &str, args: Args<'_>) -> bool {
+        matches!(self.table.resolve(args), Resolved::Known(command) if command.name == name && command.accepts(args.len()))
     }
 
     fn is_blocked(&self) -> bool {
@@ -729,8 +771,12 @@ impl Tunnel {
         Ok(true)
     }
 
-    fn is_out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
+    fn is_out_of_patience(&mut self, core: &Core, cx: &mut Context<'_>) -> bool {
         let endless = self.owed.is_empty() || self.is_blocked() || self.upstream == Upstream::Gone;
+        if core.shared.pauses.mode() != Mode::Off {
+            // It may be held there.
+            self.be_patient();
+        }
         !endless && self.patience.as_mut().poll(cx).is_ready()
     }
 

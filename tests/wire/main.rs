@@ -12,6 +12,7 @@ mod clients;
 mod databases;
 mod embedded;
 mod outages;
+mod pause;
 mod pipelines;
 mod pubsub;
 mod reads;

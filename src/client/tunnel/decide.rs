@@ -7,6 +7,7 @@ use super::swap::Swap;
 use super::{OWN_IN_TRANSACTION_MAX, Owed, Own, Transaction, Tunnel, What};
 use crate::client::Request;
 use crate::client::core::Core;
+use crate::client::hold::Wanted;
 use crate::upstream::pool::Use;
 use bytes::Bytes;
 use larder_protocol::args::Args;
@@ -72,6 +73,7 @@ impl Tunnel {
     fn decide_transaction(&self, command: &Command) -> Next {
         let (what, writes) = match &*command.name {
             "multi" => (What::Multi, false),
+            "exec" if self.state.in_multi && self.pause_to_begin().is_some() => return Next::Leave,
             "exec" => (What::Exec(Transaction::default()), true),
             // The only one of them that is queued within a transaction.
             "unwatch" if self.state.in_multi => (What::Queued, false),
@@ -87,9 +89,8 @@ impl Tunnel {
             "client|caching" | "client|trackinginfo" | "client|getredir" if self.state.tracking => {
                 Next::Send(Owed { what: What::Reply, muted: false, writes: false })
             }
-            "client|pause" | "client|unpause" | "client|unblock" => {
-                Next::Send(Owed { what: What::Reply, muted: false, writes: false })
-            }
+            "client|unblock" => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
+            "client|pause" | "client|unpause" => Next::Leave,
             "select" if !self.state.is_none() => {
                 Next::Send(Owed { what: What::Select(database_of(args)), muted: false, writes: false })
             }
@@ -110,8 +111,17 @@ impl Tunnel {
         self.transaction.queued += 1;
         let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
         self.transaction.swaps |= changes_without_push(&command.name);
-        if command.name == "select" {
-            self.transaction.selects = database_of(request.args());
+        match &*command.name {
+            "select" => self.transaction.selects = database_of(request.args()),
+            "client|pause" if command.accepts(request.args().len()) => {
+                let transaction = &mut self.transaction;
+                transaction.pause =
+                    Wanted::parse(request.args()).map(|w| w.merged(transaction.pause)).or(transaction.pause);
+            }
+            "client|unpause" if command.accepts(request.args().len()) => {
+                (self.transaction.pause, self.transaction.unpauses) = (None, true);
+            }
+            _ => {}
         }
         if command.class == Class::Local && self.transaction.own.len() < OWN_IN_TRANSACTION_MAX {
             let request = Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() };
@@ -166,11 +176,13 @@ fn ends_state(command: &Command, args: Args<'_>) -> bool {
     matches!(&*command.name, "reset" | "quit") && command.accepts(args.len())
 }
 
-pub(super) fn purpose_of(table: &Table, args: Args<'_>) -> Use {
+pub(super) fn purpose_of(table: &Table, args: Args<'_>, is_paused: bool) -> Use {
     match table.resolve(args) {
         Resolved::Known(command) if command.class == Class::Monitor => Use::Waiting,
         Resolved::Known(command) if &*command.name == "client|tracking" => Use::Waiting,
         Resolved::Known(command) if command.blocks(args) => Use::Waiting,
+        // It may be held there until the pause is over.
+        _ if is_paused => Use::Waiting,
         _ => Use::Short,
     }
 }
