@@ -18,6 +18,7 @@
 //! one whose client has gone or was killed.
 
 mod apart;
+mod bounds;
 mod cache;
 mod core;
 mod hold;
@@ -25,6 +26,7 @@ mod local;
 mod peek;
 mod tunnel;
 
+use self::bounds::Bounds;
 pub(crate) use self::core::Place;
 use self::core::{Core, Take};
 use crate::clients::{Client, ClientId};
@@ -35,14 +37,12 @@ use bytes::{Buf, BytesMut};
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestScanner, Step};
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
 
 /// The size of the thread's read buffer.
 const READ_BYTES: usize = 64 * 1024;
@@ -114,7 +114,7 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
     let scanner = RequestScanner::new(shared.request_limits);
     let mut connection = match Core::new(shared.clone(), client, counters) {
         Ok(core) => {
-            let idle = shared.config.limits.idle_timeout_ms.map(|limit| Box::pin(sleep(limit)));
+            let bounds = Bounds::new(&shared.config.limits);
             Connection {
                 io: Io {
                     stream,
@@ -126,7 +126,7 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
                     is_short: true,
                 },
                 core,
-                idle,
+                bounds,
                 turn: None,
             }
         }
@@ -157,8 +157,7 @@ impl Drop for Registered {
 struct Connection {
     io: Io,
     core: Core,
-    /// The timer of `limits.idle_timeout_ms`, if there is one.
-    idle: Option<Pin<Box<Sleep>>>,
+    bounds: Bounds,
     /// The turn of a client that was held by CLIENT PAUSE: the next one goes on when its request has been handed on.
     turn: Option<Waiting>,
 }
@@ -189,11 +188,11 @@ impl Connection {
         // What a stalled request waits for may have come to pass with whatever has woken the task.
         let mut moved = true;
         let mut active = false;
-        for _ in 0..TURNS_MAX {
+        for turn in 0..TURNS_MAX {
             if moved && self.io.state == Input::Stalled {
                 self.io.state = Input::Open;
             }
-            active |= std::mem::take(&mut moved);
+            active |= std::mem::take(&mut moved) && turn > 0;
             if self.core.client.port.poll_ready(cx).is_ready() {
                 if self.core.client.port.is_killed() {
                     return Poll::Ready(Ok(Turn::Close));
@@ -226,39 +225,17 @@ impl Connection {
             let waited = self.core.out.len();
             let drained = self.flush(cx)?;
             moved |= self.core.out.len() < waited;
-            if self.is_done(drained) || self.has_too_much_output() {
+            if self.is_done(drained) || self.has_too_much_output(cx) {
                 return Poll::Ready(Ok(Turn::Close));
             }
             if !moved {
-                return if self.is_idle_too_long(active, cx) { Poll::Ready(Ok(Turn::Close)) } else { Poll::Pending };
+                let waits = self.core.session.under_way() > 0;
+                let ends = self.is_idle_too_long(active, waits, cx);
+                return if ends { Poll::Ready(Ok(Turn::Close)) } else { Poll::Pending };
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-
-    /// True if nothing has moved for `limits.idle_timeout_ms`; subscribers may be silent for ever.
-    fn is_idle_too_long(&mut self, active: bool, cx: &mut Context<'_>) -> bool {
-        let (Some(idle), Some(limit)) = (&mut self.idle, self.core.shared.config.limits.idle_timeout_ms) else {
-            return false;
-        };
-        if active || self.core.session.under_way() > 0 || !self.core.subscriptions.is_empty() {
-            idle.as_mut().reset(Instant::now() + limit);
-        }
-        idle.as_mut().poll(cx).is_ready()
-    }
-
-    /// True if more waits for the client than it may let wait: it does not read what it has asked for.
-    fn has_too_much_output(&self) -> bool {
-        let too_much = self.core.out.len() > self.core.shared.config.limits.client_output_bytes_max;
-        if too_much {
-            tracing::warn!(
-                client = self.core.client.id.0,
-                bytes = self.core.out.len(),
-                "client closed: it does not read"
-            );
-        }
-        too_much
     }
 
     fn is_done(&self, drained: bool) -> bool {
@@ -437,6 +414,7 @@ impl Core {
     fn take_requests(&mut self, scanner: &mut RequestScanner, input: &[u8]) -> (usize, Pass) {
         scanner.set_authenticated(self.is_authenticated());
         self.paused = self.shared.pauses.mode();
+        self.is_watched = self.shared.monitors.any();
         let mut at = 0;
         let pass = self.with_surroundings(|core, around| {
             loop {

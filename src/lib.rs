@@ -38,6 +38,7 @@
 //! | [`port`] | a client's letter box, where other tasks leave replies and messages |
 //! | [`outgoing`] | bytes on their way to a socket |
 //! | [`clients`] | who is connected |
+//! | [`monitors`] | MONITOR: who watches, and what a line says |
 //! | [`pause`] | CORE: CLIENT PAUSE: who is held, until when, who goes on first |
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
 //! | [`upstream`] | links, pools, the breaker, scopes: everything between Larder and its server |
@@ -62,6 +63,7 @@ pub mod embedded;
 pub mod hub;
 pub mod l1;
 pub mod metrics;
+pub mod monitors;
 #[doc(hidden)]
 pub mod mutation;
 pub mod origin;

@@ -88,6 +88,12 @@ impl Shared {
         out.gauge("connected_clients", self.clients.len() as u64);
         out.counter("connections_received", metrics.sum(|c| &c.accepted));
         out.counter("connections_refused", metrics.sum(|c| &c.refused));
+        out.gauge("paused_clients", self.pauses.waiting() as u64);
+        let closed_by_others = self.killed_as_slow() + self.monitors.closed();
+        out.counter("clients_closed_output_hard", metrics.sum(|c| &c.closed_output_hard) + closed_by_others);
+        out.counter("clients_closed_output_soft", metrics.sum(|c| &c.closed_output_soft));
+        out.counter("clients_closed_idle", metrics.sum(|c| &c.closed_idle));
+        out.counter("clients_closed_protocol", metrics.sum(|c| &c.closed_protocol));
         out.section("Commands");
         out.counter("commands_processed", metrics.sum(|c| &c.commands));
         out.counter("writes", metrics.sum(|c| &c.writes));

@@ -12,6 +12,7 @@ use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
 use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
+use crate::monitors::Monitors;
 use crate::pause::Pauses;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
@@ -73,6 +74,8 @@ pub struct Shared {
     pub backend: Backend,
     /// Who is connected.
     pub clients: Clients,
+    /// Who watches with MONITOR.
+    pub monitors: Arc<Monitors>,
     /// Who is held by CLIENT PAUSE.
     pub pauses: Arc<Pauses>,
     /// Counters of all workers.
@@ -168,6 +171,7 @@ impl Shared {
             denied: Denied::new(&config.deny),
             backend,
             clock,
+            monitors: Arc::new(Monitors::new(limits.subscriber_output_bytes_max)),
             pauses: Arc::default(),
             metrics: Metrics::default(),
             table,
@@ -228,8 +232,12 @@ impl Shared {
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         let hub = hubs.entry(identity.clone()).or_insert_with(|| {
             let pool = upstream.settings().pool;
-            let settings =
-                HubSettings { connect_max: pool.connect_max, replies: pool.replies, ..HubSettings::default() };
+            let settings = HubSettings {
+                connect_max: pool.connect_max,
+                replies: pool.replies,
+                message_bytes_max: self.config.limits.subscriber_output_bytes_max,
+                ..HubSettings::default()
+            };
             Hub::new(upstream.node().clone(), identity.clone(), settings, upstream.runtime().clone())
         });
         Some(hub.clone())
@@ -242,6 +250,12 @@ impl Shared {
         let receivers = hubs.iter().map(|hub| hub.receivers(channel));
         let sums = receivers.fold((0, 0), |(up, here), r| (up + r.upstream as i64, here + r.here as i64));
         (sums != (0, 0)).then_some(sums)
+    }
+
+    /// Clients that the hubs have disconnected because they left too much unread.
+    pub fn killed_as_slow(&self) -> u64 {
+        let hubs: Vec<Arc<Hub>> = self.hubs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        hubs.iter().map(|hub| hub.counts().killed_as_slow).sum()
     }
 
     /// Who is subscribed through Larder to exactly this: as [`Shared::receivers`].

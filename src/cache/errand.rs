@@ -152,7 +152,7 @@ fn unpack(taken: Taken) -> Vec<(Seq, Outcome)> {
             Delivery::Failed(seq, failure) => (seq, Outcome::Failed(failure)),
             Delivery::Fenced(seq) => (seq, Outcome::Fenced),
             // No hub knows of this box.
-            Delivery::Message(_) => continue,
+            Delivery::Message(_) | Delivery::Line(_) | Delivery::CatchUp(_) => continue,
         });
     }
     outcomes

@@ -59,6 +59,9 @@ impl Connection {
         if is_cache(&table, request.args()) {
             return self.cache(&request).await;
         }
+        self.core.is_told_by_upstream = false;
+        let watched = self.core.shared.monitors.any();
+        let shown = watched.then(|| Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() });
         let (name, class, accepts) = match table.resolve(request.args()) {
             Resolved::Known(c) if c.on_upstream || self.core.upstream().is_none() => {
                 (c.name.to_string(), c.class, c.accepts(request.args().len()))
@@ -76,6 +79,13 @@ impl Connection {
             ("client|unpause", _) => self.unpause().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
             ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
+            ("monitor", _) if self.core.scope().is_none() && accepts => {
+                let (monitors, client) = (&self.core.shared.monitors, &self.core.client);
+                if self.core.watching.is_none() {
+                    self.core.watching = Some(monitors.watch(client));
+                    self.core.answer(b"+OK\r\n");
+                }
+            }
             _ if self.core.scope().is_none() => {
                 let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
                 let way_out = "start larder with --upstream redis://host:port";
@@ -86,6 +96,11 @@ impl Connection {
             ("pubsub|shardnumsub", _) => self.count_subscribers(request.args(), Kind::Shard).await,
             ("script|kill" | "function|kill" | "function|stats", _) => self.call_while_busy(request.args()).await,
             _ => self.tunnel(request).await?,
+        }
+        if let Some(request) = shown.filter(|_| !self.core.is_told_by_upstream)
+            && let Resolved::Known(command) = table.resolve(request.args())
+        {
+            self.core.tell_watchers(command, request.args());
         }
         if let Some(database) = self.core.selected_in_transaction.take()
             && self.enter_database(database).await != b"+OK\r\n"
@@ -328,6 +343,7 @@ impl Connection {
         core.client.resp.store(2, Ordering::Relaxed);
         core.client.no_evict.store(false, Ordering::Relaxed);
         core.client.no_touch.store(false, Ordering::Relaxed);
+        core.watching = None;
         core.client.with_names(|names| {
             names.name.clear();
             names.user = b"default".to_vec();
@@ -534,12 +550,13 @@ impl Connection {
         if names.is_empty() {
             names = self.core.subscriptions.iter(kind).map(|name| name.to_vec()).collect();
         }
+        for hub in self.core.hubs() {
+            hub.announce_unsubscribe(&self.core.client, kind, &names);
+        }
         // What was published before is still delivered.
         self.settle().await;
         for hub in self.core.hubs() {
-            for name in &names {
-                hub.unsubscribe(&self.core.client, kind, name);
-            }
+            hub.unsubscribe_all(&self.core.client, kind, &names).await;
             self.core.take_deliveries();
         }
         let nothing = names.is_empty();

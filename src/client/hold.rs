@@ -152,7 +152,7 @@ impl Connection {
         }
         self.read_while_held(cx)?;
         self.flush(cx).map_err(End::Io)?;
-        if self.core.shared.is_draining() || self.has_too_much_output() {
+        if self.core.shared.is_draining() || self.has_too_much_output(cx) {
             return Poll::Ready(Err(End::Closed));
         }
         Poll::Pending

@@ -19,36 +19,39 @@
 //! if it held state: as with the server itself, what was watched or queued is gone.
 
 mod decide;
+mod monitor;
+mod patience;
 mod swap;
+mod transaction;
 
 use self::decide::{Next, purpose_of};
+use self::patience::Patience;
 use self::swap::Swap;
+use self::transaction::{Own, Transaction};
 use super::apart::within;
 use super::cache::is_cache;
 use super::core::Core;
-use super::hold::{Wanted, pause_request};
+use super::hold::pause_request;
 use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request};
 use crate::clients::ClientId;
+use crate::monitors::Watching;
 use crate::pause::{self, Beginning, Mode};
-use crate::port::{Failure, Seq};
+use crate::port::{CatchUp, Failure, Seq};
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::{Borrowed, Use};
 use crate::upstream::raw::{Piece, RawError};
 use crate::upstream::scope::Scope;
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::{Args, OwnedArgs};
-use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Class, Resolved, Table};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{Sleep, sleep};
 
 /// While so many bytes wait to be released, nothing is read from the upstream.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
@@ -71,7 +74,7 @@ pub(super) struct Tunnel {
     fence: Option<Seq>,
     /// The pieces that came after the last fence hold the reply to a request that may have changed keys.
     fence_widely: bool,
-    patience: Pin<Box<Sleep>>,
+    patience: Patience,
     reply_max: Duration,
     /// What is queued so far.
     transaction: Transaction,
@@ -88,30 +91,10 @@ pub(super) struct Tunnel {
     pub(super) turn: Option<pause::Waiting>,
     /// The pause that the transaction at hand holds, from before its EXEC is sent until its reply.
     pub(super) beginning: Option<Beginning>,
-}
-
-/// What a transaction holds that Larder must know of when it is executed.
-#[derive(Default)]
-struct Transaction {
-    /// Commands queued.
-    queued: usize,
-    /// Those that Larder answers.
-    own: Vec<Own>,
-    /// The database that the last SELECT names.
-    selects: Option<u32>,
-    /// True if databases are swapped, or rights changed.
-    swaps: bool,
-    /// What its CLIENT PAUSEs come to.
-    pause: Option<Wanted>,
-    /// True if it ends a pause, before its own.
-    unpauses: bool,
-}
-
-/// A command in a transaction that is about Larder's client and not about the upstream's connection.
-struct Own {
-    /// Its place in the transaction. (If another is not queued after all, there is no reply to put it into.)
-    at: usize,
-    request: Request,
+    /// A line of the server's MONITOR, while it comes.
+    line: BytesMut,
+    /// The client's place among those who watch.
+    watching: Option<Watching>,
 }
 
 /// A piece that waits for a fence.
@@ -119,6 +102,8 @@ struct Waiting {
     bytes: Bytes,
     /// True if a reply ends with it.
     ends: bool,
+    /// Who waits until the client has been told.
+    catch_ups: Vec<CatchUp>,
 }
 
 /// Whether the connection can still be used.
@@ -161,6 +146,10 @@ enum What {
     Exec(Transaction),
     /// The reply to MULTI: an error means that there is no transaction.
     Multi,
+    /// The reply to MONITOR.
+    Monitor,
+    /// The reply to Larder's own PING of a client that watches: these wait for it.
+    Mark(Vec<CatchUp>),
     /// The upstream's reply is dropped for this one.
     Instead(Bytes),
     /// Nothing comes from the upstream: Larder's own answer, in its place.
@@ -181,6 +170,7 @@ impl Connection {
     /// Handles `first`, and what belongs to it, on a connection of its own.
     pub(super) async fn tunnel(&mut self, first: Request) -> Result<(), End> {
         let Some(scope) = self.core.scope().cloned() else { return Ok(()) };
+        self.core.is_told_by_upstream = true;
         let table = self.core.table();
         let purpose = purpose_of(&table, first.args(), self.core.shared.pauses.mode() != Mode::Off);
         self.core.counters.exclusive.add(1);
@@ -199,7 +189,12 @@ impl Connection {
         };
         let upstream_id = borrowed.upstream_id();
         self.core.client.upstream_id.store(upstream_id, Ordering::Release);
+        if !self.watchers_have_caught_up().await {
+            return Err(End::Closed);
+        }
+        borrowed.lease(Some(self.core.client.address));
         let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.config.link.reply_ms_max);
+        tunnel.put_name(&self.core);
         tunnel.take(&mut self.core, first);
         let ended = loop {
             match poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await {
@@ -218,10 +213,31 @@ impl Connection {
         if let Some(seq) = tunnel.fence {
             self.core.fences.remove(&seq);
         }
+        self.core.catch_ups.clear();
+        if self.core.shared.monitors.any() {
+            // What the server tells of this client may still be on its way: the address stays this client's.
+            tunnel.connection.condemn();
+        } else {
+            tunnel.connection.lease(None);
+        }
         if ended.is_err() && !tunnel.state.is_none() {
             tunnel.connection.condemn();
         }
         ended
+    }
+
+    /// Returns when those who watch have been told of all that was done on the borrowed connection before: that is not the
+    /// client's. False if the client has been killed meanwhile.
+    async fn watchers_have_caught_up(&mut self) -> bool {
+        let core = &mut self.core;
+        if core.shared.monitors.any() {
+            let seq = core.start_fence(&[], OpKind::Fence);
+            let asked = core.shared.monitors.ask_to_catch_up(core.client.id, &core.client.port, seq);
+            core.fences.insert(seq, asked);
+            // Nothing in it can fail; whoever does not answer is gone.
+            let _: Result<(), Failure> = self.fenced(seq).await;
+        }
+        !self.core.client.port.is_killed()
     }
 
     /// Handles a request that has nothing to do with the connection, while that keeps its state.
@@ -237,7 +253,10 @@ impl Connection {
         let table = tunnel.table.clone();
         let Resolved::Known(command) = table.resolve(request.args()) else { return Ok(()) };
         match &*command.name {
-            name if command.class == Class::PubSub => self.subscribe(name, request.args()).await,
+            name if command.class == Class::PubSub => {
+                self.subscribe(name, request.args()).await;
+                self.core.tell_watchers(command, request.args());
+            }
             "client|pause" => self.pause(request).await?,
             "client|unpause" => self.unpause().await,
             "hello" | "auth" => {
@@ -285,6 +304,7 @@ impl Connection {
     }
 
     fn poll_tunnel(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Poll<Result<Pause, End>> {
+        let mut has_moved = false;
         loop {
             let mut moved = false;
             if self.core.client.port.poll_ready(cx).is_ready() {
@@ -294,6 +314,7 @@ impl Connection {
                 self.core.take_deliveries();
                 moved = true;
             }
+            tunnel.ask_for_mark(&mut self.core);
             let fed = self.feed(tunnel, cx)?;
             moved |= fed == Fed::Something;
             match tunnel.exchange(&mut self.core, cx) {
@@ -315,7 +336,7 @@ impl Connection {
             self.flush(cx).map_err(End::Io)?;
             // What was drained makes room for more.
             moved |= self.core.out.len() < waited;
-            if self.has_too_much_output() {
+            if self.has_too_much_output(cx) {
                 return Poll::Ready(Err(End::Closed));
             }
             if let Some(pause) = self.pause_of(tunnel, fed)? {
@@ -326,8 +347,11 @@ impl Connection {
                 tunnel.lost(|owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) });
                 moved = true;
             }
+            has_moved |= moved;
             if !moved {
-                return Poll::Pending;
+                let waits = !tunnel.is_quiet();
+                let ends = self.is_idle_too_long(has_moved, waits, cx);
+                return if ends { Poll::Ready(Err(End::Closed)) } else { Poll::Pending };
             }
         }
     }
@@ -374,7 +398,14 @@ impl Connection {
                 }
                 Ok(Some(_)) if self.is_held_in_tunnel(tunnel, cx)? => return Ok(fed),
                 Ok(Some(len)) => {
-                    let next = tunnel.decide(&mut self.core, self.io.scanner.args(&self.io.pending));
+                    let args = self.io.scanner.args(&self.io.pending);
+                    let next = tunnel.decide(&mut self.core, args);
+                    if let (Next::Answer(_), true, Resolved::Known(command)) =
+                        (&next, self.core.shared.monitors.any(), tunnel.table.resolve(args))
+                        && command.class == Class::Local
+                    {
+                        self.core.tell_watchers(command, args);
+                    }
                     let outside = match next {
                         Next::Leave => Some(Fed::Leave),
                         Next::Abandon => Some(Fed::Abandon),
@@ -464,7 +495,7 @@ impl Tunnel {
             waiting_bytes: 0,
             fence: None,
             fence_widely: false,
-            patience: Box::pin(sleep(reply_max)),
+            patience: Patience::new(reply_max),
             reply_max,
             transaction: Transaction::default(),
             swap: None,
@@ -474,6 +505,8 @@ impl Tunnel {
             gathered: BytesMut::new(),
             turn: None,
             beginning: None,
+            line: BytesMut::new(),
+            watching: None,
         }
     }
 
@@ -509,6 +542,15 @@ impl Tunnel {
                 _ => format!("-{}\r\n", failure(owed)).into(),
             };
             owed.what = What::Answer(line);
+        }
+    }
+
+    /// The server is to know the connection by its client's name, in SLOWLOG say. (Who watches would see it.)
+    fn put_name(&mut self, core: &Core) {
+        let name = core.client.with_names(|names| names.name.clone());
+        if name != self.connection.name() && !core.shared.monitors.any() {
+            self.connection.put_name(name);
+            self.owed.push_back(Owed { what: What::Reply, muted: true, writes: false });
         }
     }
 
@@ -551,7 +593,7 @@ impl Tunnel {
             _ => request.bytes,
         };
         if self.owed.is_empty() {
-            self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
+            self.be_patient();
         }
         if asks_replicas && !self.state.in_multi {
             // WAIT counts replicas that have what was written before the connection's last command: with one more, it counts
@@ -590,7 +632,13 @@ impl Tunnel {
         if let Poll::Ready(flushed) = self.connection.poll_flush(cx) {
             flushed?;
         }
-        while self.waiting_bytes + core.out.len() < WAITING_BYTES_MAX {
+        // A client that watches is closed when it does not read: the server is not to gather its lines.
+        let most = if self.watching.is_some() {
+            core.shared.config.limits.subscriber_output_bytes_max
+        } else {
+            WAITING_BYTES_MAX
+        };
+        while self.waiting_bytes + core.out.len() < most {
             match self.connection.poll_piece(cx) {
                 Poll::Pending => return Ok(moved),
                 Poll::Ready(piece) => self.came(core, piece?),
@@ -601,10 +649,6 @@ impl Tunnel {
         // It is the client that does not read.
         self.be_patient();
         Ok(moved)
-    }
-
-    fn be_patient(&mut self) {
-        self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
     }
 
     /// Larder's own answers whose turn it is.
@@ -623,17 +667,32 @@ impl Tunnel {
     /// A piece of a reply, or of a push, has come.
     fn came(&mut self, core: &mut Core, piece: Piece) {
         self.be_patient();
-        if piece.kind == b'>' || self.state.monitoring && self.owed.is_empty() {
+        if piece.kind == b'>' {
             return self.pass(core, piece.bytes, piece.ends, true);
         }
+        let Some(piece) = self.take_line(core, piece) else { return };
         let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
         let first = !self.in_reply;
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
         let fenced = match &owed.what {
+            What::Monitor => false,
+            // Who watches is to hear of it first.
+            _ if core.shared.monitors.any() => true,
             What::Acknowledgement | What::Multi | What::Queued | What::Select(_) => piece.kind != b'+',
             _ => true,
         };
+        match &mut owed.what {
+            What::Mark(_) if !piece.ends => return,
+            What::Mark(catch_ups) => {
+                let catch_ups = std::mem::take(catch_ups);
+                self.uncovered.push_back(Waiting { bytes: Bytes::new(), ends: true, catch_ups });
+                return drop(self.owed.pop_front());
+            }
+            What::Monitor if piece.ends => self.watch(core, piece.kind == b'+'),
+            _ => {}
+        }
+        let Some(owed) = self.owed.front_mut() else { return };
         if let (What::Select(database), b'+') = (&owed.what, piece.kind) {
             core.selected_in_transaction = *database;
             self.has_selected = true;
@@ -676,50 +735,6 @@ impl Tunnel {
         }
     }
 
-    /// A transaction was, or was not, executed: what it says of CLIENT PAUSE is so.
-    fn pause_or_unpause(&mut self, core: &Core, transaction: &Transaction, executed: bool) {
-        let beginning = self.beginning.take();
-        if executed && transaction.unpauses {
-            core.shared.pauses.end();
-        }
-        if let (true, Some(beginning), Some(wanted)) = (executed, beginning, transaction.pause) {
-            core.shared.confirm_pause(beginning, wanted.for_ms);
-        }
-    }
-
-    /// The pause that must begin before the transaction may be executed.
-    pub(super) fn pause_to_begin(&self) -> Option<Wanted> {
-        self.transaction.pause.filter(|_| self.beginning.is_none())
-    }
-
-    /// Gathers the reply to EXEC and puts Larder's own answers into it.
-    fn gather(&mut self, core: &mut Core, own: &[Own], piece: Piece, muted: bool) {
-        self.gathered.extend_from_slice(&piece.bytes);
-        if !piece.ends {
-            return;
-        }
-        let reply = self.gathered.split().freeze();
-        let mut cursor = Cursor::new(&reply);
-        let patched = match cursor.next() {
-            Some(Item::Aggregate(b'*', count)) => {
-                let mut out = format!("*{count}\r\n").into_bytes();
-                for at in 0..count as usize {
-                    let theirs = cursor.next_frame().unwrap_or_default();
-                    let ours = own.iter().find(|own| own.at == at).and_then(|own| {
-                        match self.table.resolve(own.request.args()) {
-                            Resolved::Known(command) => core.local_answer(command, own.request.args()),
-                            _ => None,
-                        }
-                    });
-                    out.extend_from_slice(ours.as_deref().unwrap_or(theirs));
-                }
-                out.into()
-            }
-            _ => reply,
-        };
-        self.pass(core, if muted { Bytes::new() } else { patched }, true, true);
-    }
-
     fn is_call_of(&self, name: &str, args: Args<'_>) -> bool {
         matches!(self.table.resolve(args), Resolved::Known(command) if command.name == name && command.accepts(args.len()))
     }
@@ -730,7 +745,7 @@ impl Tunnel {
 
     /// Passes a piece to the client, or lets it wait for a fence. `ends` tells whether a reply ends with it.
     fn pass(&mut self, core: &mut Core, bytes: Bytes, ends: bool, fenced: bool) {
-        let piece = Waiting { bytes, ends };
+        let piece = Waiting { bytes, ends, catch_ups: Vec::new() };
         if !fenced && self.covered.is_empty() && self.uncovered.is_empty() {
             return piece.put(core);
         }
@@ -767,17 +782,9 @@ impl Tunnel {
                 core.start_fence(&scopes, OpKind::Fence)
             }
         };
+        self.fence_monitors(core, seq);
         self.fence = Some(seq);
         Ok(true)
-    }
-
-    fn is_out_of_patience(&mut self, core: &Core, cx: &mut Context<'_>) -> bool {
-        let endless = self.owed.is_empty() || self.is_blocked() || self.upstream == Upstream::Gone;
-        if core.shared.pauses.mode() != Mode::Off {
-            // It may be held there.
-            self.be_patient();
-        }
-        !endless && self.patience.as_mut().poll(cx).is_ready()
     }
 
     /// Nothing is left to do: the client goes back to its link.
@@ -798,6 +805,7 @@ impl Waiting {
         } else {
             core.in_reply = true;
         }
+        drop(self.catch_ups);
     }
 }
 

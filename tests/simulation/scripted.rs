@@ -100,6 +100,7 @@ fn an_mget_that_is_overtaken_by_a_removal_is_asked_of_the_upstream() {
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: false,
+        keeps: true,
         is_big: &|_| false,
         now: &now,
         counters: &Counters::default(),

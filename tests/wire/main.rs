@@ -11,6 +11,8 @@ mod blocking;
 mod clients;
 mod databases;
 mod embedded;
+mod limits;
+mod monitor;
 mod outages;
 mod pause;
 mod pipelines;

@@ -222,6 +222,11 @@ fn wait_counts_replicas_that_have_what_came_by_the_link() {
             assert_eq!(client.run(&format!("SET k {round}")), OK);
             assert_eq!(client.run("WAIT 1 10000"), b":1\r\n");
         }
+        // What a connection that has done nothing since would count by is acknowledged: only the writes to come are not.
+        wait_until("the replica has acknowledged all", || {
+            let offset = upstream.info("replication", "master_repl_offset");
+            upstream.info("replication", "slave0").contains(&format!("offset={offset},"))
+        });
         replica.pause();
         for client in [&mut client, &mut limited] {
             assert_eq!(client.run(&format!("SET k {round}again")), OK);

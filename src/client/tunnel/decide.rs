@@ -56,6 +56,9 @@ impl Tunnel {
             }
             Class::Local if command.group == Group::Larder => Next::Leave,
             _ if self.state.in_multi => owed(What::Queued),
+            // The server does not answer it.
+            Class::Monitor if self.state.monitoring => Next::Answer(Vec::new()),
+            Class::Monitor if command.accepts(args.len()) => owed(What::Monitor),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),
             // INFO has a section of Larder's own.
