@@ -43,6 +43,7 @@
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
 //! | [`upstream`] | links, pools, the breaker, scopes: everything between Larder and its server |
 //! | [`hub`] | subscriptions, one upstream for all clients of a user |
+//! | [`redirect`] | invalidations that a client's tracking redirects to another client |
 //! | [`embedded`] | serving without an upstream |
 //! | [`origin`] | CORE: the embedded store |
 //! | [`metrics`], [`report`] | counters; what INFO says of Larder |
@@ -70,6 +71,7 @@ pub mod origin;
 pub mod outgoing;
 pub mod pause;
 pub mod port;
+pub mod redirect;
 pub mod report;
 pub mod server;
 pub mod session;

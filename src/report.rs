@@ -50,7 +50,13 @@ struct Gatherer<'a> {
 impl Shared {
     /// The upstream's INFO as it is told to clients: `connected_clients` are those of Larder.
     pub fn with_own_clients(&self, theirs: &[u8]) -> Vec<u8> {
-        with_own_clients(theirs, self.clients.len(), self.pauses.waiting())
+        let clients = self.clients.all();
+        let figures = OwnClients {
+            connected: clients.len(),
+            tracking: clients.iter().filter(|client| client.tracking.is_on()).count(),
+            held: self.pauses.waiting(),
+        };
+        with_own_clients(theirs, figures)
     }
 
     /// The `# Larder` section of INFO, lines ending as INFO's do.
@@ -121,15 +127,26 @@ impl Shared {
     }
 }
 
-/// The upstream's INFO, with Larder's clients in the place of Larder's own connections; those whom Larder holds in a pause
-/// are blocked, too.
-fn with_own_clients(theirs: &[u8], connected: usize, held: usize) -> Vec<u8> {
+/// What INFO tells of clients.
+#[derive(Clone, Copy)]
+struct OwnClients {
+    connected: usize,
+    tracking: usize,
+    /// Those whom Larder holds in a pause: blocked, like those whom the upstream holds.
+    held: usize,
+}
+
+/// The upstream's INFO, with Larder's clients in the place of Larder's own connections.
+fn with_own_clients(theirs: &[u8], own: OwnClients) -> Vec<u8> {
+    let OwnClients { connected, tracking, held } = own;
     let mut text = Vec::with_capacity(theirs.len());
     for line in theirs.split_inclusive(|b| *b == b'\n') {
         if line.starts_with(b"connected_clients:") {
             text.extend_from_slice(format!("connected_clients:{connected}\r\n").as_bytes());
         } else if let Some(blocked) = number_after(b"blocked_clients:", line) {
             text.extend_from_slice(format!("blocked_clients:{}\r\n", blocked.saturating_add(held)).as_bytes());
+        } else if line.starts_with(b"tracking_clients:") {
+            text.extend_from_slice(format!("tracking_clients:{tracking}\r\n").as_bytes());
         } else {
             text.extend_from_slice(line);
         }
@@ -255,10 +272,13 @@ mod tests {
 
     #[test]
     fn info_tells_of_larders_clients_and_leaves_the_rest_alone() {
-        let theirs = b"# Clients\r\nconnected_clients:7\r\nblocked_clients:2\r\n\r\n# Memory\r\nx:1\r\n";
-        let ours = b"# Clients\r\nconnected_clients:12\r\nblocked_clients:5\r\n\r\n# Memory\r\nx:1\r\n";
-        assert_eq!(with_own_clients(theirs, 12, 3), ours);
-        assert_eq!(with_own_clients(b"no lines", 12, 3), b"no lines");
-        assert_eq!(with_own_clients(b"blocked_clients:x", 12, 3), b"blocked_clients:x");
+        let theirs =
+            b"# Clients\r\nconnected_clients:7\r\nblocked_clients:2\r\ntracking_clients:5\r\n\r\n# Memory\r\nx:1\r\n";
+        let ours =
+            b"# Clients\r\nconnected_clients:12\r\nblocked_clients:6\r\ntracking_clients:3\r\n\r\n# Memory\r\nx:1\r\n";
+        let own = OwnClients { connected: 12, tracking: 3, held: 4 };
+        assert_eq!(with_own_clients(theirs, own), ours);
+        assert_eq!(with_own_clients(b"no lines", own), b"no lines");
+        assert_eq!(with_own_clients(b"blocked_clients:x", own), b"blocked_clients:x");
     }
 }

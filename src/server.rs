@@ -15,6 +15,7 @@ use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
 use crate::monitors::Monitors;
 use crate::pause::Pauses;
+use crate::redirect::Redirects;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
@@ -91,6 +92,8 @@ pub struct Shared {
     pub jobs: Jobs,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
+    /// Who stands upstream for the clients that others redirect their invalidations to.
+    pub(crate) redirects: Arc<Redirects>,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
     /// The runtimes of the worker threads.
     workers: Vec<Handle>,
@@ -181,6 +184,7 @@ impl Shared {
             request_limits,
             jobs: Jobs::default(),
             baseline: Baseline::default(),
+            redirects: Arc::default(),
             hubs: Mutex::default(),
             workers,
             draining: AtomicBool::new(false),
@@ -454,6 +458,7 @@ async fn work(
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
+        tokio::spawn(wake_disowned(shared.clone()));
     }
     loop {
         tokio::select! {
@@ -522,6 +527,16 @@ async fn wait_for_signal(stop: watch::Sender<bool>) {
     }
     tracing::info!("stopping");
     let _ = stop.send(true);
+}
+
+/// Wakes clients when the upstream refuses a user, so that those who are that user notice without a request.
+async fn wake_disowned(shared: Arc<Shared>) {
+    if let Backend::Upstream(upstream) = &shared.backend {
+        loop {
+            upstream.node().disowned().notified().await;
+            shared.clients.all().iter().for_each(|client| client.port.wake());
+        }
+    }
 }
 
 async fn expire_embedded(shared: Arc<Shared>) {

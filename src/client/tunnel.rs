@@ -22,18 +22,18 @@ mod decide;
 mod monitor;
 mod patience;
 mod swap;
+mod track;
 mod transaction;
 
-use self::decide::{Next, purpose_of};
+use self::decide::{Next, purpose_of, unblock_request};
 use self::patience::Patience;
 use self::swap::Swap;
 use self::transaction::{Own, Transaction};
-use super::apart::within;
 use super::cache::is_cache;
 use super::core::Core;
 use super::hold::pause_request;
+use super::tracking::{Change, Numbered, Redirect};
 use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request};
-use crate::clients::ClientId;
 use crate::monitors::Watching;
 use crate::pause::{self, Beginning, Mode};
 use crate::port::{CatchUp, Failure, Seq};
@@ -42,8 +42,7 @@ use crate::upstream::pool::{Borrowed, Use};
 use crate::upstream::raw::{Piece, RawError};
 use crate::upstream::scope::Scope;
 use bytes::{Bytes, BytesMut};
-use larder_protocol::args::{Args, OwnedArgs};
-use larder_protocol::scan::strict_i64;
+use larder_protocol::args::Args;
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Class, Resolved, Table};
 use std::collections::VecDeque;
@@ -55,7 +54,7 @@ use std::time::Duration;
 
 /// While so many bytes wait to be released, nothing is read from the upstream.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
-/// Commands about the client itself in one transaction that are answered by Larder; the upstream answers what is beyond.
+/// Commands about the client itself in one transaction; it fails with more.
 const OWN_IN_TRANSACTION_MAX: usize = 64;
 /// Requests that may be owed a reply at a time.
 const OWED_MAX: usize = 1024;
@@ -85,7 +84,7 @@ pub(super) struct Tunnel {
     /// True if the connection has left the database of the client's scope.
     has_selected: bool,
     upstream: Upstream,
-    /// The reply to EXEC, while it is gathered for Larder's own answers to be put in.
+    /// The reply at hand, while it is gathered for what is Larder's own to be put in.
     gathered: BytesMut,
     /// The place of a client that is held by CLIENT PAUSE.
     pub(super) turn: Option<pause::Waiting>,
@@ -95,6 +94,14 @@ pub(super) struct Tunnel {
     line: BytesMut,
     /// The client's place among those who watch.
     watching: Option<Watching>,
+    /// A push that has begun.
+    pushed: BytesMut,
+    /// Whom the client, which tracks, redirects to.
+    redirect: Option<Redirect>,
+    /// About the request that is put next.
+    numbered: Numbered,
+    /// The state has changed after the next request was looked at.
+    reconsiders: bool,
 }
 
 /// A piece that waits for a fence.
@@ -150,6 +157,12 @@ enum What {
     Monitor,
     /// The reply to Larder's own PING of a client that watches: these wait for it.
     Mark(Vec<CatchUp>),
+    /// The reply to ACL DELUSER of these.
+    Removal(Vec<Vec<u8>>),
+    /// The reply to CLIENT TRACKING.
+    Tracking(Change),
+    /// The reply to CLIENT TRACKINGINFO or GETREDIR.
+    Redirection,
     /// The upstream's reply is dropped for this one.
     Instead(Bytes),
     /// Nothing comes from the upstream: Larder's own answer, in its place.
@@ -188,12 +201,13 @@ impl Connection {
             }
         };
         let upstream_id = borrowed.upstream_id();
-        self.core.client.upstream_id.store(upstream_id, Ordering::Release);
         if !self.watchers_have_caught_up().await {
             return Err(End::Closed);
         }
         borrowed.lease(Some(self.core.client.address));
         let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.config.link.reply_ms_max);
+        let Some(first) = self.number_first(&mut tunnel, first).await else { return Ok(()) };
+        self.core.client.upstream_id.store(upstream_id, Ordering::Release);
         tunnel.put_name(&self.core);
         tunnel.take(&mut self.core, first);
         let ended = loop {
@@ -210,6 +224,7 @@ impl Connection {
         self.core.client.upstream_id.store(0, Ordering::Release);
         self.core.client.blocked.store(false, Ordering::Relaxed);
         self.core.client.in_transaction.store(false, Ordering::Relaxed);
+        self.core.client.tracking.end();
         if let Some(seq) = tunnel.fence {
             self.core.fences.remove(&seq);
         }
@@ -259,18 +274,26 @@ impl Connection {
             }
             "client|pause" => self.pause(request).await?,
             "client|unpause" => self.unpause().await,
+            "info" => {
+                self.info(request.args()).await;
+                self.core.tell_watchers(command, request.args());
+            }
+            "client|tracking" => {
+                if let Some(request) = self.number_first(tunnel, request).await {
+                    let next = tunnel.decide(&mut self.core, request.args());
+                    tunnel.put(&mut self.core, request, next);
+                }
+            }
             "hello" | "auth" => {
                 // The connection must speak the client's protocol, and be who the client is.
-                let words: Vec<Vec<u8>> = request.args().iter().map(<[u8]>::to_vec).collect();
                 tunnel.connection.condemn();
-                let same = within(tunnel.reply_max, tunnel.connection.call(words)).await;
+                if let Some(words) = self.words_for_upstream(&command.name, request.args()) {
+                    self.call_tracking(tunnel, words).await?;
+                }
                 if command.name == "hello" {
                     self.hello(request).await?;
                 } else {
                     self.auth(request.args()).await;
-                }
-                if same.is_err() {
-                    return Err(End::Closed);
                 }
             }
             _ => {
@@ -315,7 +338,7 @@ impl Connection {
                 moved = true;
             }
             tunnel.ask_for_mark(&mut self.core);
-            let fed = self.feed(tunnel, cx)?;
+            let mut fed = self.feed(tunnel, cx)?;
             moved |= fed == Fed::Something;
             match tunnel.exchange(&mut self.core, cx) {
                 Ok(exchanged) => moved |= exchanged,
@@ -324,6 +347,9 @@ impl Connection {
                     tunnel.lost(|owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost });
                     moved = true;
                 }
+            }
+            if self.core.ends_after_answer {
+                self.io.state = Input::Closed;
             }
             match tunnel.release(&mut self.core) {
                 Ok(released) => moved |= released,
@@ -338,6 +364,10 @@ impl Connection {
             moved |= self.core.out.len() < waited;
             if self.has_too_much_output(cx) {
                 return Poll::Ready(Err(End::Closed));
+            }
+            if std::mem::take(&mut tunnel.reconsiders) && fed == Fed::Leave {
+                fed = Fed::Nothing;
+                moved = true;
             }
             if let Some(pause) = self.pause_of(tunnel, fed)? {
                 return Poll::Ready(Ok(pause));
@@ -507,6 +537,10 @@ impl Tunnel {
             beginning: None,
             line: BytesMut::new(),
             watching: None,
+            pushed: BytesMut::new(),
+            redirect: None,
+            numbered: Numbered::No,
+            reconsiders: false,
         }
     }
 
@@ -566,6 +600,7 @@ impl Tunnel {
 
     /// Puts a request, or Larder's answer to it, behind what is owed.
     fn put(&mut self, core: &mut Core, request: Request, next: Next) {
+        let numbered = std::mem::take(&mut self.numbered);
         let mut owed = match next {
             Next::Send(owed) => owed,
             Next::Answer(answer) => return self.answer(core, answer.into()),
@@ -573,7 +608,8 @@ impl Tunnel {
         };
         owed.muted = core.session.take_muted();
         match &mut owed.what {
-            What::Queued => self.queue(&request),
+            What::Queued => self.queue(&request, numbered),
+            What::Tracking(change) => change.redirect = numbered.into_redirect(),
             What::Exec(transaction) => {
                 *transaction = std::mem::take(&mut self.transaction);
                 if transaction.swaps && self.swap.is_none() {
@@ -668,7 +704,12 @@ impl Tunnel {
     fn came(&mut self, core: &mut Core, piece: Piece) {
         self.be_patient();
         if piece.kind == b'>' {
-            return self.pass(core, piece.bytes, piece.ends, true);
+            if let Some(push) = self.whole_push(core, piece) {
+                // It tells of keys in any database.
+                self.fence_widely = true;
+                self.pass(core, push, true, true);
+            }
+            return;
         }
         let Some(piece) = self.take_line(core, piece) else { return };
         let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
@@ -679,7 +720,9 @@ impl Tunnel {
             What::Monitor => false,
             // Who watches is to hear of it first.
             _ if core.shared.monitors.any() => true,
-            What::Acknowledgement | What::Multi | What::Queued | What::Select(_) => piece.kind != b'+',
+            What::Acknowledgement | What::Multi | What::Queued | What::Select(_) | What::Tracking(_) => {
+                piece.kind != b'+'
+            }
             _ => true,
         };
         match &mut owed.what {
@@ -704,7 +747,19 @@ impl Tunnel {
                 self.state.in_multi = false;
             }
         }
-        let gathers = matches!(&owed.what, What::Exec(transaction) if !transaction.own.is_empty());
+        let gathers = match &owed.what {
+            What::Exec(transaction) => !transaction.own.is_empty(),
+            What::Redirection => true,
+            _ => false,
+        };
+        let mut removed = match &mut owed.what {
+            What::Removal(users) if piece.kind == b':' && piece.ends => std::mem::take(users),
+            _ => Vec::new(),
+        };
+        let change = match &mut owed.what {
+            What::Tracking(change) if piece.kind == b'+' && piece.ends => Some(std::mem::take(change)),
+            _ => None,
+        };
         let transaction = match &mut owed.what {
             What::Exec(transaction) if piece.ends => std::mem::take(transaction),
             _ => Transaction::default(),
@@ -712,6 +767,9 @@ impl Tunnel {
         let executed = piece.kind == b'*' && !(first && piece.bytes.starts_with(b"*-1"));
         if let (true, Some(database)) = (executed, transaction.selects) {
             core.selected_in_transaction = Some(database);
+        }
+        if executed {
+            removed.extend_from_slice(&transaction.removes);
         }
         let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
         // What is read in another database belongs to other scopes than the client's own.
@@ -723,8 +781,14 @@ impl Tunnel {
             self.pause_or_unpause(core, &transaction, executed);
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
         }
+        if let Some(change) = change {
+            self.track(core, change);
+        }
+        if !removed.is_empty() {
+            core.end_users(&removed);
+        }
         if gathers {
-            return self.gather(core, &transaction.own, piece, muted);
+            return self.gather(core, transaction.own, piece, muted);
         }
         match instead {
             Some(line) if piece.ends && !muted => self.pass(core, line, true, false),
@@ -820,16 +884,4 @@ impl Held {
 /// The first byte of a push in a protocol.
 pub(super) fn push_byte(protocol: Protocol) -> u8 {
     if protocol == Protocol::Resp3 { b'>' } else { b'*' }
-}
-
-/// CLIENT UNBLOCK with the number that the upstream knows the client's connection by.
-fn unblock_request(core: &Core, args: Args<'_>) -> Bytes {
-    let id = strict_i64(args.arg(2)).and_then(|id| u64::try_from(id).ok());
-    let Some(id) = id else { return Bytes::copy_from_slice(args.bytes()) };
-    let target = core.shared.clients.find(ClientId(id)).filter(|client| client.blocked.load(Ordering::Relaxed));
-    // 0 is nobody: the upstream answers that nobody was unblocked.
-    let upstream_id = target.map_or(0, |client| client.upstream_id.load(Ordering::Acquire)).to_string();
-    let word = |(i, word): (usize, &[u8])| if i == 2 { upstream_id.clone().into_bytes() } else { word.to_vec() };
-    let words: Vec<Vec<u8>> = args.iter().enumerate().map(word).collect();
-    Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes())
 }

@@ -4,10 +4,10 @@ use super::Tunnel;
 use crate::client::Request;
 use crate::client::core::Core;
 use crate::client::hold::Wanted;
+use crate::client::tracking::Change;
 use crate::upstream::raw::Piece;
 use bytes::Bytes;
 use larder_protocol::cursor::{Cursor, Item};
-use larder_protocol::table::Resolved;
 
 /// What a transaction holds that Larder must know of when it is executed.
 #[derive(Default)]
@@ -24,6 +24,8 @@ pub(super) struct Transaction {
     pub(super) pause: Option<Wanted>,
     /// True if it ends a pause, before its own.
     pub(super) unpauses: bool,
+    /// Users that are removed.
+    pub(super) removes: Vec<Vec<u8>>,
 }
 
 /// A command in a transaction that is about Larder's client and not about the upstream's connection.
@@ -31,6 +33,8 @@ pub(super) struct Own {
     /// Its place in the transaction. (If another is not queued after all, there is no reply to put it into.)
     pub(super) at: usize,
     pub(super) request: Request,
+    /// What it changes, if it is CLIENT TRACKING.
+    pub(super) tracking: Option<Change>,
 }
 
 // === impl Tunnel (transactions) ===
@@ -52,8 +56,8 @@ impl Tunnel {
         self.transaction.pause.filter(|_| self.beginning.is_none())
     }
 
-    /// Gathers the reply to EXEC and puts Larder's own answers into it.
-    pub(super) fn gather(&mut self, core: &mut Core, own: &[Own], piece: Piece, muted: bool) {
+    /// Gathers the reply to EXEC, or one about redirection, and puts Larder's own answers and numbers into it.
+    pub(super) fn gather(&mut self, core: &mut Core, own: Vec<Own>, piece: Piece, muted: bool) {
         self.gathered.extend_from_slice(&piece.bytes);
         if !piece.ends {
             return;
@@ -61,16 +65,13 @@ impl Tunnel {
         let reply = self.gathered.split().freeze();
         let mut cursor = Cursor::new(&reply);
         let patched = match cursor.next() {
+            _ if own.is_empty() => self.redirect.as_ref().map_or(reply.clone(), |r| r.with_own_number(&reply).into()),
             Some(Item::Aggregate(b'*', count)) => {
                 let mut out = format!("*{count}\r\n").into_bytes();
+                let mut own = own.into_iter().peekable();
                 for at in 0..count as usize {
                     let theirs = cursor.next_frame().unwrap_or_default();
-                    let ours = own.iter().find(|own| own.at == at).and_then(|own| {
-                        match self.table.resolve(own.request.args()) {
-                            Resolved::Known(command) => core.local_answer(command, own.request.args()),
-                            _ => None,
-                        }
-                    });
+                    let ours = own.next_if(|own| own.at == at).and_then(|own| self.own_answer(core, own, theirs));
                     out.extend_from_slice(ours.as_deref().unwrap_or(theirs));
                 }
                 out.into()
