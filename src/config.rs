@@ -443,7 +443,7 @@ impl BreakerConfig {
 impl InsightConfig {
     fn read(from: &mut Reader<'_>) -> Self {
         Self {
-            sample_every: from.count("insight.sample_every", 64, 0..=65_536),
+            sample_every: from.count("insight.sample_every", 128, 0..=65_536),
             advise_after_ms: from.millis("insight.advise_after_ms", MINUTE_MS, 1..=HOUR_MS),
         }
     }
