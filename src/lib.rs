@@ -68,11 +68,8 @@ pub mod mutation;
 pub mod origin;
 pub mod outgoing;
 pub mod port;
-<<<<<<< HEAD
 pub mod received;
-=======
 pub mod redirect;
->>>>>>> main
 pub mod report;
 pub mod server;
 pub mod session;

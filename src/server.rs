@@ -13,11 +13,8 @@ use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
 use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
-<<<<<<< HEAD
 use crate::received::Ration;
-=======
 use crate::redirect::Redirects;
->>>>>>> main
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
