@@ -4,6 +4,7 @@
 //! finds the ends of replies and nothing more. `is_broken` is honest: once bytes could be misread (an I/O error, bytes
 //! that are no reply, a reply that was not read to its end), the connection is never used again.
 
+use super::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::outgoing::Outgoing;
 use crate::received::Received;
 use bytes::{Bytes, BytesMut};
@@ -53,6 +54,9 @@ pub enum RawError {
     /// The peer has closed.
     #[error("closed by the upstream")]
     Closed,
+    /// The circuit is open: nothing was tried.
+    #[error("the circuit is open")]
+    CircuitOpen,
     /// The peer sends what is no reply.
     #[error("{0}")]
     Reply(#[from] BadReply),
@@ -86,6 +90,8 @@ pub struct RawConnection {
     /// Replies that are owed by the upstream.
     owed: usize,
     upstream_id: u64,
+    /// Which generation of its pool's connections it belongs to.
+    pub generation: u64,
 }
 
 /// A piece of a reply.
@@ -109,6 +115,32 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 const READ_BYTES_MIN: usize = 16 * 1024;
 /// A read asks for this much at most, however large the reply at hand is.
 const READ_BYTES_MAX: usize = 1024 * 1024;
+
+// === impl RawError ===
+
+impl RawError {
+    /// What the breaker counts when a connection ends so.
+    pub fn cause(&self) -> FailureCause {
+        match self {
+            Self::Reply(_) => FailureCause::BadProtocol,
+            _ => FailureCause::LinkLost,
+        }
+    }
+
+    /// What the breaker counts when a connection cannot be made for this; `None` if the upstream is there and has made up
+    /// its mind about whom it serves, or was not asked.
+    pub fn connect_cause(&self) -> Option<FailureCause> {
+        match self {
+            Self::Refused(line) => match classify_error(line) {
+                ErrorKind::Failure(cause) => Some(cause),
+                ErrorKind::PassThrough | ErrorKind::Reconnect => None,
+            },
+            Self::CircuitOpen => None,
+            Self::Reply(_) => Some(FailureCause::BadProtocol),
+            Self::ConnectTimeout(_) | Self::Io(_) | Self::Closed => Some(FailureCause::Connect),
+        }
+    }
+}
 
 // === impl Endpoint ===
 
@@ -162,6 +194,7 @@ impl RawConnection {
             broken: false,
             owed: 0,
             upstream_id: 0,
+            generation: 0,
         })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! `cargo test --features mutations --test coherence -- --nocapture planted` says how each was caught.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use larder::mutation::Mutation;
@@ -9,13 +10,16 @@ use larder::mutation::Mutation;
 use crate::faults::{Stubborn, reads_and_writes};
 use crate::history::History;
 use crate::linear::{self, Users};
-use crate::support::{Kind, Larder, Relay, Value, run_seconds};
+use crate::support::{Kind, Larder, Relay, Value, encode, run_seconds};
 use crate::{Scene, catch_up};
 
 /// How long a bug is looked for.
 const HUNT_SECONDS_MAX: u64 = 40;
 /// How long each kind of hunt is tried without a bug.
 const CONTROL_SECONDS: u64 = 4;
+
+/// How much of a violation is shown.
+const SHOWN_MAX: usize = 150;
 
 /// What shows a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,15 +32,22 @@ enum Hunt {
     Pairs,
     /// Keys whose time ends.
     Expiry,
+    /// Keys whose time is shortened while they are read.
+    Deadlines,
 }
 
-const HUNTS: [Hunt; 5] =
-    [Hunt::Histories(Users::One), Hunt::Histories(Users::Several), Hunt::Losses, Hunt::Pairs, Hunt::Expiry];
+const HUNTS: [Hunt; 6] = [
+    Hunt::Histories(Users::One),
+    Hunt::Histories(Users::Several),
+    Hunt::Losses,
+    Hunt::Pairs,
+    Hunt::Expiry,
+    Hunt::Deadlines,
+];
 
 fn hunt_for(bug: Mutation) -> Hunt {
     match bug {
         Mutation::WriteRemovesNothing
-        | Mutation::FillOutrun
         | Mutation::NullPushIgnored
         | Mutation::FenceDropped
         | Mutation::FillFromRequester
@@ -45,6 +56,8 @@ fn hunt_for(bug: Mutation) -> Hunt {
         Mutation::KeptOverReconnect => Hunt::Losses,
         Mutation::HeldUnchecked => Hunt::Pairs,
         Mutation::DeadlineIgnored => Hunt::Expiry,
+        // The value is right even so; only its deadline is not.
+        Mutation::FillOutrun => Hunt::Deadlines,
     }
 }
 
@@ -63,7 +76,7 @@ fn planted_bugs_are_caught_at_the_wire() {
         let hunt = hunt_for(bug);
         match search(hunt, Some(bug), Duration::from_secs(HUNT_SECONDS_MAX), at) {
             (operations, Some(what)) => {
-                let line = what.lines().next().unwrap_or_default();
+                let line: String = what.lines().next().unwrap_or_default().chars().take(SHOWN_MAX).collect();
                 println!("planted bug {bug:?} caught after {operations} operations ({hunt:?}): {line}");
             }
             (operations, None) => {
@@ -92,6 +105,7 @@ fn search(hunt: Hunt, bug: Option<Mutation>, at_most: Duration, at: usize) -> (u
             Hunt::Losses => checked(losses(&mut scene)),
             Hunt::Pairs => pairs(&mut scene),
             Hunt::Expiry => expiry(&mut scene, rounds),
+            Hunt::Deadlines => deadlines(&mut scene),
         };
         operations += more;
         rounds += 1;
@@ -130,10 +144,49 @@ fn losses(scene: &mut Scene) -> History {
 
 fn pairs(scene: &mut Scene) -> (u64, Option<String>) {
     scene.until = Instant::now() + Duration::from_secs(2);
-    match linear::read_pairs_written_together(scene) {
-        Ok(read) => (read, None),
-        Err(torn) => (0, Some(torn)),
-    }
+    linear::read_pairs_written_together(scene)
+}
+
+/// Keys without an end are read all the time while they are written anew, with one: what was read then must end with them.
+fn deadlines(scene: &mut Scene) -> (u64, Option<String>) {
+    const KEYS: u64 = 100;
+    let mut direct = scene.upstream.client();
+    direct.ok(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
+    let all = |more: &[&str]| -> Vec<u8> {
+        let set = |n| encode(&[&["SET", &format!("d{n}"), "v"], more].concat());
+        (0..KEYS).flat_map(set).collect()
+    };
+    let stop = AtomicBool::new(false);
+    let reads: u64 = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                let (mut client, mut rng, stop) = (scene.larder.client(), scene.rng.fork(), &stop);
+                scope.spawn(move || {
+                    let mut reads = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let batch: Vec<u8> =
+                            (0..10).flat_map(|_| encode(&["GET", &format!("d{}", rng.below(KEYS))])).collect();
+                        client.pipeline(&batch, 10);
+                        reads += 10;
+                    }
+                    reads
+                })
+            })
+            .collect();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(20) {
+            direct.pipeline(&all(&[]), KEYS as usize);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        direct.pipeline(&all(&["PX", "60"]), KEYS as usize);
+        std::thread::sleep(Duration::from_millis(65));
+        stop.store(true, Ordering::Relaxed);
+        readers.into_iter().map(|reader| reader.join().expect("a reader's thread")).sum()
+    });
+    let mut reader = scene.larder.client();
+    catch_up(&mut reader);
+    let late = (0..KEYS).find(|n| reader.value(&["GET", &format!("d{n}")]) != Value::Null);
+    (reads, late.map(|n| format!("d{n} was read after its end")))
 }
 
 /// A key is read until after its end, which the server, told so, does not announce.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use super::client::Client;
+use super::frame::Value;
 use super::process::{Process, TempDir};
 use super::relay::Relay;
 use super::server::Server;
@@ -135,6 +136,22 @@ impl Larder {
     #[track_caller]
     pub(crate) fn wait(&mut self) -> Option<i32> {
         self.process.as_mut().expect("Larder runs as a process of its own").wait()
+    }
+
+    /// The most memory that the process has had so far, in bytes.
+    #[track_caller]
+    pub(crate) fn memory_peak_bytes(&self) -> u64 {
+        self.process.as_ref().expect("Larder runs as a process of its own").memory_peak_kb() * 1024
+    }
+
+    /// A figure of Larder's section of INFO, by its name without the prefix.
+    #[track_caller]
+    pub(crate) fn figure(&self, name: &str) -> u64 {
+        let info = self.client().value(&["CACHE", "STATS"]);
+        let items = info.items();
+        let at = items.iter().position(|item| matches!(item, Value::Bulk(b) if b == name.as_bytes()));
+        let at = at.unwrap_or_else(|| panic!("no {name} in CACHE STATS"));
+        u64::try_from(items[at + 1].int()).expect("a figure is not negative")
     }
 
     /// All that it has written to stdout and stderr.

@@ -2,7 +2,8 @@
 //!
 //! On an undisturbed loopback the order of events *between* connections is nearly always the order in which they were
 //! caused, so that most faults of coherence never show. Here each connection runs early or late by itself, as connections
-//! over a network and through busy servers do. Bytes of one direction of one connection stay in order, always.
+//! over a network and through busy servers do. Bytes of one direction of one connection stay in order, always; what was
+//! sent together may come in pieces.
 //!
 //! It can also be paused (nothing passes, nothing is lost), cut (RST to both sides), and told to refuse connections.
 //! Each direction has a thread that reads and one that writes when the time has come, so that delay costs no throughput.
@@ -20,6 +21,8 @@ use super::rng::Rng;
 
 const POLL: Duration = Duration::from_millis(1);
 const CHUNK_BYTES: usize = 64 * 1024;
+/// One in so many chunks is passed on in pieces.
+const TORN_ONE_IN: u64 = 4;
 /// Chunks that may be on their way in one direction; then the sender is held up.
 const CHUNKS_MAX: usize = 1024;
 
@@ -214,9 +217,20 @@ fn read(shared: &Shared, connection: &Connection, direction: Direction, mut rng:
             Err(_) => return,
         };
         wander = next_wander(&mut rng, wander);
-        let delay = shared.delay_us_max.load(Ordering::Relaxed) * wander / 1_000_000;
-        leaves_last = leaves_last.max(Instant::now() + Duration::from_micros(delay));
-        if out.send((leaves_last, chunk[..read].to_vec())).is_err() {
+        let delay_us_max = shared.delay_us_max.load(Ordering::Relaxed);
+        let latest = Instant::now() + Duration::from_micros(delay_us_max);
+        leaves_last = leaves_last.max(Instant::now() + Duration::from_micros(delay_us_max * wander / 1_000_000));
+        let mut rest = &chunk[..read];
+        // A reply and what stands behind it need not come together: torn anywhere, but not so often that delays add up.
+        while rest.len() > 1 && leaves_last < latest && rng.one_in(TORN_ONE_IN) {
+            let (piece, left) = rest.split_at(1 + rng.index(rest.len() - 1));
+            if out.send((leaves_last, piece.to_vec())).is_err() {
+                return;
+            }
+            leaves_last += Duration::from_micros(rng.below(delay_us_max));
+            rest = left;
+        }
+        if out.send((leaves_last, rest.to_vec())).is_err() {
             return;
         }
     }

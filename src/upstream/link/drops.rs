@@ -66,7 +66,9 @@ mod tests {
             in_flight_max: 100,
             in_flight_bytes_max: 1 << 20,
             reply_max: Duration::from_secs(1),
+            write_max: Duration::from_secs(1),
             untracked_ttl: None,
+            stale_longest: None,
         };
         let table = Arc::new(Table::builtin());
         let mut core = LinkCore::new(filler, table.clone(), limits);
