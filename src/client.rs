@@ -29,8 +29,10 @@ mod tunnel;
 
 use self::bounds::Bounds;
 pub(crate) use self::core::Place;
-use self::core::{Core, Take};
+use self::core::{Admission, Core, Take};
+use crate::buffered::Share;
 use crate::clients::{Client, ClientId};
+use crate::insight::latency::Timed;
 use crate::metrics::Counters;
 use crate::pause::Waiting;
 use crate::server::Shared;
@@ -38,12 +40,14 @@ use bytes::{Buf, BytesMut};
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestScanner, Step};
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 
 /// The size of the thread's read buffer.
 const READ_BYTES: usize = 64 * 1024;
@@ -111,11 +115,12 @@ pub(crate) enum End {
 /// Serves one client until it leaves.
 pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, counters: Arc<Counters>) {
     let id = client.id;
-    let _registered = Registered { shared: shared.clone(), id };
+    let registered = Registered { shared: shared.clone(), id };
     let scanner = RequestScanner::new(shared.request_limits);
     let mut connection = match Core::new(shared.clone(), client, counters) {
         Ok(core) => {
             let bounds = Bounds::new(&shared.config.limits);
+            let share = shared.buffered.share();
             Connection {
                 io: Io {
                     stream,
@@ -129,6 +134,8 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
                 core,
                 bounds,
                 turn: None,
+                share,
+                crowd: None,
             }
         }
         Err(line) => {
@@ -141,6 +148,8 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
         tracing::debug!(client = id.0, cause = %error, "connection ended");
     }
     connection.core.leave_hub();
+    // Whoever sees the connection closed finds nobody in the registry any more.
+    drop(registered);
 }
 
 /// A client's place in the registry, given up however its task ends.
@@ -163,6 +172,10 @@ struct Connection {
     bounds: Bounds,
     /// The turn of a client that was held by CLIENT PAUSE: the next one goes on when its request has been handed on.
     turn: Option<Waiting>,
+    /// What it holds of all that waits in the process.
+    share: Share,
+    /// Since so much waits altogether that nothing is read: when that ends by refusals.
+    crowd: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl Connection ===
@@ -197,6 +210,7 @@ impl Connection {
         // What a stalled request waits for may have come to pass with whatever has woken the task.
         let mut moved = true;
         let mut active = false;
+        self.look_around(cx);
         for turn in 0..TURNS_MAX {
             if moved && self.io.state == Input::Stalled {
                 self.io.state = Input::Open;
@@ -233,8 +247,10 @@ impl Connection {
             }
             let waited = self.core.out.len();
             let drained = self.flush(cx)?;
+            self.core.time_hits();
             moved |= self.core.out.len() < waited;
-            if self.is_done(drained) || self.has_too_much_output(cx) {
+            self.tell_share(0);
+            if self.is_done(drained) || self.has_too_much_output(cx) || !drained && self.holds_others_up(0) {
                 return Poll::Ready(Ok(Turn::Close));
             }
             if !moved {
@@ -245,6 +261,50 @@ impl Connection {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Whether so much waits in the process that nothing is to be read from clients, and for how long that was so.
+    fn look_around(&mut self, cx: &mut Context<'_>) {
+        if !self.share.account().is_full() {
+            if self.core.admission != Admission::Open {
+                self.crowd = None;
+                self.core.admission = Admission::Open;
+            }
+            return;
+        }
+        let wait_max = self.core.shared.config.limits.buffered_wait_ms_max;
+        let crowd = self.crowd.get_or_insert_with(|| Box::pin(sleep(wait_max)));
+        if self.core.admission != Admission::Refusing {
+            let over = crowd.as_mut().poll(cx).is_ready();
+            self.core.admission = if over { Admission::Refusing } else { Admission::Closed };
+        }
+        // Of a request that is not all there nothing can be refused but the connection.
+        if self.core.admission == Admission::Refusing && self.io.is_short && self.io.pending.len() > READ_BYTES {
+            self.core.refuse_for_crowd();
+            self.io.state = Input::Closed;
+        }
+    }
+
+    /// Tells how much waits in this connection; `elsewhere` are bytes in its tunnel.
+    fn tell_share(&mut self, elsewhere: usize) {
+        self.share.set(self.io.pending.len() + self.core.waiting_bytes() + elsewhere);
+    }
+
+    /// True if too much waits in the process, and more than its part for this client, who does not read it.
+    fn holds_others_up(&self, elsewhere: usize) -> bool {
+        let account = self.share.account();
+        if !account.is_full() {
+            return false;
+        }
+        let bytes = self.core.waiting_bytes() + elsewhere;
+        let part = account.bytes_max() / self.core.shared.clients.len().max(1);
+        let too_much = bytes > OUTPUT_PAUSE_BYTES.max(part);
+        if too_much {
+            account.count_closed();
+            let client = self.core.client.id.0;
+            tracing::warn!(client, bytes, "client closed: too much waits altogether, and it does not read");
+        }
+        too_much
     }
 
     fn is_done(&self, drained: bool) -> bool {
@@ -425,6 +485,9 @@ impl Core {
         self.paused = self.shared.pauses.mode();
         self.is_watched = self.shared.monitors.any();
         let mut at = 0;
+        let came_at = self.shared.clock.now();
+        self.session.begin_batch(came_at);
+        let hits_before = self.counters.hits.value();
         let pass = self.with_surroundings(|core, around| {
             loop {
                 if !core.may_take() {
@@ -433,7 +496,7 @@ impl Core {
                 let step = match scanner.scan(&input[at..]) {
                     Ok(step) => step,
                     Err(error) => {
-                        core.refuse_input(error);
+                        core.refuse_input(error, &input[at..]);
                         return Pass::Closed;
                     }
                 };
@@ -455,7 +518,17 @@ impl Core {
                 }
             }
         });
-        self.client.heard_at_s.store(self.shared.clock.now().as_micros() / 1_000_000, Ordering::Relaxed);
+        self.hits_to_time = (came_at, self.counters.hits.value().wrapping_sub(hits_before));
+        self.client.heard_at_s.store(came_at.as_micros() / 1_000_000, Ordering::Relaxed);
         (at, pass)
+    }
+
+    /// The answers of the last pass have been written: that is how long its hits took. One look at the clock for all.
+    fn time_hits(&mut self) {
+        let (came_at, hits) = std::mem::take(&mut self.hits_to_time);
+        if hits > 0 {
+            let micros = self.shared.clock.now().saturating_since(came_at).as_micros() as u64;
+            self.counters.latencies.record(Timed::Hit, micros, hits);
+        }
     }
 }

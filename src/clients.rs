@@ -8,7 +8,7 @@ use larder_protocol::shape::Protocol;
 use larder_protocol::table::{CommandId, Table};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The number of a client, from 1 in the order of arrival.
@@ -20,7 +20,7 @@ pub struct ClientId(pub u64);
 pub struct Clients {
     connected: Mutex<BTreeMap<ClientId, Arc<Client>>>,
     next_id: AtomicU64,
-    clients_max: usize,
+    clients_max: AtomicUsize,
 }
 
 /// What others may know of a client.
@@ -131,13 +131,13 @@ impl Default for Tracking {
 impl Clients {
     /// An empty registry with room for so many.
     pub fn new(clients_max: usize) -> Self {
-        Self { connected: Mutex::default(), next_id: AtomicU64::new(1), clients_max }
+        Self { connected: Mutex::default(), next_id: AtomicU64::new(1), clients_max: AtomicUsize::new(clients_max) }
     }
 
     /// Registers a client; `None` if there are too many.
     pub fn join(&self, address: SocketAddr, local_address: SocketAddr, now_s: u64) -> Option<Arc<Client>> {
         let mut connected = self.lock();
-        if connected.len() >= self.clients_max {
+        if connected.len() >= self.clients_max() {
             return None;
         }
         let id = ClientId(self.next_id.fetch_add(1, Ordering::Relaxed));
@@ -195,7 +195,12 @@ impl Clients {
 
     /// The bound on how many may be connected.
     pub fn clients_max(&self) -> usize {
-        self.clients_max
+        self.clients_max.load(Ordering::Relaxed)
+    }
+
+    /// Changes how many may be. Those who are there stay.
+    pub fn set_clients_max(&self, clients_max: usize) {
+        self.clients_max.store(clients_max, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ClientId, Arc<Client>>> {

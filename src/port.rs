@@ -75,6 +75,11 @@ pub enum Failure {
     /// No exclusive connection was free in time; nothing was sent.
     #[error("POOLFULL no exclusive connection to the upstream became free within {0} ms; nothing was sent")]
     PoolFull(u64),
+    /// Too much waits in the process altogether; nothing was sent.
+    #[error(
+        "BUSYBUFFERS too much waits for the upstream and for clients altogether (limits.buffered_bytes_max); nothing was sent"
+    )]
+    Buffered,
     /// Too much is under way already; nothing was sent.
     #[error("BUSYLINK too many requests in flight to the upstream; nothing was sent")]
     Full,

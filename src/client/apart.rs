@@ -5,7 +5,7 @@
 //! the new scope's L1 knows, too.
 
 use super::cache::is_cache;
-use super::core::{Core, Login, Place};
+use super::core::{Core, Knowledge, Login, Place};
 use super::local::{arity_error, bulk, integer, null};
 use super::tunnel::push_byte;
 use super::{Connection, End, Input, Request};
@@ -14,6 +14,7 @@ use crate::hub::Kind;
 use crate::port::{Delivery, Failure, Port, Seq, Taken};
 use crate::redirect::INVALIDATE;
 use crate::session::Muted;
+use crate::upstream::breaker::FailureCause;
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::pool::{self, Use};
 use crate::upstream::raw::{self, Identity, RawConnection, RawError};
@@ -53,7 +54,7 @@ impl Connection {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) => {
-                self.core.refuse_input(error);
+                self.core.refuse_input(error, &self.io.pending);
                 self.io.state = Input::Closed;
                 return Ok(());
             }
@@ -73,7 +74,10 @@ impl Connection {
         };
         match (&name[..], class) {
             (_, Class::Local | Class::PubSub) if !accepts => self.refuse_arity(&name, request).await?,
-            (_, Class::PubSub) => self.subscribe(&name, request.args()).await,
+            (_, Class::PubSub) => {
+                self.core.knowledge = Knowledge::Something;
+                self.subscribe(&name, request.args()).await;
+            }
             ("auth", _) => self.auth(request.args()).await,
             ("hello", _) => self.hello(request).await?,
             ("select", _) => self.select(request).await?,
@@ -168,12 +172,10 @@ impl Connection {
             return Err(failure.to_string().into());
         }
         let limits = upstream.settings().pool;
-        match within(limits.connect_max, pool::try_identity(upstream.node(), &identity, limits)).await {
+        match pool::try_identity(upstream.node(), &identity, limits).await {
             Ok(Ok(())) => {}
             Ok(Err(line)) => return Err(line),
-            Err(cause) => {
-                return Err(upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into());
-            }
+            Err(cause) => return Err(upstream.node().not_reached(&cause).to_string().into()),
         }
         let database = self.core.scope().map_or(0, |scope| scope.database);
         // Where the default user needs no password, it is who the client was before: the same rights, the same scope.
@@ -255,7 +257,7 @@ impl Connection {
         };
         within(upstream.settings().pool.connect_max, asked).await.map_err(|cause| match cause {
             RawError::Refused(line) => line,
-            cause => upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into(),
+            cause => upstream.node().not_reached(&cause).to_string().into(),
         })
     }
 
@@ -304,8 +306,13 @@ impl Connection {
         }
     }
 
-    /// Enters a scope, behind a fence on its link.
+    /// Enters a scope, behind a fence on its link. A client that knows nothing yet needs none; while the link is down one
+    /// would take what may be answered stale away from all.
     async fn enter(&mut self, scope: Arc<Scope>) -> Result<(), Failure> {
+        if self.core.knowledge == Knowledge::Nothing && !scope.link.is_up() {
+            self.core.enter(scope);
+            return Ok(());
+        }
         let seq = self.core.start_fence(std::slice::from_ref(&scope), OpKind::Fence);
         self.fenced(seq).await?;
         self.core.enter(scope);
@@ -370,10 +377,15 @@ impl Connection {
         let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
         let reply_max = self.core.shared.config.link.reply_ms_max;
         match timeout(reply_max, borrowed.call(words)).await {
-            Ok(reply) => reply.map_err(|_| Failure::ReadLost),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) => {
+                scope.link.node().record_loss(error.cause());
+                Err(Failure::ReadLost)
+            }
             Err(_) => {
                 // The reply is still to come, and not for the next borrower.
                 borrowed.condemn();
+                scope.link.node().record_failures(FailureCause::Timeout, 1);
                 Err(Failure::ReadTimeout(reply_max.as_millis() as u64))
             }
         }
@@ -473,7 +485,7 @@ impl Connection {
             Err(_) => self.answer_failure(&Failure::WriteTimeout(reply_max.as_millis() as u64)),
             Ok(Ok(reply)) => drop(self.core.answer(&reply)),
             Ok(Err(RawError::Refused(line))) => drop(self.core.answer(&error(&line))),
-            Ok(Err(cause)) => self.answer_failure(&upstream.node().unreachable(&cause.to_string(), Default::default())),
+            Ok(Err(cause)) => self.answer_failure(&upstream.node().not_reached(&cause)),
         }
     }
 

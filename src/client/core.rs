@@ -1,15 +1,18 @@
 //! What a connection knows and decides, without its socket.
 
 use crate::clients::Client;
+use crate::clock::Time;
 use crate::hub::{Hub, Subscriptions};
-use crate::l1::Partition;
+use crate::insight::ScopeId;
+use crate::l1::{Cause, Partition};
 use crate::metrics::Counters;
 use crate::monitors::{self, Watching};
 use crate::outgoing::Outgoing;
 use crate::pause::Mode;
 use crate::port::{CatchUp, Delivery, Failure, Seq, Taken};
+use crate::received::Received;
 use crate::server::{Backend, Shared};
-use crate::session::{Advanced, Again, Batch, Flow, Session, Surroundings};
+use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings};
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::raw::Identity;
 use crate::upstream::scope::{Scope, Upstream};
@@ -35,6 +38,8 @@ pub(crate) struct Core {
     taken: Taken,
     pub(crate) place: Place,
     pub(crate) login: Login,
+    pub(crate) knowledge: Knowledge,
+    pub(crate) admission: Admission,
     pub(crate) subscriptions: Subscriptions,
     /// The hubs that the client's subscriptions are with: one for each user that it has been.
     hubs: Vec<(Identity, Arc<Hub>)>,
@@ -46,6 +51,8 @@ pub(crate) struct Core {
     pub(crate) ends_after_answer: bool,
     /// Fences that something else than a slot waits for, with how many links are still to answer.
     pub(crate) fences: BTreeMap<Seq, u32>,
+    /// When the bytes of the last pass came, and how many of its reads L1 has answered: still to be timed.
+    pub(super) hits_to_time: (Time, u64),
     /// The database that a transaction has selected.
     pub(crate) selected_in_transaction: Option<u32>,
     /// Who is held by CLIENT PAUSE, as of the beginning of the pass over the input.
@@ -75,6 +82,26 @@ pub(crate) enum Login {
     Done,
     /// It has not.
     Missing,
+}
+
+/// Whether a client can have been told anything of the upstream's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Knowledge {
+    /// It has asked for nothing yet.
+    Nothing,
+    /// It may have been.
+    Something,
+}
+
+/// Whether requests are taken, as far as all that waits in the process allows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// They are.
+    Open,
+    /// Not for the moment.
+    Closed,
+    /// They are, and those for the upstream are answered with an error.
+    Refusing,
 }
 
 /// What became of a request.
@@ -109,6 +136,8 @@ impl Core {
             taken: Taken::default(),
             place,
             login,
+            knowledge: Knowledge::Nothing,
+            admission: Admission::Open,
             subscriptions: Subscriptions::default(),
             hubs: Vec::new(),
             in_reply: false,
@@ -116,6 +145,7 @@ impl Core {
             held_message_bytes: 0,
             ends_after_answer: false,
             fences: BTreeMap::new(),
+            hits_to_time: (Time::ZERO, 0),
             selected_in_transaction: None,
             paused: Mode::Off,
             is_watched: false,
@@ -127,7 +157,8 @@ impl Core {
 
     /// True while another request may be taken.
     pub(crate) fn may_take(&self) -> bool {
-        self.session.under_way() < self.shared.config.limits.client_in_flight_max
+        self.admission != Admission::Closed
+            && self.session.under_way() < self.shared.config.limits.client_in_flight_max
             && self.out.len() < super::OUTPUT_PAUSE_BYTES
             && self.batch.len() < super::OUTPUT_PAUSE_BYTES
             && self.scope().is_none_or(|scope| scope.link.has_room(&self.client.port))
@@ -166,6 +197,7 @@ impl Core {
                 let around = Surroundings {
                     table: &shared.table,
                     partition: None,
+                    stale: None,
                     upstream_is_resp2: false,
                     has_field_ttls: false,
                     fences: false,
@@ -179,9 +211,13 @@ impl Core {
         };
         let facts = upstream.node().facts();
         let partition: Option<&Partition> = scope.link.caches().then(|| &**scope.link.partition());
+        let shared = self.shared.clone();
+        let has_left = partition.is_none() && scope.link.partition().has_left();
+        let stale = has_left.then(|| Stale { partition: scope.link.partition(), policies: &shared.policies });
         let around = Surroundings {
             table: &facts.table,
             partition,
+            stale,
             upstream_is_resp2: facts.is_known && facts.hello.is_none(),
             has_field_ttls: facts.has_field_ttls,
             fences: upstream.has_peers(&scope),
@@ -239,6 +275,10 @@ impl Core {
     }
 
     fn take_shared(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+        if self.admission == Admission::Refusing {
+            return self.refuse_for_crowd();
+        }
+        self.knowledge = Knowledge::Something;
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
             Flow::Taken => {
                 if matches!(&*command.name, "publish" | "spublish")
@@ -273,7 +313,22 @@ impl Core {
 
     fn take_embedded(&mut self, database: u32, args: Args<'_>) -> Take {
         let answer = self.shared.execute_embedded(database, self.session.protocol(), args);
+        self.watch_embedded(ScopeId(u64::from(database)), args, answer.len());
         self.answer(&answer)
+    }
+
+    fn watch_embedded(&self, scope: ScopeId, args: Args<'_>, answer_bytes: usize) {
+        let Resolved::Known(command) = self.shared.table.resolve(args) else { return };
+        let (watcher, clock) = (&self.counters.watcher, self.shared.clock);
+        let now = move || clock.now();
+        let keys = || command.keys(args).map(|at| args.arg(at));
+        if command.flags.contains(Flags::WRITE) {
+            return watcher.write(scope, keys(), &now);
+        }
+        keys().for_each(|key| watcher.read(scope, key, true, &now));
+        if let (Some(key), None) = (keys().next(), keys().nth(1)) {
+            self.shared.insight.sized(scope, key, answer_bytes as u64);
+        }
     }
 
     /// Why a command may not be used now, as an error reply; `None` if it may.
@@ -326,11 +381,29 @@ impl Core {
         Take::Taken
     }
 
+    /// Refuses a request because too much waits altogether.
+    pub(super) fn refuse_for_crowd(&mut self) -> Take {
+        self.shared.buffered.count_refused();
+        self.answer(format!("-{}\r\n", Failure::Buffered).as_bytes())
+    }
+
+    /// Bytes that wait here: for the link, for their turn, for the client to read them.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.out.len() + self.batch.len() + self.session.kept_bytes()
+    }
+
     /// Answers bytes that are no request.
-    pub(super) fn refuse_input(&mut self, error: RequestError) {
-        tracing::debug!(client = self.client.id.0, cause = %error, "protocol error");
+    pub(super) fn refuse_input(&mut self, error: RequestError, input: &[u8]) {
         self.counters.closed_protocol.add(1);
+        self.tell_of_refused(error, input);
         self.session.answer(format!("-ERR {error}\r\n").as_bytes(), &mut self.out);
+    }
+
+    /// Tells the log what a client has sent that is no request.
+    pub(super) fn tell_of_refused(&self, error: RequestError, input: &[u8]) {
+        let Some(left_out) = self.shared.lines_about_clients.admit(self.shared.clock.now()) else { return };
+        let (id, address) = (self.client.id.0, self.client.address);
+        tracing::info!(client = id, %address, cause = %error, received = %Received::of(input), left_out, "not a request");
     }
 
     /// Hands what was gathered to the link.
@@ -597,6 +670,12 @@ pub(super) fn scan_again(request: &Bytes) -> Option<Vec<ArgRange>> {
 /// A job that fences one link.
 pub(super) fn fence_job(port: &Arc<crate::port::Port>, seq: Seq, kind: OpKind) -> Job {
     Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![Op { seq, bytes: 0..0, kind }] }
+}
+
+/// A job that drops the keys that `named` names behind its first word.
+pub(super) fn drop_job(port: &Arc<crate::port::Port>, named: Bytes, cause: Cause) -> Job {
+    let op = Op { seq: Seq(0), bytes: 0..named.len() as u32, kind: OpKind::Drop(cause) };
+    Job { port: port.clone(), bytes: named, ops: smallvec![op] }
 }
 
 /// What redis-server says to a command that it does not know.

@@ -20,29 +20,34 @@
 
 mod decide;
 mod monitor;
+mod owed;
 mod patience;
 mod swap;
 mod track;
 mod transaction;
 
 use self::decide::{Next, purpose_of, unblock_request};
+use self::owed::{Owed, Reach, What, bound_of};
 use self::patience::Patience;
 use self::swap::Swap;
 use self::transaction::{Own, Transaction};
 use super::cache::is_cache;
-use super::core::Core;
+use super::core::{Core, Knowledge, drop_job, fence_job};
 use super::hold::pause_request;
-use super::tracking::{Change, Numbered, Redirect};
+use super::tracking::{Numbered, Redirect};
 use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request};
+use crate::l1::Cause;
 use crate::monitors::Watching;
 use crate::pause::{self, Beginning, Mode};
 use crate::port::{CatchUp, Failure, Seq};
+use crate::received::Received;
+use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::{Borrowed, Use};
 use crate::upstream::raw::{Piece, RawError};
-use crate::upstream::scope::Scope;
+use crate::upstream::scope::{ReplyTimes, Scope};
 use bytes::{Bytes, BytesMut};
-use larder_protocol::args::Args;
+use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Class, Resolved, Table};
 use std::collections::VecDeque;
@@ -74,7 +79,11 @@ pub(super) struct Tunnel {
     /// The pieces that came after the last fence hold the reply to a request that may have changed keys.
     fence_widely: bool,
     patience: Patience,
-    reply_max: Duration,
+    times: ReplyTimes,
+    /// True if it matters what a lost request may have changed: stale answers are allowed.
+    heeds_reach: bool,
+    /// Replies that came as they should, not yet told to the breaker.
+    answered: u32,
     /// What is queued so far.
     transaction: Transaction,
     /// SWAPDB was sent: all partitions are suspended until it is over.
@@ -130,45 +139,6 @@ struct Held {
     monitoring: bool,
 }
 
-/// A reply that is owed to the client.
-struct Owed {
-    what: What,
-    muted: bool,
-    /// True if the request may have changed keys.
-    writes: bool,
-}
-
-enum What {
-    /// Whatever the upstream says.
-    Reply,
-    /// As `Reply`; nothing that L1 could contradict.
-    Acknowledgement,
-    /// As `Reply`, and it may take as long as it takes.
-    Blocking,
-    /// The reply to SELECT on a connection that keeps state.
-    Select(Option<u32>),
-    /// The reply to a command that is being queued.
-    Queued,
-    /// The reply to EXEC.
-    Exec(Transaction),
-    /// The reply to MULTI: an error means that there is no transaction.
-    Multi,
-    /// The reply to MONITOR.
-    Monitor,
-    /// The reply to Larder's own PING of a client that watches: these wait for it.
-    Mark(Vec<CatchUp>),
-    /// The reply to ACL DELUSER of these.
-    Removal(Vec<Vec<u8>>),
-    /// The reply to CLIENT TRACKING.
-    Tracking(Change),
-    /// The reply to CLIENT TRACKINGINFO or GETREDIR.
-    Redirection,
-    /// The upstream's reply is dropped for this one.
-    Instead(Bytes),
-    /// Nothing comes from the upstream: Larder's own answer, in its place.
-    Answer(Bytes),
-}
-
 /// Why the exchange over the tunnel pauses.
 enum Pause {
     /// The tunnel is at rest.
@@ -187,6 +157,7 @@ impl Connection {
         let table = self.core.table();
         let purpose = purpose_of(&table, first.args(), self.core.shared.pauses.mode() != Mode::Off);
         self.core.counters.exclusive.add(1);
+        self.core.knowledge = Knowledge::Something;
         if let Some(failure) = scope.link.node().refusal() {
             scope.link.node().count_refused(1);
             self.core.answer(format!("-{failure}\r\n").as_bytes());
@@ -205,7 +176,8 @@ impl Connection {
             return Err(End::Closed);
         }
         borrowed.lease(Some(self.core.client.address));
-        let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.config.link.reply_ms_max);
+        let heeds_reach = self.core.shared.policies.stale_if_error_longest().is_some();
+        let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.reply_times(), heeds_reach);
         let Some(first) = self.number_first(&mut tunnel, first).await else { return Ok(()) };
         self.core.client.upstream_id.store(upstream_id, Ordering::Release);
         tunnel.put_name(&self.core);
@@ -343,8 +315,10 @@ impl Connection {
             match tunnel.exchange(&mut self.core, cx) {
                 Ok(exchanged) => moved |= exchanged,
                 Err(error) => {
-                    tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
-                    tunnel.lost(|owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost });
+                    tell_of_loss(&self.core, tunnel, &error);
+                    tunnel.lost(&self.core, error.cause(), |owed| {
+                        if owed.writes { Failure::WriteLost } else { Failure::ReadLost }
+                    });
                     moved = true;
                 }
             }
@@ -362,7 +336,9 @@ impl Connection {
             self.flush(cx).map_err(End::Io)?;
             // What was drained makes room for more.
             moved |= self.core.out.len() < waited;
-            if self.has_too_much_output(cx) {
+            self.tell_share(tunnel.waiting_bytes());
+            let holds_up = !self.core.out.is_empty() && self.holds_others_up(tunnel.waiting_bytes());
+            if self.has_too_much_output(cx) || holds_up {
                 return Poll::Ready(Err(End::Closed));
             }
             if std::mem::take(&mut tunnel.reconsiders) && fed == Fed::Leave {
@@ -373,8 +349,10 @@ impl Connection {
                 return Poll::Ready(Ok(pause));
             }
             if tunnel.is_out_of_patience(&self.core, cx) {
-                let ms = tunnel.reply_max.as_millis() as u64;
-                tunnel.lost(|owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) });
+                let ms = tunnel.bound().unwrap_or_default().as_millis() as u64;
+                tunnel.lost(&self.core, FailureCause::Timeout, |owed| {
+                    if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) }
+                });
                 moved = true;
             }
             has_moved |= moved;
@@ -416,12 +394,13 @@ impl Connection {
             if self.io.state == Input::Closed {
                 return Ok(Fed::Abandon);
             }
-            if !tunnel.has_room() {
+            if !tunnel.has_room() || self.share.account().is_full() {
                 self.read_ahead(tunnel, cx)?;
                 return Ok(fed);
             }
             match self.io.peek() {
                 Err(error) => {
+                    self.core.tell_of_refused(error, &self.io.pending);
                     tunnel.answer(&mut self.core, format!("-ERR {error}\r\n").into());
                     self.io.state = Input::Closed;
                     return Ok(Fed::Something);
@@ -499,6 +478,16 @@ impl Connection {
     }
 }
 
+/// What a server never sends is told to the operator; that connections end is nothing new.
+fn tell_of_loss(core: &Core, tunnel: &Tunnel, error: &RawError) {
+    let (client, upstream) = (core.client.id.0, &tunnel.scope.link.node().endpoint);
+    if let RawError::Reply(_) = error {
+        tracing::warn!(client, %upstream, cause = %error, "exclusive connection lost");
+    } else {
+        tracing::debug!(client, %upstream, cause = %error, "exclusive connection lost");
+    }
+}
+
 /// What came from the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fed {
@@ -513,7 +502,7 @@ enum Fed {
 // === impl Tunnel ===
 
 impl Tunnel {
-    fn new(connection: Borrowed, scope: Arc<Scope>, table: Arc<Table>, reply_max: Duration) -> Self {
+    fn new(connection: Borrowed, scope: Arc<Scope>, table: Arc<Table>, times: ReplyTimes, heeds_reach: bool) -> Self {
         Self {
             connection,
             scope,
@@ -525,8 +514,10 @@ impl Tunnel {
             waiting_bytes: 0,
             fence: None,
             fence_widely: false,
-            patience: Patience::new(reply_max),
-            reply_max,
+            patience: Patience::new(times.exclusive_max),
+            times,
+            heeds_reach,
+            answered: 0,
             transaction: Transaction::default(),
             swap: None,
             in_reply: false,
@@ -560,8 +551,18 @@ impl Tunnel {
             && self.upstream == Upstream::There
     }
 
+    /// Bytes that wait in it, on either way.
+    fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes + self.gathered.len() + self.connection.outgoing.len()
+    }
+
     /// The connection is given up: everything that is owed is answered with an error, behind what has come.
-    fn lost(&mut self, failure: impl Fn(&Owed) -> Failure) {
+    fn lost(&mut self, core: &Core, cause: FailureCause, failure: impl Fn(&Owed) -> Failure) {
+        self.tell_breaker();
+        if self.connection.owed() > 0 {
+            self.scope.link.node().record_loss(cause);
+        }
+        self.doubt(core);
         self.connection.condemn();
         self.connection.outgoing = crate::outgoing::Outgoing::default();
         self.upstream = Upstream::Gone;
@@ -584,7 +585,39 @@ impl Tunnel {
         let name = core.client.with_names(|names| names.name.clone());
         if name != self.connection.name() && !core.shared.monitors.any() {
             self.connection.put_name(name);
-            self.owed.push_back(Owed { what: What::Reply, muted: true, writes: false });
+            self.owed.push_back(Owed::unseen(What::Reply, self.times.write_max));
+        }
+    }
+
+    /// What the requests that are owed a reply may have changed must not be answered stale, as if they had not.
+    fn doubt(&mut self, core: &Core) {
+        let reaches = self.owed.iter_mut().map(|owed| std::mem::take(&mut owed.reach));
+        let (keys, scopes) = match (reaches.fold(Reach::Nothing, Reach::and), core.upstream()) {
+            (Reach::Nothing, _) | (_, None) => return,
+            (Reach::Keys(keys), _) if !self.has_selected => (keys, vec![self.scope.clone()]),
+            (_, Some(upstream)) => (Vec::new(), upstream.scopes()),
+        };
+        let nobody = Arc::default();
+        let words = std::iter::once(Bytes::from_static(b"DROP")).chain(keys.iter().cloned());
+        let named = Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes());
+        for scope in scopes {
+            scope.link.submit_fence(match keys.is_empty() {
+                true => fence_job(&nobody, Seq(0), OpKind::DropAll(Cause::DataChanged)),
+                false => drop_job(&nobody, named.clone(), Cause::DataChanged),
+            });
+        }
+    }
+
+    /// How long the reply at the front may take.
+    fn bound(&self) -> Option<Duration> {
+        self.owed.front().and_then(|owed| owed.within)
+    }
+
+    /// Tells the breaker of replies that have come. How long they took is the client's business: it has chosen what is
+    /// executed, and it alone waits.
+    fn tell_breaker(&mut self) {
+        if self.answered > 0 {
+            self.scope.link.node().record_successes(std::mem::take(&mut self.answered));
         }
     }
 
@@ -592,7 +625,7 @@ impl Tunnel {
     fn take(&mut self, core: &mut Core, first: Request) {
         let next = match self.decide(core, first.args()) {
             // It was found to need a connection of its own: whatever it is, it is sent.
-            Next::Leave | Next::Abandon => Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
+            Next::Leave | Next::Abandon => Next::Send(Owed::new(What::Reply, true)),
             next => next,
         };
         self.put(core, first, next);
@@ -607,15 +640,18 @@ impl Tunnel {
             Next::Leave | Next::Abandon => return,
         };
         owed.muted = core.session.take_muted();
+        owed.within = bound_of(&self.table, request.args(), &owed.what, &self.times);
         match &mut owed.what {
             What::Queued => self.queue(&request, numbered),
             What::Tracking(change) => change.redirect = numbered.into_redirect(),
             What::Exec(transaction) => {
                 *transaction = std::mem::take(&mut self.transaction);
+                owed.reach = std::mem::take(&mut transaction.reach);
                 if transaction.swaps && self.swap.is_none() {
                     self.swap = Swap::begin(core);
                 }
             }
+            What::Reply | What::Blocking if self.heeds_reach => owed.reach = Reach::of(&self.table, request.args()),
             _ => {}
         }
         // What is refused here never gets there.
@@ -628,14 +664,12 @@ impl Tunnel {
             What::Queued if self.is_call_of("client|pause", request.args()) => pause_request(request.args()),
             _ => request.bytes,
         };
-        if self.owed.is_empty() {
-            self.be_patient();
-        }
+        let is_first = self.owed.is_empty();
         if asks_replicas && !self.state.in_multi {
             // WAIT counts replicas that have what was written before the connection's last command: with one more, it counts
             // what came by the link, too.
             self.connection.put_request(b"*1\r\n$5\r\nHELLO\r\n");
-            self.owed.push_back(Owed { what: What::Reply, muted: true, writes: false });
+            self.owed.push_back(Owed::unseen(What::Reply, self.times.write_max));
         }
         match owed.what {
             // Not a command of any server: it marks the transaction as failed.
@@ -646,6 +680,9 @@ impl Tunnel {
             core.client.blocked.store(true, Ordering::Relaxed);
         }
         self.owed.push_back(owed);
+        if is_first {
+            self.be_patient();
+        }
     }
 
     fn answer(&mut self, core: &mut Core, answer: Bytes) {
@@ -656,7 +693,7 @@ impl Tunnel {
             }
             return;
         }
-        self.owed.push_back(Owed { what: What::Answer(answer), muted, writes: false });
+        self.owed.push_back(Owed { muted, ..Owed::new(What::Answer(answer), false) });
     }
 
     /// Writes what waits and takes what has come.
@@ -712,7 +749,11 @@ impl Tunnel {
             return;
         }
         let Some(piece) = self.take_line(core, piece) else { return };
-        let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
+        let Some(owed) = self.owed.front_mut() else {
+            let (upstream, received) = (&self.scope.link.node().endpoint, Received::of(&piece.bytes));
+            tracing::warn!(%upstream, %received, "a reply that nothing had asked for, on an exclusive connection");
+            return self.connection.condemn();
+        };
         let first = !self.in_reply;
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
@@ -776,9 +817,16 @@ impl Tunnel {
         if first && fenced && (writes || self.has_selected) {
             self.fence_widely = true;
         }
+        let is_the_servers = matches!(owed.what, What::Acknowledgement | What::Multi | What::Queued | What::Blocking);
+        if first && piece.kind == b'-' && is_the_servers {
+            self.heed_error(&piece.bytes);
+        } else if piece.ends {
+            self.answered += 1;
+        }
         if piece.ends {
             self.owed.pop_front();
             self.pause_or_unpause(core, &transaction, executed);
+            self.be_patient();
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
         }
         if let Some(change) = change {
@@ -796,6 +844,15 @@ impl Tunnel {
             // Nobody is told, but what was changed must be known in time all the same.
             _ if fenced && first && writes => self.pass(core, Bytes::new(), true, true),
             _ => {}
+        }
+    }
+
+    /// An error reply that no script can have made up: it may tell that the upstream does not serve, or is another's.
+    fn heed_error(&mut self, reply: &[u8]) {
+        match classify_error(reply) {
+            ErrorKind::Failure(cause) => self.scope.link.node().record_failures(cause, 1),
+            ErrorKind::Reconnect => self.scope.moved(),
+            ErrorKind::PassThrough => {}
         }
     }
 
@@ -825,7 +882,7 @@ impl Tunnel {
                 None => return Ok(false),
                 Some(fenced) => {
                     self.fence = None;
-                    fenced.map_err(|()| Failure::WriteTimeout(self.reply_max.as_millis() as u64))?;
+                    fenced.map_err(|()| Failure::WriteTimeout(self.times.write_max.as_millis() as u64))?;
                     for piece in self.covered.drain(..) {
                         self.waiting_bytes -= piece.bytes.len();
                         piece.put(core);
@@ -855,6 +912,7 @@ impl Tunnel {
     fn leave(&mut self, core: &mut Core) {
         core.client.in_transaction.store(false, Ordering::Relaxed);
         drop(self.swap.take());
+        self.tell_breaker();
         tracing::trace!(database = self.scope.database, "tunnel closed");
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! Only looks at the request, the table and the state; nothing here is sent.
 
+use super::owed::{Owed, Reach, What};
 use super::swap::Swap;
-use super::{OWN_IN_TRANSACTION_MAX, Owed, Own, Transaction, Tunnel, What};
+use super::{OWN_IN_TRANSACTION_MAX, Own, Transaction, Tunnel};
 use crate::client::Request;
 use crate::client::core::Core;
 use crate::client::hold::Wanted;
@@ -38,18 +39,18 @@ impl Tunnel {
         let command = match table.resolve(args) {
             Resolved::Known(command) => command,
             Resolved::UnknownSubcommand(command) if command.group == Group::Larder => command,
-            _ => return Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
+            _ => return Next::Send(Owed::new(What::Reply, true)),
         };
         if let Some(line) = core.refusal(command) {
             // In a transaction the upstream must hear of it, so that EXEC is refused.
             return if self.state.in_multi {
-                Next::Send(Owed { what: What::Instead(line.into()), muted: false, writes: false })
+                Next::Send(Owed::new(What::Instead(line.into()), false))
             } else {
                 Next::Answer(line.into_bytes())
             };
         }
         let writes = !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive;
-        let owed = |what| Next::Send(Owed { what, muted: false, writes });
+        let owed = |what| Next::Send(Owed::new(what, writes));
         match command.class {
             Class::Transaction if !command.accepts(args.len()) => owed(What::Reply),
             Class::Transaction => self.decide_transaction(command),
@@ -92,33 +93,27 @@ impl Tunnel {
             "unwatch" if self.state.in_multi => (What::Queued, false),
             _ => (What::Acknowledgement, false),
         };
-        Next::Send(Owed { what, muted: false, writes })
+        Next::Send(Owed::new(what, writes))
     }
 
     fn decide_local(&self, core: &mut Core, command: &Command, args: Args<'_>) -> Next {
         match &*command.name {
-            _ if !command.accepts(args.len()) => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
-            "client|tracking" => {
-                Next::Send(Owed { what: What::Tracking(Change::of(args)), muted: false, writes: false })
-            }
-            "client|caching" if self.state.tracking => {
-                Next::Send(Owed { what: What::Reply, muted: false, writes: false })
-            }
-            "client|unblock" => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
-            "client|pause" | "client|unpause" => Next::Leave,
+            _ if !command.accepts(args.len()) => Next::Send(Owed::new(What::Reply, false)),
+            "client|tracking" => Next::Send(Owed::new(What::Tracking(Change::of(args)), false)),
+            "client|caching" if self.state.tracking => Next::Send(Owed::new(What::Reply, false)),
             "client|trackinginfo" | "client|getredir" if self.state.tracking || !self.owed.is_empty() => {
-                Next::Send(Owed { what: What::Redirection, muted: false, writes: false })
+                Next::Send(Owed::new(What::Redirection, false))
             }
-            "select" if !self.state.is_none() => {
-                Next::Send(Owed { what: What::Select(database_of(args)), muted: false, writes: false })
-            }
+            "client|unblock" => Next::Send(Owed::new(What::Reply, false)),
+            "client|pause" | "client|unpause" => Next::Leave,
+            "select" if !self.state.is_none() => Next::Send(Owed::new(What::Select(database_of(args)), false)),
             "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
             "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
             _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
             _ => match core.local_answer(command, args) {
                 Some(answer) => Next::Answer(answer),
                 // Only the upstream can word what is wrong with it.
-                None => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
+                None => Next::Send(Owed::new(What::Reply, false)),
             },
         }
     }
@@ -133,6 +128,10 @@ impl Tunnel {
     pub(super) fn queue(&mut self, request: &Request, numbered: Numbered) {
         let at = self.transaction.queued;
         self.transaction.queued += 1;
+        if self.heeds_reach {
+            let so_far = std::mem::take(&mut self.transaction.reach);
+            self.transaction.reach = so_far.and(Reach::of(&self.table, request.args()));
+        }
         let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
         self.transaction.swaps |= changes_without_push(&command.name);
         match &*command.name {

@@ -1,6 +1,6 @@
 //! How long a tunnel waits for a reply.
 //!
-//! `link.reply_ms_max`, as for the link; but not while a pause may hold the request at the upstream, and not while a script
+//! As long as [`super::owed::bound_of`] says of the request at the front; but not while a pause may hold the request at the upstream, and not while a script
 //! runs there, whose own client waits for it as long as it would without Larder. Whether one runs the upstream tells whoever
 //! asks, on a connection made for that: `-BUSY`. (The others are told so at once; SCRIPT KILL ends it.)
 
@@ -33,13 +33,15 @@ impl Patience {
 impl Tunnel {
     /// Something has moved: the wait begins anew.
     pub(super) fn be_patient(&mut self) {
-        self.patience.timer.as_mut().reset(Instant::now() + self.reply_max);
+        if let Some(bound) = self.bound() {
+            self.patience.timer.as_mut().reset(Instant::now() + bound);
+        }
         self.patience.question = None;
     }
 
     /// True if what is owed has been waited for in vain.
     pub(super) fn is_out_of_patience(&mut self, core: &Core, cx: &mut Context<'_>) -> bool {
-        if self.owed.is_empty() || self.is_blocked() || self.upstream == Upstream::Gone {
+        if self.bound().is_none() || self.upstream == Upstream::Gone {
             return false;
         }
         if core.shared.pauses.mode() != Mode::Off {

@@ -1,6 +1,7 @@
 //! What Larder must know of a transaction when it is executed, and what it does to the reply to EXEC.
 
 use super::Tunnel;
+use super::owed::Reach;
 use crate::client::Request;
 use crate::client::core::Core;
 use crate::client::hold::Wanted;
@@ -24,6 +25,8 @@ pub(super) struct Transaction {
     pub(super) pause: Option<Wanted>,
     /// True if it ends a pause, before its own.
     pub(super) unpauses: bool,
+    /// What it changes when it is executed.
+    pub(super) reach: Reach,
     /// Users that are removed.
     pub(super) removes: Vec<Vec<u8>>,
 }
