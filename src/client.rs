@@ -115,7 +115,7 @@ pub(crate) enum End {
 /// Serves one client until it leaves.
 pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, counters: Arc<Counters>) {
     let id = client.id;
-    let _registered = Registered { shared: shared.clone(), id };
+    let registered = Registered { shared: shared.clone(), id };
     let scanner = RequestScanner::new(shared.request_limits);
     let mut connection = match Core::new(shared.clone(), client, counters) {
         Ok(core) => {
@@ -148,6 +148,8 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
         tracing::debug!(client = id.0, cause = %error, "connection ended");
     }
     connection.core.leave_hub();
+    // Whoever sees the connection closed finds nobody in the registry any more.
+    drop(registered);
 }
 
 /// A client's place in the registry, given up however its task ends.

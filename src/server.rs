@@ -223,11 +223,6 @@ impl Shared {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// How long replies may take.
-    pub fn reply_times(&self) -> ReplyTimes {
-        reply_times_of(&self.config)
-    }
-
     /// Runs a task on the first worker.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(first) = self.workers.first() {
@@ -241,6 +236,11 @@ impl Shared {
             // A worker that has ended has no turns any more.
             let _: Result<(), tokio::task::JoinError> = worker.spawn(async {}).await;
         }
+    }
+
+    /// How long replies may take.
+    pub fn reply_times(&self) -> ReplyTimes {
+        reply_times_of(&self.config)
     }
 
     /// True if clients authenticate with Larder and not with the upstream.

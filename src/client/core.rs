@@ -394,8 +394,8 @@ impl Core {
 
     /// Answers bytes that are no request.
     pub(super) fn refuse_input(&mut self, error: RequestError, input: &[u8]) {
-        self.tell_of_refused(error, input);
         self.counters.closed_protocol.add(1);
+        self.tell_of_refused(error, input);
         self.session.answer(format!("-ERR {error}\r\n").as_bytes(), &mut self.out);
     }
 
