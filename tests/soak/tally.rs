@@ -1,6 +1,6 @@
 //! What a run comes to: counts by kind, and whatever was wrong, in words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::io::ErrorKind;
 use std::sync::Mutex;
@@ -15,7 +15,9 @@ use crate::support::{Value, show};
 const NOTHING_DONE: &[&str] = &["UPSTREAMDOWN", "POOLFULL", "BUSYLINK", "LOADING", "EXECABORT"];
 /// Errors that say that nobody knows.
 const NOT_KNOWN: &[&str] = &["UPSTREAMLOST", "UPSTREAMTIMEOUT"];
-/// Most faults that are kept in words; their number is exact.
+/// So many of the last faults are shown with what was wrong.
+const FAULTS_SHOWN_MAX: usize = 6;
+/// Most wrong answers that are kept in words; their number is exact.
 const WRONG_SHOWN_MAX: usize = 5;
 
 /// Counts of a run; all threads write into it.
@@ -34,6 +36,7 @@ struct Inner {
     errors: BTreeMap<String, u64>,
     closed: BTreeMap<String, u64>,
     faults: BTreeMap<Fault, u64>,
+    faults_last: VecDeque<Fault>,
     wrong: Vec<String>,
     wrong_count: u64,
     lost: u64,
@@ -50,7 +53,12 @@ impl Tally {
     }
 
     pub(crate) fn note_fault(&self, fault: Fault) {
-        *self.lock().faults.entry(fault).or_default() += 1;
+        let mut inner = self.lock();
+        *inner.faults.entry(fault).or_default() += 1;
+        inner.faults_last.push_back(fault);
+        if inner.faults_last.len() > FAULTS_SHOWN_MAX {
+            inner.faults_last.pop_front();
+        }
     }
 
     /// Something that must not be.
@@ -58,7 +66,7 @@ impl Tally {
         let mut inner = self.lock();
         inner.wrong_count += 1;
         if inner.wrong.len() < WRONG_SHOWN_MAX {
-            eprintln!("WRONG: {what}");
+            eprintln!("WRONG: {what}; the last faults: {:?}", inner.faults_last);
             inner.wrong.push(what);
         }
     }
@@ -87,13 +95,14 @@ impl Tally {
         Outcome::Refused
     }
 
-    /// One or more requests that were sent together have been answered after this time.
-    pub(crate) fn note_wait(&self, wait: Duration) {
+    /// The reply to request `at` of a batch has come so long after the batch was sent, or after the reply before it.
+    pub(crate) fn note_wait(&self, wait: Duration, batch: &[u8], at: usize, reply: &[u8]) {
         let mut inner = self.lock();
         inner.wait_longest = inner.wait_longest.max(wait);
         drop(inner);
         if wait > WAIT_MAX {
-            self.note_wrong(format!("a client has waited for {wait:?}"));
+            let (batch, reply) = (show(batch), show(reply));
+            self.note_wrong(format!("a client has waited {wait:?} for reply {at} to {batch}: {reply}"));
         }
     }
 
