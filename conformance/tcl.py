@@ -8,10 +8,9 @@ import subprocess
 
 # Units that take a few seconds each and meet every kind of command.
 FAST = ('unit/printver unit/auth unit/protocol unit/keyspace unit/info-command unit/type/string unit/type/incr '
-        'unit/type/list unit/type/set unit/type/zset unit/type/hash unit/type/stream unit/type/stream-cgroups '
+        'unit/type/list unit/type/set unit/type/zset unit/type/hash unit/type/stream-cgroups '
         'unit/sort unit/expire unit/multi unit/quit unit/acl unit/scripting unit/functions unit/pubsub unit/pubsubshard '
-        'unit/introspection unit/introspection-2 unit/tracking unit/hyperloglog unit/bitops unit/bitfield '
-        'unit/geo').split()
+        'unit/introspection unit/introspection-2 unit/tracking unit/bitops unit/bitfield').split()
 # In external mode the server is one for all: a unit that ends takes this long at most.
 UNIT_SECONDS_MAX = 300
 
@@ -27,8 +26,6 @@ RACE = 'publishes, on another connection, before UNSUBSCRIBE was answered'
 KNOWN = {
     'unit/pubsub: PUBLISH/SUBSCRIBE after UNSUBSCRIBE without arguments': RACE,
     'unit/pubsub: PUBLISH/PSUBSCRIBE after PUNSUBSCRIBE without arguments': RACE,
-    'unit/slowlog: SLOWLOG - logged entry sanity check': OWN_CLIENTS,
-    'unit/slowlog: SLOWLOG - can clean older entries': OWN_CLIENTS,
     'unit/latency-monitor: LATENCY HISTOGRAM sub commands': 'CLIENT ID and CLIENT LIST do not reach the server',
     'unit/replybufsize: verify reply buffer limits': OWN_CLIENTS + '; their buffers grow by other rules',
 }

@@ -25,6 +25,14 @@ pub enum Mutation {
     DeadlineIgnored,
     /// A write is not fenced on the links of other scopes.
     OtherScopesUnfenced,
+    /// What was left behind when the feed was lost is still answered when there is a feed again.
+    LeftOverReconnect,
+    /// The keys of a write that was lost with the link are left behind with the rest.
+    LostWriteLeft,
+    /// News that come by another connection while the link is down leave what was left behind as it is.
+    LeftInSpiteOfNews,
+    /// What was left behind is answered whatever its age.
+    LeftForEver,
     /// L1 is not filled where the reply is read but later, as a client's own task would do it.
     FillFromRequester,
 }
@@ -33,7 +41,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::WriteRemovesNothing,
         Self::FillOutrun,
         Self::NullPushIgnored,
@@ -43,6 +51,10 @@ impl Mutation {
         Self::JoinAnywhere,
         Self::DeadlineIgnored,
         Self::OtherScopesUnfenced,
+        Self::LeftOverReconnect,
+        Self::LostWriteLeft,
+        Self::LeftInSpiteOfNews,
+        Self::LeftForEver,
         Self::FillFromRequester,
     ];
 

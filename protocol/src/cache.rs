@@ -1,17 +1,22 @@
 //! The grammar of `CACHE`, Larder's own command: bytes to a typed enum.
 //!
 //! Keywords are known in any case; lists have their count in front; what is wrong is worded as Redis words it. One
-//! table, [`SUBCOMMANDS`], holds name, arity, syntax and explanation of each subcommand: the parser checks the arity by
-//! it, `CACHE HELP` prints it, and the command table has a row for each of its lines.
+//! table, [`SUBCOMMANDS`], holds what is to be said of each subcommand: the parser checks the arity by it, `CACHE HELP`
+//! prints it, the command table has a row for each of its lines, and `COMMAND` and `COMMAND DOCS` show it (arguments are
+//! read out of the syntax by [`syntax`]).
 //!
 //! Invariants: nothing is copied and nothing allocated but in errors; no arguments make it panic.
 
+pub mod insight;
 mod invalidate;
 mod jobs;
+pub mod syntax;
 
 pub use self::invalidate::{Reach, Target};
 pub use self::jobs::JobsCommand;
 
+pub use self::insight::ConfigOrder;
+use self::syntax::Argument;
 use crate::args::Args;
 use crate::scan::strict_i64;
 use thiserror::Error;
@@ -35,6 +40,14 @@ pub enum CacheCommand<'a> {
     ResetStats,
     /// `ENTRY key`
     Entry(&'a [u8]),
+    /// `ADVISE`
+    Advise,
+    /// `BIGKEYS [n]`
+    BigKeys(usize),
+    /// `CONFIG GET|SET`
+    Config(ConfigOrder<'a>),
+    /// `HOTKEYS [n]`
+    HotKeys(usize),
     /// `INVALIDATE ...`
     Invalidate(Target<'a>, Reach),
     /// `JOBS`, `JOB`, `CANCEL`
@@ -107,33 +120,85 @@ pub struct Subcommand {
     pub name: &'static str,
     /// Number of arguments, `CACHE` and the name included; negative: at least that many.
     pub arity: i16,
-    /// Its arguments as documentation writes them.
+    /// Its arguments in the notation of [`syntax`].
     pub syntax: &'static str,
-    /// What it does, in lines of help.
+    /// What it does, in lines of help. The first sentence is the summary of `COMMAND DOCS`.
     pub help: &'static [&'static str],
+    /// The version of Larder that introduced it.
+    pub since: &'static str,
+    /// What it costs, as `COMMAND DOCS` says it.
+    pub complexity: &'static str,
+    /// Where its keys stand, in the notation of the command table's rows; `-` for nowhere.
+    pub keys: &'static str,
+    /// What it does to whom: its flags and ACL categories follow from that.
+    pub access: Access,
+}
+
+/// What a subcommand does to whom. `deny = ["@..."]` in the configuration goes by the categories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Shows figures of Larder; category `slow` only.
+    Shows,
+    /// Is about the caller's connection; category `connection`.
+    Connection,
+    /// Looks at what is known of a key; categories `keyspace` and `read`.
+    Reads,
+    /// Names keys that the caller has not named; `dangerous`, too, as `KEYS` is.
+    Lists,
+    /// Writes keys; categories `keyspace` and `write`.
+    Writes,
+    /// Removes keys, many of them perhaps; `dangerous`, too.
+    Removes,
+    /// Changes how Larder works; categories `admin` and `dangerous`.
+    Administers,
 }
 
 /// All subcommands, by name; `HELP` is the last, as Redis has it.
 pub const SUBCOMMANDS: &[Subcommand] = &[
+    insight::ADVISE,
+    insight::BIGKEYS,
     Subcommand {
         name: "breaker",
         arity: -2,
         syntax: "[OPEN|CLOSE|RELEASE]",
         help: &["Show the circuit breaker of the upstream, hold its circuit open or closed,", "or let it go again."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Administers,
     },
     jobs::CANCEL,
-    Subcommand { name: "entry", arity: 3, syntax: "<key>", help: &["Show what L1 holds of <key>; null if nothing."] },
+    insight::CONFIG,
+    Subcommand {
+        name: "entry",
+        arity: 3,
+        syntax: "<key>",
+        help: &["Show what L1 holds of <key>; null if nothing."],
+        since: "0.1.0",
+        complexity: "O(N) where N is the number of variants that L1 holds of the key",
+        keys: "RO/index=2/range=0,1,0",
+        access: Access::Reads,
+    },
     Subcommand {
         name: "fence",
         arity: 2,
         syntax: "",
         help: &["Return when every invalidation that the upstream has sent before the call", "has been applied here."],
+        since: "0.1.0",
+        complexity: "O(1), and one round trip to the upstream",
+        keys: "-",
+        access: Access::Connection,
     },
+    insight::HOTKEYS,
     Subcommand {
         name: "info",
         arity: -2,
         syntax: "[<section>]",
         help: &["Show figures about Larder as text, like INFO: all sections or one."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Shows,
     },
     invalidate::INVALIDATE,
     jobs::JOB,
@@ -147,10 +212,41 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
             "can (CACHED, the default), by the upstream (STRICT), or by the upstream without",
             "filling L1 (BYPASS).",
         ],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Connection,
     },
-    Subcommand { name: "resetstats", arity: 2, syntax: "", help: &["Let the counters begin anew."] },
-    Subcommand { name: "stats", arity: 2, syntax: "", help: &["Return all figures about Larder as a map."] },
-    Subcommand { name: "help", arity: 2, syntax: "", help: &["Prints this help."] },
+    Subcommand {
+        name: "resetstats",
+        arity: 2,
+        syntax: "",
+        help: &["Let the counters begin anew."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Administers,
+    },
+    Subcommand {
+        name: "stats",
+        arity: 2,
+        syntax: "",
+        help: &["Return all figures about Larder as a map."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Shows,
+    },
+    Subcommand {
+        name: "help",
+        arity: 2,
+        syntax: "",
+        help: &["Prints this help."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Shows,
+    },
 ];
 
 /// Most bytes of an unknown word that an error repeats.
@@ -178,6 +274,7 @@ impl<'a> CacheCommand<'a> {
             ("breaker", 2) => Ok(Self::Breaker(BreakerOrder::Show)),
             ("breaker", 3) => BreakerOrder::parse(args.arg(2)).map(Self::Breaker),
             ("entry", _) => Ok(Self::Entry(args.arg(2))),
+            ("advise" | "bigkeys" | "config" | "hotkeys", _) => insight::parse(subcommand.name, args),
             ("fence", _) => Ok(Self::Fence),
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
             ("invalidate", _) => invalidate::parse(args),
@@ -206,6 +303,18 @@ pub fn help() -> impl Iterator<Item = String> {
 // === impl Subcommand ===
 
 impl Subcommand {
+    /// The first sentence of its help, without the full stop, as `COMMAND DOCS` has summaries.
+    pub fn summary(&self) -> String {
+        let help = self.help.join(" ");
+        let end = help.find(". ").unwrap_or(help.trim_end_matches('.').len());
+        help[..end].to_owned()
+    }
+
+    /// Its arguments; none if the notation of its syntax cannot be read (a test sees to it that it can).
+    pub fn arguments(&self) -> Vec<Argument> {
+        syntax::arguments(self.syntax).unwrap_or_default()
+    }
+
     fn accepts(&self, argc: usize) -> bool {
         let wanted = usize::from(self.arity.unsigned_abs());
         if self.arity < 0 { argc >= wanted } else { argc == wanted }
@@ -318,6 +427,12 @@ mod tests {
             ("CACHE STATS", "Stats"),
             ("CACHE RESETSTATS", "ResetStats"),
             ("CACHE ENTRY k", "Entry(k)"),
+            ("CACHE ADVISE", "Advise"),
+            ("CACHE BIGKEYS", "BigKeys(10)"),
+            ("CACHE bigkeys 1000", "BigKeys(1000)"),
+            ("CACHE HOTKEYS 1", "HotKeys(1)"),
+            ("CACHE CONFIG GET l1.*", "Config(Get([108, 49, 46, 42]))"),
+            ("CACHE config set a b", "Config(Set([97], [98]))"),
             ("CACHE JOBS", "Jobs(List)"),
             ("CACHE JOB 7", "Jobs(Show(7))"),
             ("CACHE CANCEL 7", "Jobs(Cancel(7))"),
@@ -343,6 +458,15 @@ mod tests {
             ("CACHE READ STRICT x", "ERR wrong number of arguments for 'cache|read' command"),
             ("CACHE READ fast", SYNTAX),
             ("CACHE BREAKER HALF", SYNTAX),
+            ("CACHE CONFIG NOSUCH x", SYNTAX),
+            ("CACHE CONFIG GET a b", "ERR wrong number of arguments for 'cache|config' command"),
+            ("CACHE CONFIG SET a", "ERR wrong number of arguments for 'cache|config' command"),
+            ("CACHE CONFIG", "ERR wrong number of arguments for 'cache|config' command"),
+            ("CACHE HOTKEYS 0", "ERR value is not an integer or out of range"),
+            ("CACHE HOTKEYS 1001", "ERR value is not an integer or out of range"),
+            ("CACHE BIGKEYS x", "ERR value is not an integer or out of range"),
+            ("CACHE BIGKEYS 1 2", "ERR wrong number of arguments for 'cache|bigkeys' command"),
+            ("CACHE ADVISE x", "ERR wrong number of arguments for 'cache|advise' command"),
             ("CACHE BREAKER OPEN x", "ERR wrong number of arguments for 'cache|breaker' command"),
             ("CACHE INFO a b", "ERR wrong number of arguments for 'cache|info' command"),
             ("CACHE ENTRY", "ERR wrong number of arguments for 'cache|entry' command"),
@@ -395,6 +519,38 @@ mod tests {
         }
         let rows = table.iter().filter(|row| row.name.starts_with("cache|")).count();
         assert_eq!(rows, SUBCOMMANDS.len());
+    }
+
+    #[test]
+    fn every_row_is_fit_to_be_shown() {
+        for subcommand in SUBCOMMANDS {
+            let Subcommand { name, syntax, .. } = subcommand;
+            assert!(syntax::arguments(syntax).is_ok(), "{name}: the syntax cannot be read: {syntax}");
+            assert_eq!(subcommand.arguments().is_empty(), subcommand.syntax.is_empty(), "{name}");
+            let summary = subcommand.summary();
+            assert!(!summary.is_empty() && !summary.ends_with('.') && !subcommand.complexity.is_empty(), "{name}");
+            // What the syntax demands and what the arity demands are the same.
+            let least = 2 + subcommand.arguments().iter().map(Argument::words_min).sum::<usize>();
+            assert_eq!(usize::from(subcommand.arity.unsigned_abs()), least, "{name}: {syntax}");
+            let names_keys = syntax.contains("<key>");
+            assert_eq!(subcommand.keys != "-", names_keys, "{name}: {syntax}");
+        }
+    }
+
+    #[test]
+    fn the_keys_of_a_request_are_those_that_it_names() {
+        let table = Table::builtin();
+        for (line, keys) in [
+            ("CACHE ENTRY k", &["k"][..]),
+            ("CACHE INVALIDATE KEYS 2 a b LOCAL", &["a", "b"]),
+            ("CACHE INVALIDATE PATTERN KEYS", &[]),
+            ("CACHE STATS", &[]),
+        ] {
+            let args = OwnedArgs::new(line.split_whitespace());
+            let crate::table::Resolved::Known(command) = table.resolve(args.args()) else { panic!("{line}") };
+            let found: Vec<_> = command.keys(args.args()).map(|i| args.args().arg(i)).collect();
+            assert_eq!(found, keys.iter().map(|k| k.as_bytes()).collect::<Vec<_>>(), "{line}");
+        }
     }
 
     proptest! {

@@ -145,7 +145,12 @@ on_both_servers! {
     histories_stay_valid_through_faults: histories_stay_linearizable_through_faults,
     // Items 2 and 5.
     reads_do_not_go_back_through_faults: reads_never_go_back_through_faults,
+    // Stale answers only lack what was written past Larder: all else holds for them as well.
+    histories_stay_valid_through_faults_with_stale_answers: histories_stay_linearizable_with_stale_answers,
+    reads_do_not_go_back_through_faults_with_stale_answers: reads_never_go_back_with_stale_answers,
 }
+
+const STALE: &[&str] = &["--set", "l1.stale_if_error_ms_max=600000"];
 
 /// A client that connects again when its connection is lost: with a server in Larder's place it is, behind Larder only in
 /// the middle of a reply on an exclusive connection.
@@ -182,10 +187,18 @@ impl Stubborn {
 }
 
 fn histories_stay_linearizable_through_faults(kind: Kind) {
+    check_histories(kind, flags());
+}
+
+fn histories_stay_linearizable_with_stale_answers(kind: Kind) {
+    check_histories(kind, &[flags(), STALE].concat());
+}
+
+fn check_histories(kind: Kind, flags: &[&str]) {
     let mut rng = Rng::new(seed(&format!("faults, {kind:?}"), None));
     let mut upstream = Server::start(kind, DURABLE);
     let relay = Relay::start(upstream.address(), rng.next(), DELAY_MAX);
-    let larder = Larder::behind(&relay, flags());
+    let larder = Larder::behind(&relay, flags);
     let began = Instant::now();
     let until = began + run_seconds(4);
     let mut all = History::default();
@@ -201,7 +214,7 @@ fn histories_stay_linearizable_through_faults(kind: Kind) {
         clients.into_iter().for_each(|client| all.merge(client.join().expect("a client's thread")));
         faults
     });
-    println!("faults, {kind:?}: {} operations, {faults}", all.len());
+    println!("faults, {kind:?}: {} operations, {faults}, {} stale answers", all.len(), stale_answers(&larder));
     if let Err(e) = all.check() {
         panic!("{e}");
     }
@@ -250,10 +263,18 @@ pub(crate) fn reads_and_writes(
 /// A writer at the upstream writes ever larger numbers: no reader sees a smaller one after a larger one, though Larder
 /// loses its feed again and again.
 fn reads_never_go_back_through_faults(kind: Kind) {
+    check_order(kind, flags());
+}
+
+fn reads_never_go_back_with_stale_answers(kind: Kind) {
+    check_order(kind, &[flags(), STALE].concat());
+}
+
+fn check_order(kind: Kind, flags: &[&str]) {
     let mut rng = Rng::new(seed(&format!("faults, monotonic, {kind:?}"), None));
     let mut upstream = Server::start(kind, DURABLE);
     let relay = Relay::start(upstream.address(), rng.next(), DELAY_MAX);
-    let larder = Larder::behind(&relay, flags());
+    let larder = Larder::behind(&relay, flags);
     let until = Instant::now() + run_seconds(4);
     let floors = Floors::new(2);
     let mut troubles = rng.fork();
@@ -288,7 +309,7 @@ fn reads_never_go_back_through_faults(kind: Kind) {
         let read: u64 = readers.into_iter().map(|reader| reader.join().expect("a reader's thread")).sum();
         (faults, read)
     });
-    println!("faults, monotonic, {kind:?}: {read} reads, {faults}");
+    println!("faults, monotonic, {kind:?}: {read} reads, {faults}, {} stale answers", stale_answers(&larder));
     recovers(&larder);
 }
 
@@ -308,6 +329,10 @@ fn read_forward(mut client: Stubborn, rng: &mut Rng, floors: &Floors, until: Ins
         read += 1;
     }
     read
+}
+
+fn stale_answers(larder: &Larder) -> u64 {
+    if Larder::is_plain() { 0 } else { larder.figure("stale_hits_feed_lost") }
 }
 
 /// When the trouble is over, all works as before.

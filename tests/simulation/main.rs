@@ -11,6 +11,9 @@
 //! * no read is older than what had been acknowledged to anybody, or read by anybody in its scope, when it was asked;
 //! * L1 answers nothing at or after the server's deadline (a read that joins another on the way may get what was alive
 //!   when the server answered that one);
+//! * an answer from what was left behind by a loss is given only while there is no link, never when it is older than
+//!   allowed, never for a key whose write was lost, and obeys all rules above but the deadline: it is only behind what
+//!   others have written elsewhere;
 //! * L1 as a whole is a state that the server had, and when all is quiet the one that it has.
 //!
 //! Not simulated: transactions and WATCH, subscriptions, CLIENT REPLY, upstreams without tracking, and the breaker.
@@ -64,7 +67,10 @@ fn the_cores_keep_their_promises() {
             again == Err(what.clone())
         );
     }
-    assert!(figures.from_l1 > seeds && figures.redone > 0 && figures.failures > 0, "the simulation has become idle");
+    assert!(
+        figures.from_l1 > seeds && figures.redone > 0 && figures.failures > 0 && figures.stale > 0,
+        "the simulation has become idle"
+    );
 }
 
 /// Each bug that can be planted is found, and within how many seeds.
@@ -140,6 +146,7 @@ impl Figures {
         self.steps += other.steps;
         self.answers += other.answers;
         self.from_l1 += other.from_l1;
+        self.stale += other.stale;
         self.failures += other.failures;
         self.redone += other.redone;
         self.losses += other.losses;

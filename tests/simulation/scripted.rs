@@ -30,7 +30,9 @@ fn link(table: &Arc<Table>) -> (LinkCore, Arc<Partition>) {
         in_flight_max: 100,
         in_flight_bytes_max: 10_000,
         reply_max: Duration::from_secs(1),
+        write_max: Duration::from_secs(1),
         untracked_ttl: None,
+        stale_longest: None,
     };
     let mut link = LinkCore::new(filler, table.clone(), limits);
     link.connected(Caching::Tracked, table.clone());
@@ -69,7 +71,7 @@ fn what_has_left_in_part_is_not_sent_again() {
         link.submit(&Job { port: port.clone(), bytes: request.clone(), ops: smallvec![op] }, Time::ZERO);
     }
     link.outgoing().advance(request.len() + 1);
-    assert_eq!(link.lost().len(), 1);
+    assert_eq!(link.lost(Time::ZERO).len(), 1);
     let mut taken = Taken::default();
     port.take(&mut taken);
     let lost = |delivery: &Delivery| match delivery {
@@ -97,9 +99,11 @@ fn an_mget_that_is_overtaken_by_a_removal_is_asked_of_the_upstream() {
     let around = Surroundings {
         table: &table,
         partition: Some(&partition),
+        stale: None,
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: false,
+        keeps: true,
         is_big: &|_| false,
         now: &now,
         counters: &Counters::default(),
@@ -130,9 +134,11 @@ fn an_mget_that_is_overtaken_by_a_deadline_is_asked_of_the_upstream() {
     let around = Surroundings {
         table: &table,
         partition: Some(&partition),
+        stale: None,
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: false,
+        keeps: true,
         is_big: &|_| false,
         now: &now,
         counters: &Counters::default(),
@@ -154,7 +160,9 @@ fn a_read_that_another_users_fill_has_overtaken_is_not_kept() {
         in_flight_max: 100,
         in_flight_bytes_max: 10_000,
         reply_max: Duration::from_secs(1),
+        write_max: Duration::from_secs(1),
         untracked_ttl: None,
+        stale_longest: None,
     };
     let link = || {
         let (partition, filler) = l1.partition();
