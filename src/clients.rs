@@ -52,6 +52,10 @@ pub struct Client {
     pub blocked: AtomicBool,
     /// True while it is in a transaction.
     pub in_transaction: AtomicBool,
+    /// True while it watches (MONITOR).
+    pub monitoring: AtomicBool,
+    /// Bytes of its replies and messages that it has not read.
+    pub output_bytes: AtomicU64,
     /// True after `CLIENT NO-EVICT ON`.
     pub no_evict: AtomicBool,
     /// True after `CLIENT NO-TOUCH ON`.
@@ -151,6 +155,8 @@ impl Clients {
             shard_subscriptions: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             in_transaction: AtomicBool::new(false),
+            monitoring: AtomicBool::new(false),
+            output_bytes: AtomicU64::new(0),
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
             last_command: AtomicU16::new(u16::MAX),
@@ -222,18 +228,19 @@ impl Client {
     }
 
     /// Its line in `CLIENT LIST`, with the fields of redis-server 7.0 in their order. `request_bytes` is
-    /// what the client's request at hand takes in its input buffer; of other buffers nothing is told.
+    /// what the client's request at hand takes in its input buffer; of the output `omem` tells.
     pub fn line(&self, now_s: u64, table: &Table, request_bytes: usize) -> Vec<u8> {
         let load = |n: &AtomicU32| n.load(Ordering::Relaxed);
         let names = self.with_names(|names| names.clone());
         let patterns = load(&self.patterns);
         let multi = if self.in_transaction.load(Ordering::Relaxed) { 0 } else { -1 };
+        let output_bytes = self.output_bytes.load(Ordering::Relaxed);
         let mut line =
             format!("id={} addr={} laddr={} fd=0 name=", self.id.0, self.address, self.local_address).into_bytes();
         line.extend_from_slice(&names.name);
         line.extend_from_slice(
             format!(
-                " age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={multi} qbuf={request_bytes} qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd={} user=",
+                " age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={multi} qbuf={request_bytes} qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll={} omem={output_bytes} tot-mem={} events=r cmd={} user=",
                 now_s.saturating_sub(self.connected_at_s),
                 now_s.saturating_sub(self.heard_at_s.load(Ordering::Relaxed)),
                 self.flags(),
@@ -241,6 +248,8 @@ impl Client {
                 load(&self.subscriptions).saturating_sub(patterns),
                 patterns,
                 load(&self.shard_subscriptions),
+                u8::from(output_bytes > 0),
+                output_bytes + request_bytes as u64,
                 table.command(CommandId(self.last_command.load(Ordering::Relaxed))).map_or("NULL", |c| &c.name),
             )
             .as_bytes(),
@@ -258,6 +267,7 @@ impl Client {
     fn flags(&self) -> String {
         let mut flags = String::new();
         for (set, letter) in [
+            (self.monitoring.load(Ordering::Relaxed), 'O'),
             (self.kind() == "pubsub", 'P'),
             (self.in_transaction.load(Ordering::Relaxed), 'x'),
             (self.blocked.load(Ordering::Relaxed), 'b'),

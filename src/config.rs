@@ -115,8 +115,18 @@ pub struct LimitsConfig {
     pub args_max: usize,
     /// Bytes of an inline request, and of a line of the protocol.
     pub inline_bytes_max: usize,
-    /// While more bytes than this wait for a client to read them, nothing is read from it.
+    /// A client that leaves so many bytes unread is closed.
     pub client_output_bytes_max: usize,
+    /// One that leaves so many bytes unread for too long is closed; `None`: it is not.
+    pub client_output_soft_bytes_max: Option<usize>,
+    /// What too long is.
+    pub client_output_soft_ms_max: Duration,
+    /// As `client_output_bytes_max`, for clients that are subscribed or watch with MONITOR.
+    pub subscriber_output_bytes_max: usize,
+    /// As `client_output_soft_bytes_max`, for those.
+    pub subscriber_output_soft_bytes_max: Option<usize>,
+    /// As `client_output_soft_ms_max`, for those.
+    pub subscriber_output_soft_ms_max: Duration,
     /// Unanswered requests of one client; what is beyond them is not read yet.
     pub client_in_flight_max: usize,
     /// Bytes of requests and replies that wait in the process altogether.
@@ -367,6 +377,11 @@ impl LimitsConfig {
             args_max: from.count("limits.args_max", 1_048_576, 1..=i32::MAX as usize),
             inline_bytes_max: from.size("limits.inline_bytes_max", 64 * KB, 64),
             client_output_bytes_max: from.size("limits.client_output_bytes_max", GB, KB),
+            client_output_soft_bytes_max: from.size_or_off("limits.client_output_soft_bytes_max", 0),
+            client_output_soft_ms_max: from.millis("limits.client_output_soft_ms_max", 0, 0..=HOUR_MS),
+            subscriber_output_bytes_max: from.size("limits.subscriber_output_bytes_max", 32 * MB, KB),
+            subscriber_output_soft_bytes_max: from.size_or_off("limits.subscriber_output_soft_bytes_max", 8 * MB),
+            subscriber_output_soft_ms_max: from.millis("limits.subscriber_output_soft_ms_max", MINUTE_MS, 0..=HOUR_MS),
             client_in_flight_max: from.count("limits.client_in_flight_max", 1024, 1..=1_048_576),
             buffered_bytes_max: from.size("limits.buffered_bytes_max", GB, MB),
             buffered_wait_ms_max: from.millis("limits.buffered_wait_ms_max", 2 * SECOND_MS, 0..=HOUR_MS),
@@ -428,7 +443,7 @@ impl BreakerConfig {
 impl InsightConfig {
     fn read(from: &mut Reader<'_>) -> Self {
         Self {
-            sample_every: from.count("insight.sample_every", 64, 0..=65_536),
+            sample_every: from.count("insight.sample_every", 128, 0..=65_536),
             advise_after_ms: from.millis("insight.advise_after_ms", MINUTE_MS, 1..=HOUR_MS),
         }
     }

@@ -40,6 +40,8 @@
 //! | [`outgoing`] | bytes on their way to a socket |
 //! | [`clients`] | who is connected |
 //! | [`received`] | what peers send that they should not: how the log shows it |
+//! | [`monitors`] | MONITOR: who watches, and what a line says |
+//! | [`pause`] | CORE: CLIENT PAUSE: who is held, until when, who goes on first |
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
 //! | [`upstream`] | links, pools, the breaker, scopes: everything between Larder and its server |
 //! | [`hub`] | subscriptions, one upstream for all clients of a user |
@@ -70,10 +72,12 @@ pub mod insight;
 pub mod l1;
 pub mod live;
 pub mod metrics;
+pub mod monitors;
 #[doc(hidden)]
 pub mod mutation;
 pub mod origin;
 pub mod outgoing;
+pub mod pause;
 pub mod policy;
 pub mod port;
 pub mod received;

@@ -60,6 +60,14 @@ pub struct Counters {
     pub latencies: Latencies,
     /// What is seen of the keys.
     pub watcher: Watcher,
+    /// Clients closed because they left more unread than the hard limit.
+    pub closed_output_hard: Counter,
+    /// Clients closed because they left more unread than the soft limit for too long.
+    pub closed_output_soft: Counter,
+    /// Clients closed because they were silent for too long.
+    pub closed_idle: Counter,
+    /// Clients closed because what they sent was no request, or beyond a limit of requests.
+    pub closed_protocol: Counter,
     passed: [Counter; Bypass::ALL.len() + 5],
 }
 

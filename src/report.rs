@@ -54,8 +54,12 @@ impl Shared {
     /// The upstream's INFO as it is told to clients: `connected_clients` are those of Larder.
     pub fn with_own_clients(&self, theirs: &[u8]) -> Vec<u8> {
         let clients = self.clients.all();
-        let tracking = clients.iter().filter(|client| client.tracking.is_on()).count();
-        with_own_clients(theirs, clients.len(), tracking)
+        let figures = OwnClients {
+            connected: clients.len(),
+            tracking: clients.iter().filter(|client| client.tracking.is_on()).count(),
+            held: self.pauses.waiting(),
+        };
+        with_own_clients(theirs, figures)
     }
 
     /// The `# Larder` section of INFO, lines ending as INFO's do.
@@ -94,6 +98,12 @@ impl Shared {
         out.gauge("connected_clients", self.clients.len() as u64);
         out.counter("connections_received", metrics.sum(|c| &c.accepted));
         out.counter("connections_refused", metrics.sum(|c| &c.refused));
+        out.gauge("paused_clients", self.pauses.waiting() as u64);
+        let closed_by_others = self.killed_as_slow() + self.monitors.closed();
+        out.counter("clients_closed_output_hard", metrics.sum(|c| &c.closed_output_hard) + closed_by_others);
+        out.counter("clients_closed_output_soft", metrics.sum(|c| &c.closed_output_soft));
+        out.counter("clients_closed_idle", metrics.sum(|c| &c.closed_idle));
+        out.counter("clients_closed_protocol", metrics.sum(|c| &c.closed_protocol));
         out.section("Commands");
         out.counter("commands_processed", metrics.sum(|c| &c.commands));
         out.counter("writes", metrics.sum(|c| &c.writes));
@@ -130,12 +140,24 @@ impl Shared {
     }
 }
 
+/// What INFO tells of clients.
+#[derive(Clone, Copy)]
+struct OwnClients {
+    connected: usize,
+    tracking: usize,
+    /// Those whom Larder holds in a pause: blocked, like those whom the upstream holds.
+    held: usize,
+}
+
 /// The upstream's INFO, with Larder's clients in the place of Larder's own connections.
-fn with_own_clients(theirs: &[u8], connected: usize, tracking: usize) -> Vec<u8> {
+fn with_own_clients(theirs: &[u8], own: OwnClients) -> Vec<u8> {
+    let OwnClients { connected, tracking, held } = own;
     let mut text = Vec::with_capacity(theirs.len());
     for line in theirs.split_inclusive(|b| *b == b'\n') {
         if line.starts_with(b"connected_clients:") {
             text.extend_from_slice(format!("connected_clients:{connected}\r\n").as_bytes());
+        } else if let Some(blocked) = number_after(b"blocked_clients:", line) {
+            text.extend_from_slice(format!("blocked_clients:{}\r\n", blocked.saturating_add(held)).as_bytes());
         } else if line.starts_with(b"tracking_clients:") {
             text.extend_from_slice(format!("tracking_clients:{tracking}\r\n").as_bytes());
         } else {
@@ -156,6 +178,10 @@ fn gather_latencies(out: &mut Gatherer<'_>, shared: &Shared) {
             out.gauge(&format!("latency_{label}_us_{name}"), value);
         }
     }
+}
+
+fn number_after(name: &[u8], line: &[u8]) -> Option<usize> {
+    std::str::from_utf8(line.strip_prefix(name)?.trim_ascii()).ok()?.parse().ok()
 }
 
 fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream) {
@@ -286,10 +312,12 @@ mod tests {
     #[test]
     fn info_tells_of_larders_clients_and_leaves_the_rest_alone() {
         let theirs =
-            b"# Clients\r\nconnected_clients:7\r\nmaxclients:10000\r\ntracking_clients:5\r\n\r\n# Memory\r\nx:1\r\n";
+            b"# Clients\r\nconnected_clients:7\r\nblocked_clients:2\r\ntracking_clients:5\r\n\r\n# Memory\r\nx:1\r\n";
         let ours =
-            b"# Clients\r\nconnected_clients:12\r\nmaxclients:10000\r\ntracking_clients:3\r\n\r\n# Memory\r\nx:1\r\n";
-        assert_eq!(with_own_clients(theirs, 12, 3), ours);
-        assert_eq!(with_own_clients(b"no lines", 12, 3), b"no lines");
+            b"# Clients\r\nconnected_clients:12\r\nblocked_clients:6\r\ntracking_clients:3\r\n\r\n# Memory\r\nx:1\r\n";
+        let own = OwnClients { connected: 12, tracking: 3, held: 4 };
+        assert_eq!(with_own_clients(theirs, own), ours);
+        assert_eq!(with_own_clients(b"no lines", own), b"no lines");
+        assert_eq!(with_own_clients(b"blocked_clients:x", own), b"blocked_clients:x");
     }
 }

@@ -16,6 +16,8 @@ use crate::insight::Insight;
 use crate::l1::{L1, L1Settings};
 use crate::live::{Live, SetLevel};
 use crate::metrics::{Counters, Metrics};
+use crate::monitors::Monitors;
+use crate::pause::Pauses;
 use crate::policy::Policies;
 use crate::received::Ration;
 use crate::redirect::Redirects;
@@ -33,6 +35,7 @@ use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Categories, Command, Table};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
+use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -80,6 +83,10 @@ pub struct Shared {
     pub backend: Backend,
     /// Who is connected.
     pub clients: Clients,
+    /// Who watches with MONITOR.
+    pub monitors: Arc<Monitors>,
+    /// Who is held by CLIENT PAUSE.
+    pub pauses: Arc<Pauses>,
     /// Counters of all workers.
     pub metrics: Metrics,
     /// What is seen of the keys that clients use.
@@ -103,7 +110,8 @@ pub struct Shared {
     /// Who stands upstream for the clients that others redirect their invalidations to.
     pub(crate) redirects: Arc<Redirects>,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
-    runtime: Handle,
+    /// The runtimes of the worker threads.
+    workers: Vec<Handle>,
     draining: AtomicBool,
 }
 
@@ -142,8 +150,8 @@ pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
     let threads = config.threads;
     let runtimes: Vec<Runtime> = (0..threads).map(|_| runtime()).collect::<Result<_, _>>()?;
     let Some(first) = runtimes.first() else { return Ok(()) };
-    let handle = first.handle().clone();
-    let shared = Arc::new(Shared::new(config, live, clock, handle));
+    let workers = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
+    let shared = Arc::new(Shared::new(config, live, clock, first.handle(), workers));
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
@@ -170,13 +178,13 @@ pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
 // === impl Shared ===
 
 impl Shared {
-    fn new(config: Config, live: Live, clock: Clock, runtime: Handle) -> Self {
+    fn new(config: Config, live: Live, clock: Clock, first: &Handle, workers: Vec<Handle>) -> Self {
         let table = Arc::new(Table::builtin());
         let buffered = Buffered::new(config.limits.buffered_bytes_max);
         let insight = Insight::new(config.insight.sample_every as u32);
         let backend = match &config.upstream {
             None => Backend::Embedded(Embedded::new(config.store.size_bytes_max as u64, seed())),
-            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &buffered, &insight, &runtime)),
+            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &buffered, &insight, first)),
         };
         let limits = &config.limits;
         let request_limits = RequestLimits {
@@ -192,6 +200,8 @@ impl Shared {
             buffered,
             backend,
             clock,
+            monitors: Arc::new(Monitors::new(limits.subscriber_output_bytes_max)),
+            pauses: Arc::default(),
             metrics: Metrics::default(),
             insight,
             live,
@@ -202,7 +212,7 @@ impl Shared {
             baseline: Baseline::default(),
             redirects: Arc::default(),
             hubs: Mutex::default(),
-            runtime,
+            workers,
             draining: AtomicBool::new(false),
             config,
         }
@@ -216,6 +226,21 @@ impl Shared {
     /// How long replies may take.
     pub fn reply_times(&self) -> ReplyTimes {
         reply_times_of(&self.config)
+    }
+
+    /// Runs a task on the first worker.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(first) = self.workers.first() {
+            drop(first.spawn(task));
+        }
+    }
+
+    /// Returns when every worker has ended the turn that it is in: what was stored before is seen by all turns that follow.
+    pub(crate) async fn let_all_workers_see(&self) {
+        for worker in &self.workers {
+            // A worker that has ended has no turns any more.
+            let _: Result<(), tokio::task::JoinError> = worker.spawn(async {}).await;
+        }
     }
 
     /// True if clients authenticate with Larder and not with the upstream.
@@ -246,9 +271,13 @@ impl Shared {
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         let hub = hubs.entry(identity.clone()).or_insert_with(|| {
             let pool = upstream.settings().pool;
-            let settings =
-                HubSettings { connect_max: pool.connect_max, replies: pool.replies, ..HubSettings::default() };
-            Hub::new(upstream.node().clone(), identity.clone(), settings, self.runtime.clone())
+            let settings = HubSettings {
+                connect_max: pool.connect_max,
+                replies: pool.replies,
+                message_bytes_max: self.config.limits.subscriber_output_bytes_max,
+                ..HubSettings::default()
+            };
+            Hub::new(upstream.node().clone(), identity.clone(), settings, upstream.runtime().clone())
         });
         Some(hub.clone())
     }
@@ -260,6 +289,12 @@ impl Shared {
         let receivers = hubs.iter().map(|hub| hub.receivers(channel));
         let sums = receivers.fold((0, 0), |(up, here), r| (up + r.upstream as i64, here + r.here as i64));
         (sums != (0, 0)).then_some(sums)
+    }
+
+    /// Clients that the hubs have disconnected because they left too much unread.
+    pub fn killed_as_slow(&self) -> u64 {
+        let hubs: Vec<Arc<Hub>> = self.hubs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        hubs.iter().map(|hub| hub.counts().killed_as_slow).sum()
     }
 
     /// Who is subscribed through Larder to exactly this: as [`Shared::receivers`].

@@ -50,6 +50,9 @@ pub struct Surroundings<'a> {
     /// True if other users' scopes may hold keys of this database: what the link has told is to be fenced there, or a
     /// client of theirs could still read what this reply shows to be gone.
     pub fences: bool,
+    /// False while a pause holds writes: the server then tells of a key that has expired that it is not there, and keeps it.
+    /// If that were kept here, reading the key when the pause is over would not remove it there.
+    pub keeps: bool,
     /// Whether the reply to a read of a key is known to be large.
     pub is_big: &'a dyn Fn(&[u8]) -> bool,
     /// The clock.
@@ -386,7 +389,7 @@ impl Session {
         let Some(command) = command(args).and_then(|id| around.table.command(id)) else { return };
         let kind = match command.classify(args, self.protocol) {
             Class::Read(Cacheability::Single) => fill_of(command, args, false, around),
-            Class::Read(Cacheability::PerKey(per_key)) => OpKind::FillEach(each_of(per_key, command, around.table)),
+            Class::Read(Cacheability::PerKey(per_key)) => fill_each(each_of(per_key, command, around.table), around),
             _ => OpKind::Read,
         };
         let held_before = std::mem::replace(&mut self.muted, if muted { Muted::Next } else { Muted::No });
@@ -415,7 +418,7 @@ impl Session {
         };
         let kind = match command.classify(args, self.protocol) {
             _ if self.reads == ReadMode::Bypass => OpKind::Read,
-            Class::Read(Cacheability::PerKey(per_key)) => OpKind::FillEach(each_of(per_key, command, around.table)),
+            Class::Read(Cacheability::PerKey(per_key)) => fill_each(each_of(per_key, command, around.table), around),
             // What is there is dropped by a push if it is not right; it need not be kept twice.
             _ if command.keys(args).next().is_some_and(is_there) => OpKind::Read,
             _ => fill_of(command, args, false, around),
@@ -514,7 +517,7 @@ impl Session {
             }
             let reason = if self.writes_out > 0 { Passed::UnansweredWrite } else { Passed::NotTracked };
             around.counters.pass(reason);
-            self.send(command, args, OpKind::FillEach(each), around, batch);
+            self.send(command, args, fill_each(each, around), around, batch);
             return Flow::Taken;
         };
         let removals = partition.removals();
@@ -527,7 +530,7 @@ impl Session {
         around.counters.hits.add(found as u64);
         around.counters.misses.add((hits.len() - found) as u64);
         if found == 0 {
-            self.send(command, args, OpKind::FillEach(each), around, batch);
+            self.send(command, args, fill_each(each, around), around, batch);
             return Flow::Taken;
         }
         if found == hits.len() {
@@ -535,7 +538,7 @@ impl Session {
             // nothing in front of it would never be looked at again.
             let were_alive_at_once = hits.iter().flatten().all(|hit| hit.is_alive(around.now));
             if self.slots.is_empty() && (partition.removals() != removals || !were_alive_at_once) {
-                self.send(command, args, OpKind::FillEach(each), around, batch);
+                self.send(command, args, fill_each(each, around), around, batch);
                 return Flow::Taken;
             }
             return self.found_each(command, per_key, args, hits, Source::Feed, around, out);
@@ -545,7 +548,7 @@ impl Session {
         let part = larder_protocol::args::OwnedArgs::new(words);
         let held = Held { what: HeldKind::of(per_key), source: Source::Feed, hits, missing: Missing::AskedFor };
         let seq = self.hold(command, args, held, around);
-        batch.push(seq, part.args().bytes(), OpKind::FillEach(each));
+        batch.push(seq, part.args().bytes(), fill_each(each, around));
         Flow::Taken
     }
 
@@ -871,10 +874,14 @@ fn fill_of(command: &Command, args: Args<'_>, may_join: bool, around: &Surroundi
     let asks_encoding = around.has_field_ttls && command.reads_hash_fields();
     // A flight that began before this read may bring what another user's client was just told to be gone.
     let may_join = may_join && !around.fences;
-    match command.keys(args).next() {
+    match command.keys(args).next().filter(|_| around.keeps) {
         Some(key_at) => OpKind::Fill { command: command.id, key_at: key_at as u16, may_join, asks_encoding },
         None => OpKind::Read,
     }
+}
+
+fn fill_each(each: Each, around: &Surroundings<'_>) -> OpKind {
+    if around.keeps { OpKind::FillEach(each) } else { OpKind::Read }
 }
 
 fn each_of(per_key: PerKey, command: &Command, table: &Table) -> Each {

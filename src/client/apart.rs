@@ -47,6 +47,9 @@ struct Hello {
 impl Connection {
     /// Handles the request at the start of the input.
     pub(super) async fn apart(&mut self) -> Result<(), End> {
+        if self.wait_for_unpause().await? {
+            return Ok(());
+        }
         let request = match self.io.next_request() {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
@@ -60,6 +63,9 @@ impl Connection {
         if is_cache(&table, request.args()) {
             return self.cache(&request).await;
         }
+        self.core.is_told_by_upstream = false;
+        let watched = self.core.shared.monitors.any();
+        let shown = watched.then(|| Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() });
         let (name, class, accepts) = match table.resolve(request.args()) {
             Resolved::Known(c) if c.on_upstream || self.core.upstream().is_none() => {
                 (c.name.to_string(), c.class, c.accepts(request.args().len()))
@@ -76,10 +82,19 @@ impl Connection {
             ("hello", _) => self.hello(request).await?,
             ("select", _) => self.select(request).await?,
             ("reset", _) => self.reset().await,
+            ("client|pause", _) => self.pause(request).await?,
+            ("client|unpause", _) => self.unpause().await,
             ("quit", _) => self.quit().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
             (name, _) if listing::concerns(name) && self.core.scope().is_some() => self.command(request.args()).await,
             ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
+            ("monitor", _) if self.core.scope().is_none() && accepts => {
+                let (monitors, client) = (&self.core.shared.monitors, &self.core.client);
+                if self.core.watching.is_none() {
+                    self.core.watching = Some(monitors.watch(client));
+                    self.core.answer(b"+OK\r\n");
+                }
+            }
             _ if self.core.scope().is_none() => {
                 let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
                 let way_out = "start larder with --upstream redis://host:port";
@@ -90,6 +105,11 @@ impl Connection {
             ("pubsub|shardnumsub", _) => self.count_subscribers(request.args(), Kind::Shard).await,
             ("script|kill" | "function|kill" | "function|stats", _) => self.call_while_busy(request.args()).await,
             _ => self.tunnel(request).await?,
+        }
+        if let Some(request) = shown.filter(|_| !self.core.is_told_by_upstream)
+            && let Resolved::Known(command) = table.resolve(request.args())
+        {
+            self.core.tell_watchers(command, request.args());
         }
         if let Some(database) = self.core.selected_in_transaction.take()
             && self.enter_database(database).await != b"+OK\r\n"
@@ -330,6 +350,7 @@ impl Connection {
         core.client.resp.store(2, Ordering::Relaxed);
         core.client.no_evict.store(false, Ordering::Relaxed);
         core.client.no_touch.store(false, Ordering::Relaxed);
+        core.watching = None;
         core.client.with_names(|names| {
             names.name.clear();
             names.user = b"default".to_vec();
@@ -351,7 +372,7 @@ impl Connection {
     }
 
     /// Calls a command on a connection of the scope's, outside of what is fenced: it must not tell of keys.
-    async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
+    pub(super) async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
         let Some(scope) = self.core.scope().cloned() else { return Err(Failure::ReadLost) };
         let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
         let reply_max = self.core.shared.config.link.reply_ms_max;
@@ -370,7 +391,7 @@ impl Connection {
         }
     }
 
-    fn answer_failure(&mut self, failure: &Failure) {
+    pub(super) fn answer_failure(&mut self, failure: &Failure) {
         self.core.answer(format!("-{failure}\r\n").as_bytes());
     }
 
@@ -581,12 +602,13 @@ impl Connection {
         if names.is_empty() {
             names = self.core.subscriptions.iter(kind).map(|name| name.to_vec()).collect();
         }
+        for hub in self.core.hubs() {
+            hub.announce_unsubscribe(&self.core.client, kind, &names);
+        }
         // What was published before is still delivered.
         self.settle().await;
         for hub in self.core.hubs() {
-            for name in &names {
-                hub.unsubscribe(&self.core.client, kind, name);
-            }
+            hub.unsubscribe_all(&self.core.client, kind, &names).await;
             self.core.take_deliveries();
         }
         let nothing = names.is_empty();

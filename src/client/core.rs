@@ -6,8 +6,10 @@ use crate::hub::{Hub, Subscriptions};
 use crate::insight::ScopeId;
 use crate::l1::{Cause, Partition};
 use crate::metrics::Counters;
+use crate::monitors::{self, Watching};
 use crate::outgoing::Outgoing;
-use crate::port::{Delivery, Failure, Seq, Taken};
+use crate::pause::Mode;
+use crate::port::{CatchUp, Delivery, Failure, Seq, Taken};
 use crate::received::Received;
 use crate::server::{Backend, Shared};
 use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings};
@@ -23,6 +25,7 @@ use smallvec::smallvec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A client, as the server sees it.
 pub(crate) struct Core {
@@ -52,6 +55,16 @@ pub(crate) struct Core {
     pub(super) hits_to_time: (Time, u64),
     /// The database that a transaction has selected.
     pub(crate) selected_in_transaction: Option<u32>,
+    /// Who is held by CLIENT PAUSE, as of the beginning of the pass over the input.
+    pub(super) paused: Mode,
+    /// True if somebody watches (MONITOR), as of the same moment.
+    pub(super) is_watched: bool,
+    /// True if the upstream tells those who watch of the request at hand.
+    pub(super) is_told_by_upstream: bool,
+    /// This client's own place among those who watch the embedded store.
+    pub(super) watching: Option<Watching>,
+    /// Who waits for this client, which watches, to catch up.
+    pub(super) catch_ups: Vec<CatchUp>,
 }
 
 /// Where a client's data is.
@@ -134,6 +147,11 @@ impl Core {
             fences: BTreeMap::new(),
             hits_to_time: (Time::ZERO, 0),
             selected_in_transaction: None,
+            paused: Mode::Off,
+            is_watched: false,
+            is_told_by_upstream: false,
+            watching: None,
+            catch_ups: Vec::new(),
         })
     }
 
@@ -183,6 +201,7 @@ impl Core {
                     upstream_is_resp2: false,
                     has_field_ttls: false,
                     fences: false,
+                    keeps: false,
                     is_big: &|_| false,
                     now: &now,
                     counters: &counters,
@@ -202,6 +221,7 @@ impl Core {
             upstream_is_resp2: facts.is_known && facts.hello.is_none(),
             has_field_ttls: facts.has_field_ttls,
             fences: upstream.has_peers(&scope),
+            keeps: self.shared.pauses.mode() == Mode::Off,
             is_big: &|key| upstream.is_big(key),
             now: &now,
             counters: &counters,
@@ -227,12 +247,24 @@ impl Core {
         if (is_foreign || is_malformed) && matches!(self.place, Place::Upstream(_)) {
             return self.take_unknown(None, args);
         }
+        if self.paused != Mode::Off && self.is_held(self.paused, command, args) {
+            return if self.session.under_way() > 0 { Take::Wait } else { Take::Apart };
+        }
+        let took = self.take_by_class(command, args, around);
+        if self.is_watched && matches!(took, Take::Taken) {
+            self.tell_watchers(command, args);
+        }
+        took
+    }
+
+    fn take_by_class(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
         match command.class {
             Class::Local => self.take_local(command, args, around),
             Class::Refused => {
                 let name = String::from_utf8_lossy(args.arg(0)).to_uppercase();
                 self.answer(format!("-ERR '{name}' is refused: a proxy cannot take part in replication\r\n").as_bytes())
             }
+            Class::Monitor if matches!(self.place, Place::Embedded(_)) => Take::Apart,
             Class::PubSub if self.session.under_way() == 0 => Take::Apart,
             Class::PubSub => Take::Wait,
             _ => match &self.place {
@@ -316,6 +348,9 @@ impl Core {
             let name = command.name.replace('|', " ");
             return Some(format!("-NOPERM larder: the operator has denied the '{name}' command\r\n"));
         }
+        if self.watching.is_some() && command.flags.intersects(Flags::READONLY | Flags::WRITE) {
+            return Some("-ERR Replica can't interact with the keyspace\r\n".into());
+        }
         if self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0 && !may_run_subscribed(command)
         {
             let name = command.name.as_ref();
@@ -324,6 +359,20 @@ impl Core {
             ));
         }
         None
+    }
+
+    /// Tells those who watch of a request that the upstream does not tell them of.
+    pub(super) fn tell_watchers(&self, command: &Command, args: Args<'_>) {
+        if monitors::is_shown(command, args) {
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let database = self.client.database.load(Ordering::Relaxed);
+            self.shared.monitors.tell(&monitors::line(at, database, self.client.address, command, args));
+        }
+    }
+
+    /// Bytes of replies and messages that the client has not read.
+    pub(super) fn output_bytes(&self) -> usize {
+        self.out.len() + self.held_message_bytes
     }
 
     /// Answers a request.
@@ -346,6 +395,7 @@ impl Core {
     /// Answers bytes that are no request.
     pub(super) fn refuse_input(&mut self, error: RequestError, input: &[u8]) {
         self.tell_of_refused(error, input);
+        self.counters.closed_protocol.add(1);
         self.session.answer(format!("-ERR {error}\r\n").as_bytes(), &mut self.out);
     }
 
@@ -434,7 +484,14 @@ impl Core {
                     }
                     self.session.fenced(seq);
                 }
-                Delivery::Message(_) | Delivery::Invalidation(_) if self.in_reply => self.hold_message(delivery),
+                Delivery::Message(_) | Delivery::Invalidation(_) | Delivery::Line(_) if self.in_reply => {
+                    self.hold_message(delivery);
+                }
+                Delivery::Line(line) => self.out.put_shared(line),
+                Delivery::CatchUp(catch_up) if self.client.monitoring.load(Ordering::Relaxed) => {
+                    self.catch_ups.push(catch_up);
+                }
+                Delivery::CatchUp(_) => {}
                 Delivery::Message(message) => self.put_message(&message),
                 Delivery::Invalidation(push) => self.put_invalidation(&push),
             }
@@ -571,11 +628,8 @@ impl Core {
     }
 
     fn hold_message(&mut self, message: Delivery) {
-        if let Delivery::Message(bytes) | Delivery::Invalidation(bytes) = &message {
+        if let Delivery::Message(bytes) | Delivery::Invalidation(bytes) | Delivery::Line(bytes) = &message {
             self.held_message_bytes += bytes.len();
-        }
-        if self.held_message_bytes > self.shared.config.limits.client_output_bytes_max {
-            self.client.port.kill();
         }
         self.messages.push(message);
     }
@@ -588,6 +642,7 @@ impl Core {
             match message {
                 Delivery::Invalidation(push) => self.put_invalidation(&push),
                 Delivery::Message(message) => self.put_message(&message),
+                Delivery::Line(line) => self.out.put_shared(line),
                 _ => {}
             }
         }

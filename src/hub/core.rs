@@ -165,6 +165,8 @@ enum UnderWay {
 #[derive(Debug)]
 struct Member {
     port: Arc<Port>,
+    /// True once the client has begun to unsubscribe: it gets what was published before, and counts no more.
+    leaves: bool,
     /// The position of the confirmation.
     joined_at: u64,
     /// Messages behind this position come by the queue of the present scope.
@@ -338,6 +340,30 @@ impl<S: Clone> HubCore<S> {
         }
     }
 
+    /// The client is about to unsubscribe: nobody is told any more that it would receive what is published.
+    pub(super) fn announce(&mut self, client: ClientId, kind: Kind, name: &[u8]) {
+        let Some(scope) = self.clients.get(&client).map(|membership| membership.scope) else { return };
+        let topic = self.topics[kind.index()].get_mut(name);
+        if let Some(member) = topic.and_then(|topic| topic.members.get_mut(&scope)?.get_mut(&client)) {
+            member.leaves = true;
+        }
+    }
+
+    /// Ends subscriptions. The ticket tells when the upstream has been told, and has done, what follows from it; `None` if the
+    /// client has none.
+    pub(super) fn unsubscribe_all(
+        &mut self,
+        client: ClientId,
+        kind: Kind,
+        names: &[Vec<u8>],
+        now: Time,
+    ) -> Option<Ticket> {
+        self.clients.contains_key(&client).then(|| {
+            names.iter().for_each(|name| self.unsubscribe(client, kind, name, now));
+            self.ask_to_settle(client, now)
+        })
+    }
+
     /// Ends all subscriptions of a client.
     pub(super) fn leave(&mut self, client: ClientId, now: Time) {
         let Some(membership) = self.clients.remove(&client) else { return };
@@ -349,14 +375,16 @@ impl<S: Clone> HubCore<S> {
 
     /// Begins to wait until what the upstream has sent so far is delivered. `None` if the client is not subscribed.
     pub(super) fn settle(&mut self, client: ClientId, now: Time) -> Option<Ticket> {
-        self.clients.contains_key(&client).then(|| {
-            let ticket = self.ticket();
-            self.settling.push((ticket, client));
-            if self.settling_state == Ping::Idle {
-                self.ping(now);
-            }
-            ticket
-        })
+        self.clients.contains_key(&client).then(|| self.ask_to_settle(client, now))
+    }
+
+    fn ask_to_settle(&mut self, client: ClientId, now: Time) -> Ticket {
+        let ticket = self.ticket();
+        self.settling.push((ticket, client));
+        if self.settling_state == Ping::Idle {
+            self.ping(now);
+        }
+        ticket
     }
 
     /// Asks the upstream for a sign of life, unless one is owed anyway.
@@ -569,7 +597,8 @@ impl<S: Clone> HubCore<S> {
                 self.subscriptions -= 1;
                 continue;
             }
-            let member = Member { port: port.clone(), joined_at: self.position, queued_from: self.position };
+            let member =
+                Member { port: port.clone(), leaves: false, joined_at: self.position, queued_from: self.position };
             topic.members.entry(membership.scope).or_default().insert(client, member);
         }
     }
@@ -776,7 +805,8 @@ impl Topic {
     fn receivers(&self) -> Receivers {
         // What is being given up may still be counted there.
         let upstream = usize::from(self.upstream == Upstream::Held || matches!(self.under_way, UnderWay::Unsubscribe));
-        Receivers { upstream, here: self.members.values().map(BTreeMap::len).sum() }
+        let members = self.members.values().flat_map(BTreeMap::values);
+        Receivers { upstream, here: members.filter(|member| !member.leaves).count() }
     }
 }
 

@@ -8,8 +8,8 @@
 //!
 //! A key that was changed or has expired is forgotten: its next read is a miss at any size.
 //!
-//! Against an exact LRU simulation of Zipf streams the miss ratio is off by at most 0.03 at any size above a thousand keys (see the
-//! tests). L1 is not LRU but S3-like and weighs bytes; what is said of it rests on the mean size of its entries.
+//! Against an exact LRU simulation of Zipf streams (50,000 keys, skews 0.7 to 1.2, one key in 16 or more followed at first) the miss
+//! ratio is off by less than 0.04 at sizes from a thousand keys on (see the tests; what is left is chance of the sample, so fewer keys are worse). L1 is not LRU but S3-like and weighs bytes; what is said of it rests on the mean size of its entries.
 
 use std::collections::BTreeMap;
 
@@ -232,9 +232,9 @@ mod tests {
         f64::from(misses) / reads.len() as f64
     }
 
-    /// The bound that the module states, for keys sampled from the start at 1 in 1 and 1 in 16, the threshold falling in both.
+    /// The error that the module states, for keys sampled from the start at 1 in 1 and 1 in 16, the threshold falling in both.
     #[test]
-    fn is_within_three_hundredths_of_an_exact_lru() {
+    fn is_within_four_hundredths_of_an_exact_lru() {
         for (seed, skew) in [(1, 0.7), (2, 0.99), (3, 1.2)] {
             let mut zipf = Zipf::new(50_000, skew, seed);
             let reads: Vec<u64> = (0..400_000).map(|_| zipf.draw()).collect();
@@ -248,7 +248,7 @@ mod tests {
                 for size in [1000, 4000, 16_000, 40_000] {
                     let (exact, sampled) = (exact_misses(&reads, size), shards.miss_ratio(size as f64).unwrap());
                     let off = (exact - sampled).abs();
-                    assert!(off < 0.03, "skew {skew}, 1 in {every}, {size} keys: {exact} and {sampled}");
+                    assert!(off < 0.04, "skew {skew}, 1 in {every}, {size} keys: {exact} and {sampled}");
                 }
             }
         }

@@ -29,7 +29,8 @@ pub struct BigKey {
 // === impl BigKeys ===
 
 impl BigKeys {
-    /// A reply to a read of a key has come. Returns below which size the next one need not be offered, unless its key is kept.
+    /// A reply to a read of a key has come. Returns the size of the smallest that is kept, 0 while there is room: what is not larger need not be
+    /// offered.
     pub fn offer(&mut self, scope: ScopeId, key: &[u8], bytes: u64) -> u64 {
         if key.len() > KEY_BYTES_MAX {
             return self.floor();

@@ -11,6 +11,7 @@
 //! | [`breaker`] | CORE of the circuit breaker of one node |
 //! | [`backoff`] | how long to wait before the next connect attempt |
 
+pub mod addresses;
 pub mod backoff;
 pub mod breaker;
 pub mod link;

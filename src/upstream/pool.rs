@@ -149,6 +149,11 @@ impl Pools {
         }
     }
 
+    /// Their bounds.
+    pub fn limits(&self) -> &PoolLimits {
+        &self.limits
+    }
+
     /// Connections in use and idle, short and waiting together.
     pub fn counts(&self) -> (u32, u32) {
         let states = self.short.iter().chain(&self.waiting).map(bb8::Pool::state);

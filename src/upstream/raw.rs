@@ -4,6 +4,7 @@
 //! finds the ends of replies and nothing more. `is_broken` is honest: once bytes could be misread (an I/O error, bytes
 //! that are no reply, a reply that was not read to its end), the connection is never used again.
 
+use super::addresses::Registered;
 use super::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::outgoing::Outgoing;
 use crate::received::Received;
@@ -12,6 +13,7 @@ use larder_protocol::args::OwnedArgs;
 use larder_protocol::scan::{ReplyError, ReplyLimits, ReplyScanner};
 use larder_protocol::shape::Protocol;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -92,6 +94,8 @@ pub struct RawConnection {
     upstream_id: u64,
     /// Which generation of its pool's connections it belongs to.
     pub generation: u64,
+    address: Registered,
+    name: Vec<u8>,
 }
 
 /// A piece of a reply.
@@ -185,6 +189,7 @@ impl RawConnection {
         let socket = socket2::SockRef::from(&stream);
         socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
         socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+        let address = Registered::new(stream.local_addr()?);
         Ok(Self {
             stream,
             input: BytesMut::new(),
@@ -195,6 +200,8 @@ impl RawConnection {
             owed: 0,
             upstream_id: 0,
             generation: 0,
+            address,
+            name: Vec::new(),
         })
     }
 
@@ -215,6 +222,22 @@ impl RawConnection {
     /// The upstream's number for this connection, which CLIENT UNBLOCK takes; 0 if it was not asked for or is refused.
     pub fn upstream_id(&self) -> u64 {
         self.upstream_id
+    }
+
+    /// The connection is lent to the client at this address from now on, or to none.
+    pub fn lease(&self, client: Option<SocketAddr>) {
+        self.address.lease(client);
+    }
+
+    /// The name that it was given by [`RawConnection::put_name`].
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// Gives the connection a name (`CLIENT SETNAME`), whose reply is owed from now on.
+    pub fn put_name(&mut self, name: Vec<u8>) {
+        self.put_request(OwnedArgs::new([&b"CLIENT"[..], b"SETNAME", &name]).args().bytes());
+        self.name = name;
     }
 
     /// Asks for what [`RawConnection::upstream_id`] returns.
@@ -419,6 +442,16 @@ fn of_type(kind: u8, command: &'static str, reply: Bytes) -> Result<Bytes, RawEr
     } else {
         Err(BadReply::OtherType(command, Received::of(&reply)).into())
     }
+}
+
+/// True if the server says that a script keeps it busy. Whoever cannot be asked within `within` is not.
+pub async fn is_busy(endpoint: &Endpoint, identity: &Identity, within: Duration, limits: ReplyLimits) -> bool {
+    let asked = async {
+        let mut connection = RawConnection::connect(endpoint, within, limits).await?;
+        set_up(&mut connection, identity, Protocol::Resp2, 0).await?;
+        connection.call(["PING"]).await
+    };
+    matches!(tokio::time::timeout(within, asked).await, Ok(Ok(reply)) if reply.starts_with(b"-BUSY"))
 }
 
 /// An error reply as an error.

@@ -225,6 +225,11 @@ impl Upstream {
         self.count.load(Ordering::Acquire) > 1
     }
 
+    /// The runtime that links and hubs run on.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Runs a task of the upstream's on the thread of its links.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);

@@ -414,6 +414,7 @@ impl Client {
                     self.session.fenced(seq);
                 }
                 Delivery::Message(_) | Delivery::Invalidation(_) => panic!("a message without a subscription"),
+                Delivery::Line(_) | Delivery::CatchUp(_) => panic!("nobody watches"),
             }
         }
         taken.recycle();
@@ -531,6 +532,7 @@ fn surrounded<T>(around: &Around<'_>, scope: usize, work: impl FnOnce(&Surroundi
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: around.links.len() > 1,
+        keeps: true,
         is_big: &|key| around.big_keys.contains(key),
         now: &now,
         counters: around.counters,

@@ -3,8 +3,9 @@
 //!
 //! Only looks at requests and the table; nothing here is sent.
 
-use super::Transaction;
+use super::transaction::Transaction;
 use crate::client::tracking::Change;
+use crate::port::CatchUp;
 use crate::upstream::scope::ReplyTimes;
 use bytes::Bytes;
 use larder_protocol::args::Args;
@@ -40,6 +41,10 @@ pub(super) enum What {
     Exec(Transaction),
     /// The reply to MULTI: an error means that there is no transaction.
     Multi,
+    /// The reply to MONITOR.
+    Monitor,
+    /// The reply to Larder's own PING of a client that watches: these wait for it.
+    Mark(Vec<CatchUp>),
     /// The reply to ACL DELUSER of these.
     Removal(Vec<Vec<u8>>),
     /// The reply to CLIENT TRACKING.
@@ -70,6 +75,11 @@ impl Owed {
     /// The reply to a request, before it is known how long it may take and what it reaches.
     pub(super) fn new(what: What, writes: bool) -> Self {
         Self { what, muted: false, writes, within: None, reach: Reach::Nothing }
+    }
+
+    /// The reply to a request of Larder's own, which the client does not see.
+    pub(super) fn of_larder(times: &ReplyTimes) -> Self {
+        Self { muted: true, within: Some(times.write_max), ..Self::new(What::Reply, false) }
     }
 }
 
