@@ -106,8 +106,6 @@ impl Tunnel {
             "client|trackinginfo" | "client|getredir" if self.state.tracking || !self.owed.is_empty() => {
                 Next::Send(Owed::new(What::Redirection, false))
             }
-            "client|unblock" => Next::Send(Owed::new(What::Reply, false)),
-            "client|pause" | "client|unpause" => Next::Leave,
             "select" if !self.state.is_none() => Next::Send(Owed::new(What::Select(database_of(args)), false)),
             "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
             "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
