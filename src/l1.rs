@@ -27,6 +27,7 @@ pub use self::cause::Cause;
 use self::cause::Causes;
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
+use crate::outgoing::SHARED_BYTES_MIN;
 use arc_swap::ArcSwap;
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
@@ -57,7 +58,8 @@ const ENTRY_OVERHEAD_BYTES: u64 = 72;
 
 /// The store that all partitions share.
 pub struct L1 {
-    cache: Cache<Slot, Slot, ByteWeighter, foldhash::fast::RandomState, EvictionCount>,
+    /// The keys are the entries: a lookup visits the one that it finds, see [`Lookup`].
+    cache: Cache<Slot, (), ByteWeighter, foldhash::fast::RandomState, EvictionCount>,
     settings: L1Settings,
     evictions: Arc<AtomicU64>,
     causes: Causes,
@@ -95,6 +97,15 @@ pub struct Hit {
     same_in_both: bool,
 }
 
+/// How a read was answered.
+#[derive(Clone, Debug)]
+pub enum Answered {
+    /// The reply has been handed out.
+    Put,
+    /// The reply is not small, or not the same in both protocols: here it is.
+    Hit(Hit),
+}
+
 /// What became of a reply that was offered to L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filled {
@@ -123,7 +134,7 @@ pub struct EntryFacts {
     pub deadline: Option<Time>,
 }
 
-/// One entry, shared by the store (as key and as value) and by hits on their way out.
+/// One entry, shared by the store and by hits on their way out.
 #[derive(Clone, Debug)]
 struct Slot(ThinArc<Header, u8>);
 
@@ -137,9 +148,15 @@ struct Header {
     hits: AtomicU32,
 }
 
-struct SlotRef<'a> {
+/// A key that is looked for, and what is to be done with its entry while that is at hand.
+///
+/// The store compares what is looked for with its keys, which are the entries, while it holds the shard's lock. The
+/// comparison that succeeds calls `visit`: so a hit is copied out without taking a reference to the entry and giving it
+/// back, two locked instructions on memory that all threads share. `visit` must be short and must not use the store.
+struct Lookup<'a, V> {
     partition: u64,
     key: &'a [u8],
+    visit: V,
 }
 
 #[derive(Clone)]
@@ -242,15 +259,40 @@ impl Partition {
     /// Looks for the reply to a read of `key`. `now` is asked for only if the entry has a deadline.
     #[inline]
     pub fn read(&self, key: &[u8], variant: Variant<'_>, now: impl FnOnce() -> Time) -> Option<Hit> {
-        let entry = self.find(key)?;
+        let found = Cell::new(None);
+        self.visit(key, |entry| found.set(Some(entry.clone())));
+        let entry = found.into_inner()?;
         let (reply, same_in_both) = entry.variant(variant)?;
-        let header = &entry.0.header.header;
-        if header.deadline != Time::MAX && now() >= header.deadline && !is_planted(Mutation::DeadlineIgnored) {
-            return None;
-        }
-        let hits = header.hits.load(Ordering::Relaxed);
-        header.hits.store(hits.saturating_add(HIT) | UNTOLD, Ordering::Relaxed);
-        Some(Hit { entry, reply, same_in_both })
+        entry.is_hit(now).then_some(Hit { entry, reply, same_in_both })
+    }
+
+    /// As [`Partition::read`], for a reply that can leave at once: one that is short (and, if `same_only`, the same in both
+    /// protocols) is given to `put` without a reference to its entry being taken.
+    #[inline]
+    pub fn answer(
+        &self,
+        key: &[u8],
+        variant: Variant<'_>,
+        same_only: bool,
+        now: impl Fn() -> Time,
+        put: impl FnOnce(&[u8]),
+    ) -> Option<Answered> {
+        let (answered, put) = (Cell::new(None), Cell::new(Some(put)));
+        self.visit(key, |entry| {
+            let Some((reply, same_in_both)) = entry.variant(variant) else { return };
+            if !entry.is_hit(&now) {
+                return;
+            }
+            let is_small = reply.len() < SHARED_BYTES_MIN;
+            answered.set(match put.take() {
+                Some(put) if is_small && (same_in_both || !same_only) => {
+                    put(&entry.0.slice[reply.start as usize..reply.end as usize]);
+                    Some(Answered::Put)
+                }
+                _ => Some(Answered::Hit(Hit { entry: entry.clone(), reply, same_in_both })),
+            });
+        });
+        answered.into_inner()
     }
 
     /// True if the entry of `hit` is still the one in L1 and alive: its key has had the same value from the time of
@@ -312,7 +354,7 @@ impl Partition {
         let entry = self.peek(key)?;
         let header = &entry.0.header.header;
         Some(EntryFacts {
-            bytes: ByteWeighter.weight(&entry, &entry),
+            bytes: ByteWeighter.weight(&entry, &()),
             variants: entry.variants().count(),
             hits: header.hits.load(Ordering::Relaxed) / HIT,
             filled_at: header.filled_at,
@@ -333,7 +375,7 @@ impl Partition {
             let header = &slot.0.header.header;
             header.partition == id && header.hits.fetch_and(!UNTOLD, Ordering::Relaxed) & UNTOLD > 0
         };
-        self.l1.cache.iter().filter(|(slot, _)| touched(slot)).take(max).map(|(slot, _)| slot.key().to_vec()).collect()
+        self.l1.cache.iter().filter(|(slot, ())| touched(slot)).take(max).map(|(slot, ())| slot.key().to_vec()).collect()
     }
 
     /// Keys that match a glob pattern, of entries made at `made_by` or before, at most `max` of them. Looks at the whole
@@ -345,15 +387,20 @@ impl Partition {
             let matches = || pattern == b"*" || glob::matches(pattern, slot.key(), Case::Sensitive);
             header.partition == id && header.filled_at <= made_by && matches()
         };
-        self.l1.cache.iter().filter(|(slot, _)| wanted(slot)).take(max).map(|(slot, _)| slot.key().to_vec()).collect()
+        self.l1.cache.iter().filter(|(slot, ())| wanted(slot)).take(max).map(|(slot, ())| slot.key().to_vec()).collect()
     }
 
-    fn find(&self, key: &[u8]) -> Option<Slot> {
-        self.l1.cache.get(&SlotRef { partition: self.id.load(Ordering::Acquire), key })
+    /// Finds an entry as one that is in use.
+    #[inline]
+    fn visit(&self, key: &[u8], visit: impl Fn(&Slot)) {
+        self.l1.cache.get(&Lookup { partition: self.id.load(Ordering::Acquire), key, visit });
     }
 
     fn peek(&self, key: &[u8]) -> Option<Slot> {
-        self.l1.cache.peek(&SlotRef { partition: self.id.load(Ordering::Acquire), key })
+        let found = Cell::new(None);
+        let visit = |entry: &Slot| found.set(Some(entry.clone()));
+        self.l1.cache.peek(&Lookup { partition: self.id.load(Ordering::Acquire), key, visit });
+        found.into_inner()
     }
 }
 
@@ -401,7 +448,7 @@ impl Filler {
         let slot = Slot(ThinArc::from_header_and_slice(header, &body));
         // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
         self.partition.filled.store(true, Ordering::Release);
-        l1.cache.insert(slot.clone(), slot);
+        l1.cache.insert(slot, ());
         if let Some(old) = old {
             // The crate reports a replacement as an eviction.
             l1.evictions.fetch_sub(1, Ordering::Relaxed);
@@ -416,9 +463,9 @@ impl Filler {
             return false;
         }
         let partition = self.partition.id.load(Ordering::Acquire);
-        let removed = self.partition.l1.cache.remove(&SlotRef { partition, key });
+        let removed = self.partition.l1.cache.remove(&Lookup { partition, key, visit: |_: &Slot| {} });
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        let Some((slot, _)) = removed else { return false };
+        let Some((slot, ())) = removed else { return false };
         self.partition.l1.causes.add(if slot.is_dead(now) { Cause::TtlExpired } else { cause }, 1);
         true
     }
@@ -437,7 +484,7 @@ impl Filler {
         self.partition.filled.store(false, Ordering::Release);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let swept = Cell::new(0);
-        self.partition.l1.cache.retain(|slot, _| {
+        self.partition.l1.cache.retain(|slot, ()| {
             let stays = slot.0.header.header.partition != old;
             swept.set(swept.get() + u64::from(!stays));
             stays
@@ -464,6 +511,16 @@ impl<'a> Variant<'a> {
     /// The variant of a command without further arguments.
     pub fn bare(command: CommandId) -> Self {
         Self { command, args: Args::new(&[], &[]), key_at: 0 }
+    }
+
+    /// True if there are no arguments beside the key.
+    #[inline]
+    fn is_bare(&self) -> bool {
+        match self.key_at {
+            0 => self.args.is_empty(),
+            1 => self.args.len() <= 2,
+            _ => false,
+        }
     }
 
     fn arguments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
@@ -509,12 +566,30 @@ impl Hit {
     }
 }
 
+impl AsRef<[u8]> for Hit {
+    fn as_ref(&self) -> &[u8] {
+        self.reply()
+    }
+}
+
 // === impl Slot ===
 
 impl Slot {
     /// True for the same entry, not just an equal one.
     fn is(&self, other: &Slot) -> bool {
         std::ptr::eq(self.0.slice.as_ptr(), other.0.slice.as_ptr())
+    }
+
+    /// Counts a hit, unless the entry's deadline has passed. The clock is read only if there is one.
+    #[inline]
+    fn is_hit(&self, now: impl FnOnce() -> Time) -> bool {
+        let header = &self.0.header.header;
+        if header.deadline != Time::MAX && now() >= header.deadline && !is_planted(Mutation::DeadlineIgnored) {
+            return false;
+        }
+        let hits = header.hits.load(Ordering::Relaxed);
+        header.hits.store(hits.saturating_add(HIT) | UNTOLD, Ordering::Relaxed);
+        true
     }
 
     fn is_dead(&self, now: Time) -> bool {
@@ -540,9 +615,27 @@ impl Slot {
 
     #[inline]
     fn variant(&self, wanted: Variant<'_>) -> Option<(Range<u32>, bool)> {
+        if wanted.is_bare()
+            && let Some(first) = self.first_bare(wanted.command)
+        {
+            return Some(first);
+        }
         self.variants()
             .find(|(name, _, _)| wanted.matches(&self.0.slice[name.clone()]))
             .map(|(_, reply, same)| (reply.start as u32..reply.end as u32, same))
+    }
+
+    /// The first variant, if it is this command without arguments: most entries have no other.
+    #[inline]
+    fn first_bare(&self, command: CommandId) -> Option<(Range<u32>, bool)> {
+        let key_len = self.0.header.header.key_len;
+        let [l0, l1, l2, l3, c0, c1, c2, c3, n0, n1] = *self.0.slice.get(key_len as usize..)?.first_chunk()?;
+        let (name_len, coded) = (u32::from_le_bytes([l0, l1, l2, l3]), u32::from_le_bytes([c0, c1, c2, c3]));
+        if name_len != 2 || u16::from_le_bytes([n0, n1]) != command.0 {
+            return None;
+        }
+        let start = key_len + VARIANT_HEADER_BYTES as u32 + 2;
+        Some((start..start + (coded & !SAME_IN_BOTH), coded & SAME_IN_BOTH != 0))
     }
 
     /// The encoded variants other than `but`, none if there are `max` or more.
@@ -576,7 +669,7 @@ fn encode(key: &[u8], others: &[u8], variant: Variant<'_>, reply: &[u8]) -> Vec<
 
 impl Hash for Slot {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        SlotRef { partition: self.0.header.header.partition, key: self.key() }.hash(state);
+        hash_of(self.0.header.header.partition, self.key(), state);
     }
 }
 
@@ -588,31 +681,40 @@ impl PartialEq for Slot {
 
 impl Eq for Slot {}
 
-impl Hash for SlotRef<'_> {
+#[inline]
+fn hash_of<H: Hasher>(partition: u64, key: &[u8], state: &mut H) {
+    state.write(key);
+    state.write_u64(partition);
+}
+
+impl<V> Hash for Lookup<'_, V> {
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write(self.key);
-        state.write_u64(self.partition);
+        hash_of(self.partition, self.key, state);
     }
 }
 
-impl Equivalent<Slot> for SlotRef<'_> {
+impl<V: Fn(&Slot)> Equivalent<Slot> for Lookup<'_, V> {
     #[inline]
     fn equivalent(&self, slot: &Slot) -> bool {
-        self.partition == slot.0.header.header.partition && self.key == slot.key()
+        let found = self.partition == slot.0.header.header.partition && self.key == slot.key();
+        if found {
+            (self.visit)(slot);
+        }
+        found
     }
 }
 
-impl Weighter<Slot, Slot> for ByteWeighter {
-    fn weight(&self, _: &Slot, slot: &Slot) -> u64 {
+impl Weighter<Slot, ()> for ByteWeighter {
+    fn weight(&self, slot: &Slot, (): &()) -> u64 {
         (size_of::<Header>() + slot.0.slice.len()) as u64 + ENTRY_OVERHEAD_BYTES
     }
 }
 
-impl Lifecycle<Slot, Slot> for EvictionCount {
+impl Lifecycle<Slot, ()> for EvictionCount {
     type RequestState = ();
 
-    fn on_evict(&self, (): &mut (), _: Slot, _: Slot) {
+    fn on_evict(&self, (): &mut (), _: Slot, (): ()) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -270,8 +270,9 @@ impl Denied {
         if command.categories.intersects(self.categories) {
             return true;
         }
-        let container = command.name.split('|').next().unwrap_or_default();
-        self.names.iter().any(|name| *name == command.name || name == container)
+        // The name itself, or that of its container.
+        let ends = |rest: &[u8]| matches!(rest, [] | [b'|', ..]);
+        self.names.iter().any(|name| command.name.as_bytes().strip_prefix(name.as_bytes()).is_some_and(ends))
     }
 }
 

@@ -34,7 +34,7 @@ use self::flights::{Flight, KeyState};
 use crate::clock::Time;
 use crate::l1::{Cause, Filler};
 use crate::mutation::{Mutation, is_planted};
-use crate::outgoing::Outgoing;
+use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
 use crate::port::{Delivery, Failure, Port, Seq};
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use bytes::Bytes;
@@ -566,7 +566,11 @@ impl LinkCore {
 
     fn put_shared(&mut self, bytes: &Bytes) -> u64 {
         let starts_at = self.bytes_put;
-        self.outgoing.put_shared(bytes.clone());
+        if bytes.len() < SHARED_BYTES_MIN {
+            self.outgoing.put(bytes);
+        } else {
+            self.outgoing.put_shared(bytes.clone());
+        }
         self.bytes_put += bytes.len() as u64;
         starts_at
     }
