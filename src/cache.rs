@@ -8,11 +8,15 @@
 //! | `errand` | requests of Larder's own on links |
 //! | `inspect` | INFO, STATS, ENTRY, BREAKER |
 //! | `invalidate` | INVALIDATE |
+//! | [`jobs`] | JOBS, JOB, CANCEL: the registry of work that takes a while |
+//! | `listing` | CACHE in COMMAND, COMMAND DOCS and their like |
 //! | `reply` | replies in RESP3 |
 
 mod errand;
 mod inspect;
 mod invalidate;
+pub mod jobs;
+pub(crate) mod listing;
 mod reply;
 
 use self::errand::Errand;
@@ -25,7 +29,7 @@ use crate::upstream::link_io::LinkState;
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
-use larder_protocol::cache::{self, CacheCommand, ReadMode};
+use larder_protocol::cache::{self, CacheCommand, JobsCommand, ReadMode};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::Table;
 use std::sync::Arc;
@@ -90,7 +94,30 @@ impl Caller {
                 Invalidated::Keys(count) => Reply::default().integer(count).take(),
                 Invalidated::All => ok(),
             },
+            CacheCommand::Jobs(command) => self.about_jobs(command)?,
         }))
+    }
+
+    /// `CACHE JOBS`, `CACHE JOB id`, `CACHE CANCEL id`
+    fn about_jobs(&self, command: JobsCommand) -> Result<Vec<u8>, Failure> {
+        let (jobs, now) = (&self.shared.jobs, self.shared.clock.now());
+        let mut reply = Reply::default();
+        match command {
+            JobsCommand::List => {
+                let all = jobs.all();
+                reply.array(all.len());
+                all.iter().for_each(|job| job.show(&mut reply, now));
+            }
+            JobsCommand::Show(id) => match jobs.find(id) {
+                Some(job) => job.show(&mut reply, now),
+                None => drop(reply.null()),
+            },
+            JobsCommand::Cancel(id) => {
+                jobs.cancel(id)?;
+                reply.simple("OK");
+            }
+        }
+        Ok(reply.take())
     }
 
     /// Returns when the scope's link has read all that the upstream had sent before.

@@ -4,6 +4,7 @@
 //! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
 //! worker. A stop closes the listeners, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
+use crate::cache::jobs::Jobs;
 use crate::client::{self, Place};
 use crate::clients::Clients;
 use crate::clock::Clock;
@@ -79,6 +80,8 @@ pub struct Shared {
     pub table: Arc<Table>,
     /// Bounds of requests.
     pub request_limits: RequestLimits,
+    /// Work that takes a while.
+    pub jobs: Jobs,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
@@ -166,6 +169,7 @@ impl Shared {
             metrics: Metrics::default(),
             table,
             request_limits,
+            jobs: Jobs::default(),
             baseline: Baseline::default(),
             hubs: Mutex::default(),
             runtime,

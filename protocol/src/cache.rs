@@ -1,11 +1,20 @@
 //! The grammar of `CACHE`, Larder's own command: bytes to a typed enum.
 //!
 //! Keywords are known in any case; lists have their count in front; what is wrong is worded as Redis words it. One
-//! table, [`SUBCOMMANDS`], holds name, arity, syntax and explanation of each subcommand: the parser checks the arity by
-//! it, `CACHE HELP` prints it, and the command table has a row for each of its lines.
+//! table, [`SUBCOMMANDS`], holds what is to be said of each subcommand: the parser checks the arity by it, `CACHE HELP`
+//! prints it, the command table has a row for each of its lines, and `COMMAND` and `COMMAND DOCS` show it (arguments are
+//! read out of the syntax by [`syntax`]).
 //!
 //! Invariants: nothing is copied and nothing allocated but in errors; no arguments make it panic.
 
+mod invalidate;
+mod jobs;
+pub mod syntax;
+
+pub use self::invalidate::{Reach, Target};
+pub use self::jobs::JobsCommand;
+
+use self::syntax::Argument;
 use crate::args::Args;
 use crate::scan::strict_i64;
 use thiserror::Error;
@@ -31,6 +40,8 @@ pub enum CacheCommand<'a> {
     Entry(&'a [u8]),
     /// `INVALIDATE ...`
     Invalidate(Target<'a>, Reach),
+    /// `JOBS`, `JOB`, `CANCEL`
+    Jobs(JobsCommand),
 }
 
 /// Where the reads of a connection are answered from.
@@ -58,26 +69,6 @@ pub enum BreakerOrder {
     Release,
 }
 
-/// What is to be invalidated.
-#[derive(Clone, Copy, Debug)]
-pub enum Target<'a> {
-    /// These keys, at least one.
-    Keys(KeyList<'a>),
-    /// All keys that match a glob pattern.
-    Pattern(&'a [u8]),
-    /// The whole database.
-    All,
-}
-
-/// How far an invalidation goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// The keys are deleted upstream, and so are gone from every cache.
-    Everywhere,
-    /// `LOCAL`: they leave this L1 only.
-    Local,
-}
-
 /// A list of keys within a request.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyList<'a> {
@@ -98,6 +89,12 @@ pub enum CacheError {
     /// A word that is not expected where it stands.
     #[error("ERR syntax error")]
     Syntax,
+    /// A number is expected where none stands.
+    #[error("ERR value is not an integer or out of range")]
+    NotInteger,
+    /// A cursor is expected where none stands.
+    #[error("ERR invalid cursor")]
+    Cursor,
     /// The count of keys is no positive number.
     #[error("ERR numkeys should be greater than 0")]
     Numkeys,
@@ -113,10 +110,37 @@ pub struct Subcommand {
     pub name: &'static str,
     /// Number of arguments, `CACHE` and the name included; negative: at least that many.
     pub arity: i16,
-    /// Its arguments as documentation writes them.
+    /// Its arguments in the notation of [`syntax`].
     pub syntax: &'static str,
-    /// What it does, in lines of help.
+    /// What it does, in lines of help. The first sentence is the summary of `COMMAND DOCS`.
     pub help: &'static [&'static str],
+    /// The version of Larder that introduced it.
+    pub since: &'static str,
+    /// What it costs, as `COMMAND DOCS` says it.
+    pub complexity: &'static str,
+    /// Where its keys stand, in the notation of the command table's rows; `-` for nowhere.
+    pub keys: &'static str,
+    /// What it does to whom: its flags and ACL categories follow from that.
+    pub access: Access,
+}
+
+/// What a subcommand does to whom. `deny = ["@..."]` in the configuration goes by the categories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Shows figures of Larder; category `slow` only.
+    Shows,
+    /// Is about the caller's connection; category `connection`.
+    Connection,
+    /// Looks at what is known of a key; categories `keyspace` and `read`.
+    Reads,
+    /// Names keys that the caller has not named; `dangerous`, too, as `KEYS` is.
+    Lists,
+    /// Writes keys; categories `keyspace` and `write`.
+    Writes,
+    /// Removes keys, many of them perhaps; `dangerous`, too.
+    Removes,
+    /// Changes how Larder works; categories `admin` and `dangerous`.
+    Administers,
 }
 
 /// All subcommands, by name; `HELP` is the last, as Redis has it.
@@ -126,29 +150,45 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         arity: -2,
         syntax: "[OPEN|CLOSE|RELEASE]",
         help: &["Show the circuit breaker of the upstream, hold its circuit open or closed,", "or let it go again."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Administers,
     },
-    Subcommand { name: "entry", arity: 3, syntax: "<key>", help: &["Show what L1 holds of <key>; null if nothing."] },
+    jobs::CANCEL,
+    Subcommand {
+        name: "entry",
+        arity: 3,
+        syntax: "<key>",
+        help: &["Show what L1 holds of <key>; null if nothing."],
+        since: "0.1.0",
+        complexity: "O(N) where N is the number of variants that L1 holds of the key",
+        keys: "RO/index=2/range=0,1,0",
+        access: Access::Reads,
+    },
     Subcommand {
         name: "fence",
         arity: 2,
         syntax: "",
         help: &["Return when every invalidation that the upstream has sent before the call", "has been applied here."],
+        since: "0.1.0",
+        complexity: "O(1), and one round trip to the upstream",
+        keys: "-",
+        access: Access::Connection,
     },
     Subcommand {
         name: "info",
         arity: -2,
         syntax: "[<section>]",
         help: &["Show figures about Larder as text, like INFO: all sections or one."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Shows,
     },
-    Subcommand {
-        name: "invalidate",
-        arity: -3,
-        syntax: "KEYS <numkeys> <key> [<key> ...] | PATTERN <glob> | ALL [LOCAL]",
-        help: &[
-            "Delete keys upstream, and so from every cache. With LOCAL, only drop them",
-            "from the L1 of this Larder. Return the number of keys; OK for ALL.",
-        ],
-    },
+    invalidate::INVALIDATE,
+    jobs::JOB,
+    jobs::JOBS,
     Subcommand {
         name: "read",
         arity: -2,
@@ -158,10 +198,41 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
             "can (CACHED, the default), by the upstream (STRICT), or by the upstream without",
             "filling L1 (BYPASS).",
         ],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Connection,
     },
-    Subcommand { name: "resetstats", arity: 2, syntax: "", help: &["Let the counters begin anew."] },
-    Subcommand { name: "stats", arity: 2, syntax: "", help: &["Return all figures about Larder as a map."] },
-    Subcommand { name: "help", arity: 2, syntax: "", help: &["Prints this help."] },
+    Subcommand {
+        name: "resetstats",
+        arity: 2,
+        syntax: "",
+        help: &["Let the counters begin anew."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Administers,
+    },
+    Subcommand {
+        name: "stats",
+        arity: 2,
+        syntax: "",
+        help: &["Return all figures about Larder as a map."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Shows,
+    },
+    Subcommand {
+        name: "help",
+        arity: 2,
+        syntax: "",
+        help: &["Prints this help."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Shows,
+    },
 ];
 
 /// Most bytes of an unknown word that an error repeats.
@@ -191,7 +262,8 @@ impl<'a> CacheCommand<'a> {
             ("entry", _) => Ok(Self::Entry(args.arg(2))),
             ("fence", _) => Ok(Self::Fence),
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
-            ("invalidate", _) => parse_invalidate(args),
+            ("invalidate", _) => invalidate::parse(args),
+            ("cancel" | "job" | "jobs", _) => jobs::parse(subcommand.name, args),
             ("read", 2) => Ok(Self::Read(None)),
             ("read", 3) => ReadMode::parse(args.arg(2)).map(|mode| Self::Read(Some(mode))),
             ("resetstats", _) => Ok(Self::ResetStats),
@@ -216,6 +288,18 @@ pub fn help() -> impl Iterator<Item = String> {
 // === impl Subcommand ===
 
 impl Subcommand {
+    /// The first sentence of its help, without the full stop, as `COMMAND DOCS` has summaries.
+    pub fn summary(&self) -> String {
+        let help = self.help.join(" ");
+        let end = help.find(". ").unwrap_or(help.trim_end_matches('.').len());
+        help[..end].to_owned()
+    }
+
+    /// Its arguments; none if the notation of its syntax cannot be read (a test sees to it that it can).
+    pub fn arguments(&self) -> Vec<Argument> {
+        syntax::arguments(self.syntax).unwrap_or_default()
+    }
+
     fn accepts(&self, argc: usize) -> bool {
         let wanted = usize::from(self.arity.unsigned_abs());
         if self.arity < 0 { argc >= wanted } else { argc == wanted }
@@ -280,31 +364,6 @@ impl<'a> KeyList<'a> {
     }
 }
 
-/// `CACHE INVALIDATE KEYS numkeys key ... | PATTERN glob | ALL [LOCAL]`
-fn parse_invalidate(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
-    let kind = args.arg(2);
-    let wrong_arity = Err(CacheError::Arity("invalidate"));
-    let (target, end) = match () {
-        () if is(kind, "keys") && args.len() < 5 => return wrong_arity,
-        () if is(kind, "keys") => {
-            let keys = KeyList::parse(args, 3)?;
-            (Target::Keys(keys), keys.from + keys.count)
-        }
-        () if is(kind, "pattern") => match args.get(3) {
-            Some(glob) => (Target::Pattern(glob), 4),
-            None => return wrong_arity,
-        },
-        () if is(kind, "all") => (Target::All, 3),
-        () => return Err(CacheError::Syntax),
-    };
-    let reach = match (args.get(end), args.len() - end) {
-        (None, _) => Reach::Everywhere,
-        (Some(word), 1) if is(word, "local") => Reach::Local,
-        _ => return Err(CacheError::Syntax),
-    };
-    Ok(CacheCommand::Invalidate(target, reach))
-}
-
 fn is(word: &[u8], keyword: &str) -> bool {
     word.eq_ignore_ascii_case(keyword.as_bytes())
 }
@@ -324,8 +383,9 @@ mod tests {
                 let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
                 format!("Keys({}) {reach:?}", keys.join(","))
             }
-            Ok(CacheCommand::Invalidate(Target::Pattern(glob), reach)) => {
-                format!("Pattern({}) {reach:?}", String::from_utf8_lossy(glob))
+            Ok(CacheCommand::Invalidate(Target::Pattern { glob, from }, reach)) => {
+                let from = from.map_or(String::new(), |cursor| format!(" from {cursor}"));
+                format!("Pattern({}){from} {reach:?}", String::from_utf8_lossy(glob))
             }
             Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
             Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
@@ -352,10 +412,14 @@ mod tests {
             ("CACHE STATS", "Stats"),
             ("CACHE RESETSTATS", "ResetStats"),
             ("CACHE ENTRY k", "Entry(k)"),
+            ("CACHE JOBS", "Jobs(List)"),
+            ("CACHE JOB 7", "Jobs(Show(7))"),
+            ("CACHE CANCEL 7", "Jobs(Cancel(7))"),
             ("CACHE INVALIDATE KEYS 2 a b", "Keys(a,b) Everywhere"),
             ("CACHE invalidate keys 1 local LOCAL", "Keys(local) Local"),
             ("CACHE INVALIDATE PATTERN a*", "Pattern(a*) Everywhere"),
             ("CACHE INVALIDATE PATTERN a* local", "Pattern(a*) Local"),
+            ("CACHE INVALIDATE PATTERN a* CURSOR 17", "Pattern(a*) from 17 Everywhere"),
             ("CACHE INVALIDATE ALL", "Invalidate(All, Everywhere)"),
             ("CACHE INVALIDATE ALL LOCAL", "Invalidate(All, Local)"),
         ] {
@@ -378,6 +442,9 @@ mod tests {
             ("CACHE ENTRY", "ERR wrong number of arguments for 'cache|entry' command"),
             ("CACHE STATS x", "ERR wrong number of arguments for 'cache|stats' command"),
             ("CACHE RESETSTATS x", "ERR wrong number of arguments for 'cache|resetstats' command"),
+            ("CACHE JOB", "ERR wrong number of arguments for 'cache|job' command"),
+            ("CACHE JOB -1", "ERR value is not an integer or out of range"),
+            ("CACHE CANCEL x", "ERR value is not an integer or out of range"),
             ("CACHE HELP x", "ERR wrong number of arguments for 'cache|help' command"),
             ("CACHE INVALIDATE", "ERR wrong number of arguments for 'cache|invalidate' command"),
             ("CACHE INVALIDATE KEYS 1", "ERR wrong number of arguments for 'cache|invalidate' command"),
@@ -389,6 +456,9 @@ mod tests {
             ("CACHE INVALIDATE KEYS 1 k j", SYNTAX),
             ("CACHE INVALIDATE KEYS 1 k LOCAL x", SYNTAX),
             ("CACHE INVALIDATE PATTERN a b", SYNTAX),
+            ("CACHE INVALIDATE PATTERN a CURSOR", SYNTAX),
+            ("CACHE INVALIDATE PATTERN a CURSOR x", "ERR invalid cursor"),
+            ("CACHE INVALIDATE PATTERN a CURSOR 7 LOCAL", SYNTAX),
             ("CACHE INVALIDATE ALL here", SYNTAX),
             ("CACHE INVALIDATE SOME", SYNTAX),
         ] {
@@ -419,6 +489,38 @@ mod tests {
         }
         let rows = table.iter().filter(|row| row.name.starts_with("cache|")).count();
         assert_eq!(rows, SUBCOMMANDS.len());
+    }
+
+    #[test]
+    fn every_row_is_fit_to_be_shown() {
+        for subcommand in SUBCOMMANDS {
+            let Subcommand { name, syntax, .. } = subcommand;
+            assert!(syntax::arguments(syntax).is_ok(), "{name}: the syntax cannot be read: {syntax}");
+            assert_eq!(subcommand.arguments().is_empty(), subcommand.syntax.is_empty(), "{name}");
+            let summary = subcommand.summary();
+            assert!(!summary.is_empty() && !summary.ends_with('.') && !subcommand.complexity.is_empty(), "{name}");
+            // What the syntax demands and what the arity demands are the same.
+            let least = 2 + subcommand.arguments().iter().map(Argument::words_min).sum::<usize>();
+            assert_eq!(usize::from(subcommand.arity.unsigned_abs()), least, "{name}: {syntax}");
+            let names_keys = syntax.contains("<key>");
+            assert_eq!(subcommand.keys != "-", names_keys, "{name}: {syntax}");
+        }
+    }
+
+    #[test]
+    fn the_keys_of_a_request_are_those_that_it_names() {
+        let table = Table::builtin();
+        for (line, keys) in [
+            ("CACHE ENTRY k", &["k"][..]),
+            ("CACHE INVALIDATE KEYS 2 a b LOCAL", &["a", "b"]),
+            ("CACHE INVALIDATE PATTERN KEYS", &[]),
+            ("CACHE STATS", &[]),
+        ] {
+            let args = OwnedArgs::new(line.split_whitespace());
+            let crate::table::Resolved::Known(command) = table.resolve(args.args()) else { panic!("{line}") };
+            let found: Vec<_> = command.keys(args.args()).map(|i| args.args().arg(i)).collect();
+            assert_eq!(found, keys.iter().map(|k| k.as_bytes()).collect::<Vec<_>>(), "{line}");
+        }
     }
 
     proptest! {

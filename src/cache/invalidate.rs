@@ -7,10 +7,12 @@
 //!
 //! `LOCAL` drops entries in the order of the link, and leaves the upstream alone. It works while there is no upstream.
 //!
-//! How it fails: an error in the middle ends it, with that error; what was deleted until then stays deleted.
+//! How it fails: an error in the middle ends it, with that error; what was deleted until then stays deleted. A pattern is a
+//! job, whose cursor tells where to go on.
 
 use super::Caller;
 use super::errand::Errand;
+use super::jobs::Job;
 use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::link::OpKind;
@@ -67,18 +69,16 @@ pub(super) async fn invalidate(caller: &Caller, target: Target<'_>, reach: Reach
             deletion.finish().await?;
             Ok(Invalidated::Keys(count))
         }
-        (Target::Pattern(glob), Reach::Everywhere) => {
-            let mut deletion = Deletion::begin(caller, upstream, scope, Cause::PatternBased)?;
-            let count = deletion.delete_matching(caller, glob).await?;
-            deletion.finish().await?;
-            Ok(Invalidated::Keys(count))
+        (Target::Pattern { glob, from }, Reach::Everywhere) => {
+            let deletion = Deletion::begin(caller, upstream, scope, Cause::PatternBased)?;
+            delete_matching(caller, deletion, glob, from).await
         }
         (Target::All, Reach::Everywhere) => flush(caller, upstream, scope).await,
         (Target::Keys(keys), Reach::Local) => {
             let dropped = drop_keys(scope, keys.iter(), Cause::Manual).await;
             Ok(Invalidated::Keys(dropped))
         }
-        (Target::Pattern(glob), Reach::Local) => drop_matching(caller, scope, glob).await,
+        (Target::Pattern { glob, .. }, Reach::Local) => drop_matching(caller, scope, glob).await,
         (Target::All, Reach::Local) => {
             Errand::default().drop_all(&scope.link, Cause::Manual).await;
             Ok(Invalidated::All)
@@ -115,20 +115,20 @@ impl<'a> Deletion<'a> {
         Ok(deleted)
     }
 
-    async fn delete_matching(&mut self, caller: &Caller, glob: &[u8]) -> Result<u64, Failure> {
-        caller.may_use(&self.upstream.node().table(), "SCAN")?;
-        let mut deleted = 0;
-        let mut cursor = Bytes::from_static(b"0");
-        loop {
+    /// Looks for keys from `cursor` on and deletes them, until all have been seen or the job is asked to end.
+    async fn delete_matching(&mut self, glob: &[u8], mut cursor: Bytes, job: &Job) -> Result<(), Failure> {
+        while !job.is_cancelled() {
             let began = Instant::now();
             let (next, keys) = self.scan(&cursor, glob).await?;
-            deleted += self.delete(keys.iter().map(|key| &key[..])).await?;
+            job.advance(self.delete(keys.iter().map(|key| &key[..])).await?);
+            job.stands_at(&next);
             if next == "0" {
-                return Ok(deleted);
+                break;
             }
             cursor = next;
             sleep(began.elapsed().clamp(REST_MIN, REST_MAX)).await;
         }
+        Ok(())
     }
 
     /// One step of SCAN: the next cursor and the keys found.
@@ -162,6 +162,28 @@ impl<'a> Deletion<'a> {
         let others = self.upstream.others(self.scope, Some(self.scope.database));
         self.errand.fence(&others).await
     }
+}
+
+/// A pattern's job: how many keys it has deleted.
+async fn delete_matching(
+    caller: &Caller,
+    mut deletion: Deletion<'_>,
+    glob: &[u8],
+    from: Option<u64>,
+) -> Result<Invalidated, Failure> {
+    caller.may_use(&deletion.upstream.node().table(), "SCAN")?;
+    let job = caller.shared.jobs.begin("invalidate-pattern", glob, caller.shared.clock)?;
+    let cursor = Bytes::from(from.unwrap_or(0).to_string());
+    let done = deletion.delete_matching(glob, cursor, &job).await;
+    let done = done.and(deletion.finish().await);
+    let (id, deleted, cancelled) = (job.id, job.done(), job.is_cancelled());
+    job.end(done.as_ref().err());
+    done?;
+    if cancelled {
+        let line = format!("ERR larder: the job was cancelled; CACHE JOB {id} shows how far it has come");
+        return Err(Failure::Refused(line.into()));
+    }
+    Ok(Invalidated::Keys(deleted))
 }
 
 /// Empties the database upstream. Every tracking connection hears of it, whatever its database.
@@ -216,10 +238,10 @@ async fn invalidate_embedded(caller: &Caller, target: Target<'_>, reach: Reach) 
             caller.may_use(table, "UNLINK")?;
             Ok(Invalidated::Keys(unlink_embedded(caller, keys.iter())?))
         }
-        Target::Pattern(glob) => {
+        Target::Pattern { glob, from } => {
             caller.may_use(table, "UNLINK")?;
             caller.may_use(table, "SCAN")?;
-            let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
+            let (mut cursor, mut deleted) = (from.unwrap_or(0).to_string().into_bytes(), 0);
             loop {
                 let reply =
                     caller.execute_embedded(&[b"SCAN", &cursor, b"MATCH", glob, b"COUNT", SCAN_COUNT.as_bytes()])?;

@@ -9,6 +9,7 @@ use super::core::{Core, Login, Place};
 use super::local::{arity_error, bulk, integer, null};
 use super::tunnel::push_byte;
 use super::{Connection, End, Input, Request};
+use crate::cache::listing;
 use crate::hub::Kind;
 use crate::port::{Failure, Seq};
 use crate::session::Muted;
@@ -70,6 +71,7 @@ impl Connection {
             ("select", _) => self.select(request).await?,
             ("reset", _) => self.reset().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
+            (name, _) if listing::concerns(name) && self.core.scope().is_some() => self.command(request.args()).await,
             ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
             _ if self.core.scope().is_none() => {
                 let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
@@ -473,6 +475,17 @@ impl Connection {
         }
         let answer = self.core.verbatim(&text);
         self.core.answer(&answer);
+    }
+
+    /// COMMAND and its subcommands: the upstream's reply, with CACHE in it.
+    async fn command(&mut self, args: Args<'_>) {
+        let words: Vec<Vec<u8>> = args.iter().map(<[u8]>::to_vec).collect();
+        let reply = match self.ask(words).await {
+            Ok(reply) => reply,
+            Err(failure) => return self.answer_failure(&failure),
+        };
+        let patched = listing::patched(&self.core.table(), args, &reply, self.core.session.protocol());
+        self.core.answer(patched.as_deref().unwrap_or(&reply));
     }
 
     /// (P|S)SUBSCRIBE and (P|S)UNSUBSCRIBE: one confirmation for each name.

@@ -7,6 +7,7 @@ mod support;
 mod breaker;
 mod insight;
 mod invalidate;
+mod jobs;
 mod reads;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,85 @@
+//! `CACHE INVALIDATE`: what is to go, and how far.
+
+use super::{Access, CacheCommand, CacheError, KeyList, Subcommand, is};
+use crate::args::Args;
+
+/// What is to be invalidated.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// These keys, at least one.
+    Keys(KeyList<'a>),
+    /// All keys that match a glob pattern.
+    Pattern {
+        /// The pattern.
+        glob: &'a [u8],
+        /// Where an earlier call has ended; from the beginning if there was none.
+        from: Option<u64>,
+    },
+    /// The whole database.
+    All,
+}
+
+/// How far an invalidation goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The keys are deleted upstream, and so are gone from every cache.
+    Everywhere,
+    /// `LOCAL`: they leave this L1 only.
+    Local,
+}
+
+pub(super) const INVALIDATE: Subcommand = Subcommand {
+    name: "invalidate",
+    arity: -3,
+    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob> [CURSOR <cursor>]|ALL) [LOCAL]",
+    help: &[
+        "Delete keys upstream, and so from every cache. With LOCAL, only drop them",
+        "from the L1 of this Larder. Return the number of keys; OK for ALL.",
+        "With CURSOR, look on from where an earlier call has ended (see CACHE JOBS).",
+    ],
+    since: "0.1.0",
+    complexity: "O(N) where N is the number of keys named, or of keys in the database for PATTERN and ALL",
+    keys: "RW,delete/keyword=KEYS,2/keynum=0,1,1",
+    access: Access::Removes,
+};
+
+/// `CACHE INVALIDATE` and at least one argument.
+pub(super) fn parse(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
+    let kind = args.arg(2);
+    let wrong_arity = Err(CacheError::Arity("invalidate"));
+    let (target, end) = match () {
+        () if is(kind, "keys") && args.len() < 5 => return wrong_arity,
+        () if is(kind, "keys") => {
+            let keys = KeyList::parse(args, 3)?;
+            (Target::Keys(keys), keys.from + keys.count)
+        }
+        () if is(kind, "pattern") => match args.get(3) {
+            Some(glob) => parse_pattern(args, glob)?,
+            None => return wrong_arity,
+        },
+        () if is(kind, "all") => (Target::All, 3),
+        () => return Err(CacheError::Syntax),
+    };
+    let goes_on = matches!(target, Target::Pattern { from: Some(_), .. });
+    let reach = match (args.get(end), args.len() - end) {
+        (None, _) => Reach::Everywhere,
+        (Some(word), 1) if is(word, "local") && !goes_on => Reach::Local,
+        _ => return Err(CacheError::Syntax),
+    };
+    Ok(CacheCommand::Invalidate(target, reach))
+}
+
+/// `glob [CURSOR cursor]`, and where it ends.
+fn parse_pattern<'a>(args: Args<'a>, glob: &'a [u8]) -> Result<(Target<'a>, usize), CacheError> {
+    if !args.get(4).is_some_and(|word| is(word, "cursor")) {
+        return Ok((Target::Pattern { glob, from: None }, 4));
+    }
+    let cursor = args.get(5).ok_or(CacheError::Syntax)?;
+    Ok((Target::Pattern { glob, from: Some(parse_cursor(cursor)?) }, 6))
+}
+
+/// A cursor as SCAN gives them.
+pub(super) fn parse_cursor(word: &[u8]) -> Result<u64, CacheError> {
+    let digits = std::str::from_utf8(word).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).ok_or(CacheError::Cursor)
+}
