@@ -440,6 +440,7 @@ impl Core {
         scanner.set_authenticated(self.is_authenticated());
         let mut at = 0;
         let pass = self.with_surroundings(|core, around| {
+            let mut last = None;
             loop {
                 if !core.may_take() {
                     return Pass::Stalled;
@@ -454,7 +455,7 @@ impl Core {
                 match step {
                     Step::Incomplete { bytes_needed_min } => return Pass::Short(bytes_needed_min),
                     Step::Nothing { len } => at += len,
-                    Step::Request { len } => match core.take(scanner.args(&input[at..]), around) {
+                    Step::Request { len } => match core.take(scanner.args(&input[at..]), &mut last, around) {
                         Take::Taken => at += len,
                         Take::Wait => return Pass::Stalled,
                         Take::Apart => return Pass::Apart,

@@ -72,6 +72,7 @@ pub struct Partition {
     id: AtomicU64,
     filled: AtomicBool,
     removals: AtomicU64,
+    first_hits: AtomicU64,
     suspended: AtomicU32,
     peers: ArcSwap<Vec<Weak<Partition>>>,
 }
@@ -144,7 +145,7 @@ struct Header {
     deadline: Time,
     filled_at: Time,
     key_len: u32,
-    /// Hits times two, and one more if there was one since the upstream was told.
+    /// Hits times [`HIT`], with [`UNTOLD`] if there was one since the upstream was told, and [`MARKED`] until the first.
     hits: AtomicU32,
 }
 
@@ -174,8 +175,10 @@ const VARIANT_HEADER_BYTES: usize = 8;
 const SAME_IN_BOTH: u32 = 1 << 31;
 
 /// One hit in [`Header::hits`], and the mark that the upstream has not been told of one.
-const HIT: u32 = 2;
+const HIT: u32 = 4;
 const UNTOLD: u32 = 1;
+/// In [`Header::hits`]: the first hit is to be counted, see [`Partition::first_hits`].
+const MARKED: u32 = 2;
 
 // === impl L1 ===
 
@@ -207,6 +210,7 @@ impl L1 {
             id: AtomicU64::new(self.next_id()),
             filled: AtomicBool::new(false),
             removals: AtomicU64::new(0),
+            first_hits: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
             peers: ArcSwap::default(),
         });
@@ -263,7 +267,7 @@ impl Partition {
         self.visit(key, |entry| found.set(Some(entry.clone())));
         let entry = found.into_inner()?;
         let (reply, same_in_both) = entry.variant(variant)?;
-        entry.is_hit(now).then_some(Hit { entry, reply, same_in_both })
+        entry.is_hit(now, &self.first_hits).then_some(Hit { entry, reply, same_in_both })
     }
 
     /// As [`Partition::read`], for a reply that can leave at once: one that is short (and, if `same_only`, the same in both
@@ -280,7 +284,7 @@ impl Partition {
         let (answered, put) = (Cell::new(None), Cell::new(Some(put)));
         self.visit(key, |entry| {
             let Some((reply, same_in_both)) = entry.variant(variant) else { return };
-            if !entry.is_hit(&now) {
+            if !entry.is_hit(&now, &self.first_hits) {
                 return;
             }
             let is_small = reply.len() < SHARED_BYTES_MIN;
@@ -324,6 +328,12 @@ impl Partition {
     /// at once: who sees a fill that came after a removal sees the number that the removal left.
     pub fn removals(&self) -> u64 {
         self.removals.load(Ordering::Acquire)
+    }
+
+    /// How many of the entries made by [`Filler::fill_marked`] have been hit at least once, ever (approximately: two
+    /// threads may hit one at the same moment).
+    pub fn first_hits(&self) -> u64 {
+        self.first_hits.load(Ordering::Relaxed)
     }
 
     /// True if nothing has been filled since the partition was emptied: there is nothing that could be stale.
@@ -375,7 +385,13 @@ impl Partition {
             let header = &slot.0.header.header;
             header.partition == id && header.hits.fetch_and(!UNTOLD, Ordering::Relaxed) & UNTOLD > 0
         };
-        self.l1.cache.iter().filter(|(slot, ())| touched(slot)).take(max).map(|(slot, ())| slot.key().to_vec()).collect()
+        self.l1
+            .cache
+            .iter()
+            .filter(|(slot, ())| touched(slot))
+            .take(max)
+            .map(|(slot, ())| slot.key().to_vec())
+            .collect()
     }
 
     /// Keys that match a glob pattern, of entries made at `made_by` or before, at most `max` of them. Looks at the whole
@@ -414,6 +430,23 @@ impl Filler {
 
     /// Puts a RESP3 reply into L1, beside the other variants of its key.
     pub fn fill(&mut self, key: &[u8], variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
+        self.fill_as(0, key, variant, reply, deadline, now)
+    }
+
+    /// As [`Filler::fill`]; the first hit of the entry will be counted, unless the key has one already.
+    pub fn fill_marked(&mut self, key: &[u8], variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
+        self.fill_as(MARKED, key, variant, reply, deadline, now)
+    }
+
+    fn fill_as(
+        &mut self,
+        mark: u32,
+        key: &[u8],
+        variant: Variant<'_>,
+        reply: &[u8],
+        deadline: Time,
+        now: Time,
+    ) -> Filled {
         if now >= deadline {
             return Filled::Dead;
         }
@@ -438,7 +471,7 @@ impl Filler {
                     header.hits.load(Ordering::Relaxed),
                 )
             }
-            _ => (encode(key, &[], variant, reply), deadline, 0),
+            _ => (encode(key, &[], variant, reply), deadline, mark),
         };
         if body.len() > l1.settings.entry_bytes_max {
             return Filled::TooBig;
@@ -582,13 +615,16 @@ impl Slot {
 
     /// Counts a hit, unless the entry's deadline has passed. The clock is read only if there is one.
     #[inline]
-    fn is_hit(&self, now: impl FnOnce() -> Time) -> bool {
+    fn is_hit(&self, now: impl FnOnce() -> Time, first_hits: &AtomicU64) -> bool {
         let header = &self.0.header.header;
         if header.deadline != Time::MAX && now() >= header.deadline && !is_planted(Mutation::DeadlineIgnored) {
             return false;
         }
         let hits = header.hits.load(Ordering::Relaxed);
-        header.hits.store(hits.saturating_add(HIT) | UNTOLD, Ordering::Relaxed);
+        if hits & MARKED != 0 {
+            first_hits.fetch_add(1, Ordering::Relaxed);
+        }
+        header.hits.store((hits & !MARKED).checked_add(HIT).unwrap_or(hits) | UNTOLD, Ordering::Relaxed);
         true
     }
 

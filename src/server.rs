@@ -346,6 +346,7 @@ fn settings_of(config: &Config) -> UpstreamSettings {
             in_flight_bytes_max: link.in_flight_bytes_max,
             reply_max: link.reply_ms_max,
             untracked_ttl: config.l1.untracked_ttl_ms_max,
+            admission: config.l1.admission,
         },
         times: LinkTimes {
             connect_max: link.connect_ms_max,

@@ -100,6 +100,7 @@ fn upstream_settings() -> UpstreamSettings {
             in_flight_bytes_max: 1 << 24,
             reply_max: Duration::from_millis(800),
             untracked_ttl: None,
+            admission: larder::upstream::admission::Admission::Always,
         },
         times: LinkTimes {
             connect_max: Duration::from_secs(5),

@@ -173,14 +173,24 @@ impl Core {
         work(self, &around)
     }
 
-    /// Takes one request.
-    pub(super) fn take(&mut self, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+    /// Takes one request. `last` is for the caller to keep from request to request: a client mostly calls the same
+    /// command again, and need not have it looked up again.
+    pub(super) fn take<'t>(
+        &mut self,
+        args: Args<'_>,
+        last: &mut Option<&'t Command>,
+        around: &Surroundings<'t>,
+    ) -> Take {
         self.counters.commands.add(1);
-        let command = match around.table.resolve(args) {
-            Resolved::Known(command) => command,
-            Resolved::Unknown => return self.take_unknown(None, args),
-            Resolved::UnknownSubcommand(container) => return self.take_unknown(Some(container), args),
+        let command = match *last {
+            Some(command) if command.name.as_bytes().eq_ignore_ascii_case(args.arg(0)) => command,
+            _ => match around.table.resolve(args) {
+                Resolved::Known(command) => command,
+                Resolved::Unknown => return self.take_unknown(None, args),
+                Resolved::UnknownSubcommand(container) => return self.take_unknown(Some(container), args),
+            },
         };
+        *last = (!command.is_container && command.parent.is_none()).then_some(command);
         self.client.last_command.store(command.id.0, Ordering::Relaxed);
         if self.may_refuse(command)
             && let Some(line) = self.refusal(command)

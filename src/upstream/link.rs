@@ -36,6 +36,7 @@ use crate::l1::{Cause, Filler};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
 use crate::port::{Delivery, Failure, Port, Seq};
+use crate::upstream::admission::{Admission, Filter};
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
@@ -68,6 +69,8 @@ pub struct LinkLimits {
     pub reply_max: Duration,
     /// Deadline for entries where the upstream has no tracking (`l1.untracked_ttl_ms_max`); `None` keeps nothing then.
     pub untracked_ttl: Option<Duration>,
+    /// Which misses are filled (`l1.admission`).
+    pub admission: Admission,
 }
 
 /// Whether replies may be kept, and if not why not.
@@ -101,6 +104,8 @@ pub struct LinkCounts {
     pub fills: u64,
     /// Replies not put into L1 because the key changed under the read.
     pub fills_outrun: u64,
+    /// Reads whose reply was not kept because fills like it have turned out to be wasted (`l1.admission`).
+    pub not_admitted: u64,
     /// Reads that shared the reply of another.
     pub joined: u64,
     /// Entries dropped because of a push.
@@ -139,6 +144,7 @@ pub struct LinkCore {
     big_keys: Vec<Bytes>,
     failures: Vec<FailureCause>,
     counts: LinkCounts,
+    admission: Filter,
 }
 
 /// What the next reply belongs to.
@@ -177,6 +183,7 @@ impl std::ops::Add for LinkCounts {
         Self {
             fills: self.fills + other.fills,
             fills_outrun: self.fills_outrun + other.fills_outrun,
+            not_admitted: self.not_admitted + other.not_admitted,
             joined: self.joined + other.joined,
             dropped_by_push: self.dropped_by_push + other.dropped_by_push,
             dropped_by_write: self.dropped_by_write + other.dropped_by_write,
@@ -214,6 +221,7 @@ impl LinkCore {
             big_keys: Vec::new(),
             failures: Vec::new(),
             counts: LinkCounts::default(),
+            admission: Filter::new(limits.admission),
         }
     }
 
@@ -221,6 +229,7 @@ impl LinkCore {
     pub fn connected(&mut self, caching: Caching, table: Arc<Table>) {
         self.caching = caching;
         self.table = table;
+        self.admission.reset();
     }
 
     /// True if replies may be kept for a bounded time where there is no tracking.

@@ -31,6 +31,7 @@ fn link(table: &Arc<Table>) -> (LinkCore, Arc<Partition>) {
         in_flight_bytes_max: 10_000,
         reply_max: Duration::from_secs(1),
         untracked_ttl: None,
+        admission: larder::upstream::admission::Admission::Always,
     };
     let mut link = LinkCore::new(filler, table.clone(), limits);
     link.connected(Caching::Tracked, table.clone());

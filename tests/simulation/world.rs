@@ -8,6 +8,7 @@ use std::time::Duration;
 use larder::clock::Time;
 use larder::l1::{L1, L1Settings, Variant};
 use larder::metrics::Counters;
+use larder::upstream::admission::Admission;
 use larder::upstream::link::LinkLimits;
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::shape::Protocol;
@@ -152,6 +153,7 @@ impl World {
             in_flight_bytes_max: 1 << 20,
             reply_max: Duration::from_millis(if character.has_timeouts { 20 } else { 3_600_000 }),
             untracked_ttl: None,
+            admission: [Admission::Adaptive, Admission::SecondTouch][usize::from(rng.one_in(4))],
         };
         let scopes = 1 + rng.index(SCOPE_DATABASES.len());
         let purpose = |scope| Purpose { scope, database: SCOPE_DATABASES[scope] };

@@ -165,6 +165,14 @@ impl RequestScanner {
             {
                 return Ok(Step::Request { len });
             }
+        }
+        self.scan_on(buf)
+    }
+
+    /// Any request, in as many pieces as it comes.
+    #[inline(never)]
+    fn scan_on(&mut self, buf: &[u8]) -> Result<Step, RequestError> {
+        if self.state == RequestState::Start {
             match buf.first() {
                 None => return Ok(Step::Incomplete { bytes_needed_min: 1 }),
                 Some(b'*') => {

@@ -66,6 +66,7 @@ mod tests {
             in_flight_bytes_max: 1 << 20,
             reply_max: Duration::from_secs(1),
             untracked_ttl: None,
+            admission: crate::upstream::admission::Admission::Always,
         };
         let table = Arc::new(Table::builtin());
         let mut core = LinkCore::new(filler, table.clone(), limits);
