@@ -13,7 +13,7 @@
 //! Invariants:
 //! * An entry holds all variants of its key, so one invalidation drops them all.
 //! * Emptying a partition gives it a new id, at once and whatever its size. Entries under an old id can never be found
-//!   again; they leave by eviction or by [`Filler::empty`]'s sweep.
+//!   again; they leave by eviction or are swept (the module `sweep`).
 //! * An entry is never changed, only replaced; that the same entry is still there means that its key has not been
 //!   touched since ([`Partition::holds`]).
 //! * Nothing is answered at or after an entry's deadline.
@@ -21,10 +21,12 @@
 //! The bytes of a store are bounded: keys, replies, headers and what the cache itself needs for an entry are counted.
 
 mod cause;
+mod sweep;
 
 pub use self::cause::Cause;
 
 use self::cause::Causes;
+use self::sweep::Sweeps;
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::SHARED_BYTES_MIN;
@@ -64,6 +66,7 @@ pub struct L1 {
     evictions: Arc<AtomicU64>,
     causes: Causes,
     partitions: AtomicU64,
+    sweeps: Sweeps,
 }
 
 /// A scope's part of L1, for reading.
@@ -200,7 +203,8 @@ impl L1 {
             Ok(options) => Cache::with_options(options, ByteWeighter, hasher, lifecycle),
             Err(_) => Cache::with(estimated_items, settings.size_bytes_max.max(1), ByteWeighter, hasher, lifecycle),
         };
-        Arc::new(Self { cache, settings, evictions, causes: Causes::default(), partitions: AtomicU64::new(1) })
+        let (causes, partitions, sweeps) = (Causes::default(), AtomicU64::new(1), Sweeps::default());
+        Arc::new(Self { cache, settings, evictions, causes, partitions, sweeps })
     }
 
     /// A new partition, empty, with the one right to fill it.
@@ -378,7 +382,7 @@ impl Partition {
     }
 
     /// Keys of entries that were hit since the last call, at most `max` of them: what the upstream should be told is
-    /// in use.
+    /// in use. Looks at the whole store: not for a task that others wait for.
     pub fn take_touched(&self, max: usize) -> Vec<Vec<u8>> {
         let id = self.id.load(Ordering::Acquire);
         let touched = |slot: &Slot| {
@@ -516,13 +520,7 @@ impl Filler {
         }
         self.partition.filled.store(false, Ordering::Release);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        let swept = Cell::new(0);
-        self.partition.l1.cache.retain(|slot, ()| {
-            let stays = slot.0.header.header.partition != old;
-            swept.set(swept.get() + u64::from(!stays));
-            stays
-        });
-        self.partition.l1.causes.add(cause, swept.get());
+        self.partition.l1.sweep(old, cause);
     }
 }
 

@@ -16,8 +16,8 @@
 //! ([`Partition::first_hits`](crate::l1::Partition::first_hits)); the filter compares that count with the fills it has let
 //! in, once a window.
 //!
-//! Invariants: a small working set is filled at first touch: it takes [`FILLS_JUDGED`] fills before the filter may become
-//! choosy at all. What is refused is forwarded as any read, and nothing else depends on it: a wrong decision costs time,
+//! Invariants: a small working set is filled at first touch: it takes [`WASTED_WINDOWS`] times [`FILLS_JUDGED`] fills
+//! before the filter may become choosy at all. What is refused is forwarded as any read, and nothing else depends on it: a wrong decision costs time,
 //! never truth. Memory: two bit sets of [`BITS`] bits, made when they are first needed. No clock and no randomness: the
 //! hash of a key is an argument.
 
@@ -54,6 +54,8 @@ pub struct Filter {
     /// Marked fills of this window, and what the count of first hits was when it began.
     judged: u32,
     hits_before: u64,
+    /// Windows in a row in which fills were wasted.
+    wasted: u32,
     doorkeeper: Doorkeeper,
 }
 
@@ -80,6 +82,8 @@ pub const PROBE_EVERY: u32 = 32;
 /// Fewer entries than one of so many hit: fills are wasted. A fill and the PTTL with it cost half a forward, a hit saves
 /// more than that; but of a large working set that has only begun to fill, few entries have been hit either.
 const WASTED_BELOW: u64 = 8;
+/// Windows in a row that must look wasted: within one, keys may all be new that are read again in the next.
+pub const WASTED_WINDOWS: u32 = 2;
 /// More probes than one of so many hit: fills are worth it again.
 const WORTH_ABOVE: u64 = 4;
 /// Keys of one generation of the doorkeeper: a second miss is recognized after at most twice as many others.
@@ -93,7 +97,7 @@ impl Filter {
     /// A filter that has learnt nothing.
     pub fn new(admission: Admission) -> Self {
         let mood = if admission == Admission::SecondTouch { Mood::Choosy } else { Mood::Filling };
-        Self { admission, mood, firsts: 0, judged: 0, hits_before: 0, doorkeeper: Doorkeeper::default() }
+        Self { admission, mood, firsts: 0, judged: 0, hits_before: 0, wasted: 0, doorkeeper: Doorkeeper::default() }
     }
 
     /// Decides on a miss of the key with this hash. `first_hits`: how many marked entries have been hit so far, ever.
@@ -137,8 +141,9 @@ impl Filter {
             let hit = first_hits.saturating_sub(self.hits_before);
             let made = u64::from(self.judged);
             self.judged = 0;
+            self.wasted = if hit * WASTED_BELOW < made { self.wasted + 1 } else { 0 };
             match self.mood {
-                Mood::Filling if hit * WASTED_BELOW < made => {
+                Mood::Filling if self.wasted >= WASTED_WINDOWS => {
                     self.mood = Mood::Choosy;
                     self.firsts = 0;
                 }
@@ -239,7 +244,7 @@ mod tests {
     fn what_is_read_once_is_hardly_filled_after_a_while() {
         for seed in 0..8 {
             let mut world = World::new(Admission::Adaptive);
-            world.run(u64::from(FILLS_JUDGED), |i| mix(seed ^ (i << 8)));
+            world.run(u64::from(WASTED_WINDOWS * FILLS_JUDGED), |i| mix(seed ^ (i << 8)));
             assert!(world.filter.is_choosy(), "seed {seed}");
             let (_, filled) = world.run(500_000, |i| mix(seed ^ ((i + 1_000_000) << 8)));
             assert!(filled < 0.07, "seed {seed}: {filled} of the misses were filled");

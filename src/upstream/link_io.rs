@@ -28,11 +28,13 @@ use bytes::{Buf, Bytes};
 use larder_protocol::scan::ReplyLimits;
 use larder_protocol::shape::Protocol;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 
 /// Times and bounds of the shell.
@@ -127,6 +129,8 @@ enum LinkEnd {
 const TOUCH_KEYS_MAX: usize = 512;
 /// Most keys that are touched in one interval.
 const TOUCH_TOTAL_MAX: usize = 100_000;
+/// Most keys that are touched at once: a burst of more would keep clients waiting.
+const TOUCH_BURST_MAX: usize = 8 * TOUCH_KEYS_MAX;
 /// Bytes read from the upstream before the task lets others run.
 const READ_BURST_BYTES_MAX: usize = 1024 * 1024;
 
@@ -560,6 +564,10 @@ struct Serving<'a> {
     heard_at: Time,
     tick: Interval,
     touch: Option<Interval>,
+    /// Keys being gathered for TOUCH, elsewhere: the whole of L1 is looked at for it.
+    gathering: Option<JoinHandle<Vec<Vec<u8>>>>,
+    /// Keys still to be touched.
+    touched: Vec<Vec<u8>>,
     answered: u32,
     timeouts_seen: u64,
     probe: Option<(super::breaker::Ticket, Time)>,
@@ -580,7 +588,20 @@ impl<'a> Serving<'a> {
         });
         let heard_at = handle.node.clock.now();
         let timeouts_seen = core.counts().timeouts;
-        Self { handle, core, connection, heard_at, tick, touch, answered: 0, timeouts_seen, probe: None }
+        let (gathering, touched) = (None, Vec::new());
+        Self {
+            handle,
+            core,
+            connection,
+            heard_at,
+            tick,
+            touch,
+            gathering,
+            touched,
+            answered: 0,
+            timeouts_seen,
+            probe: None,
+        }
     }
 
     async fn run(mut self) -> LinkEnd {
@@ -714,11 +735,21 @@ impl<'a> Serving<'a> {
                 self.core.submit_own(b"*1\r\n$4\r\nPING\r\n", now);
             }
             self.probe(now);
+            self.touch_upstream(now);
         }
         if let Some(touch) = &mut self.touch
             && touch.poll_tick(cx).is_ready()
+            && self.gathering.is_none()
+            && self.touched.is_empty()
         {
-            self.touch_upstream(now);
+            let partition = self.handle.partition.clone();
+            self.gathering = Some(tokio::task::spawn_blocking(move || partition.take_touched(TOUCH_TOTAL_MAX)));
+        }
+        if let Some(gathering) = &mut self.gathering
+            && let Poll::Ready(gathered) = Pin::new(gathering).poll(cx)
+        {
+            self.gathering = None;
+            self.touched = gathered.unwrap_or_default();
         }
         Ok(())
     }
@@ -759,9 +790,10 @@ impl<'a> Serving<'a> {
         *self.handle.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
     }
 
-    /// Tells the upstream which keys are in use here, or it would take the hottest for idle and evict them first.
+    /// Tells the upstream, in bursts, which keys are in use here, or it would take the hottest for idle and evict them first.
     fn touch_upstream(&mut self, now: Time) {
-        for keys in self.handle.partition.take_touched(TOUCH_TOTAL_MAX).chunks(TOUCH_KEYS_MAX) {
+        let left = self.touched.len().saturating_sub(TOUCH_BURST_MAX);
+        for keys in self.touched.split_off(left).chunks(TOUCH_KEYS_MAX) {
             let words = std::iter::once(&b"TOUCH"[..]).chain(keys.iter().map(|k| &k[..]));
             self.core.submit_own(larder_protocol::args::OwnedArgs::new(words).args().bytes(), now);
         }
