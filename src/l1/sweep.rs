@@ -103,7 +103,9 @@ mod tests {
         let count = 3 * SWEPT_AT_ONCE_MAX;
         g.fill(b"kept", get, b"_\r\n", Time::MAX, now);
         for round in 1..=3 {
-            (0..count).for_each(|i| drop(f.fill(&key(i), get, b"_\r\n", Time::MAX, now)));
+            for i in 0..count {
+                f.fill(&key(i), get, b"_\r\n", Time::MAX, now);
+            }
             f.empty(Cause::DataChanged);
             assert!((0..count).all(|i| p.read(&key(i), get, || now).is_none()));
             let until = Instant::now() + Duration::from_secs(30);

@@ -8,6 +8,7 @@ mod breaker;
 mod insight;
 mod invalidate;
 mod jobs;
+mod listing;
 mod reads;
 
 use std::collections::BTreeMap;
