@@ -171,7 +171,8 @@ impl Connection {
             match turn {
                 Turn::Close => return End::Closed,
                 Turn::Apart => {
-                    if let Err(end) = self.apart().await {
+                    // Boxed: what is rare and needs much room for its state must not make all clients' tasks large.
+                    if let Err(end) = Box::pin(self.apart()).await {
                         return end;
                     }
                     self.io.state = if self.io.state == Input::Stalled { Input::Open } else { self.io.state };

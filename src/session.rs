@@ -17,6 +17,8 @@
 //!
 //! Bounds: the shell takes no more requests while [`Session::under_way`] is at `limits.client_in_flight_max`.
 
+mod each;
+
 use crate::clock::Time;
 use crate::l1::{Answered, Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
@@ -477,6 +479,9 @@ impl Session {
             self.send(command, args, OpKind::FillEach(each), around, batch);
             return Flow::Taken;
         };
+        if self.answer_each(each, args, partition, around, out) {
+            return Flow::Taken;
+        }
         let removals = partition.removals();
         let hits: Vec<Option<Hit>> =
             args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
