@@ -11,6 +11,7 @@
 //! | [`jobs`] | JOBS, JOB, CANCEL: the registry of work that takes a while |
 //! | `listing` | CACHE in COMMAND, COMMAND DOCS and their like |
 //! | `reply` | replies in RESP3 |
+//! | `seen` | HOTKEYS, BIGKEYS, ADVISE |
 
 mod errand;
 mod inspect;
@@ -18,8 +19,10 @@ mod invalidate;
 pub mod jobs;
 pub(crate) mod listing;
 mod reply;
+mod seen;
 
 use self::errand::Errand;
+use self::inspect::rounded;
 use self::invalidate::Invalidated;
 use self::reply::Reply;
 use crate::port::Failure;
@@ -88,6 +91,10 @@ impl Caller {
                 self.shared.reset_counters();
                 ok()
             }
+            CacheCommand::Advise => self.advise().await,
+            CacheCommand::BigKeys(max) => self.big_keys(max),
+            CacheCommand::HotKeys(max) => self.hot_keys(max),
+            CacheCommand::Config(order) => inspect::config(self, order)?,
             CacheCommand::Entry(key) => inspect::entry(self, key),
             CacheCommand::Breaker(order) => inspect::breaker(self, order)?,
             CacheCommand::Invalidate(target, reach) => match invalidate::invalidate(self, target, reach).await? {

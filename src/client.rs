@@ -22,11 +22,14 @@ mod cache;
 mod core;
 mod local;
 mod peek;
+mod tracking;
 mod tunnel;
 
 pub(crate) use self::core::Place;
-use self::core::{Core, Take};
+use self::core::{Admission, Core, Take};
+use crate::buffered::Share;
 use crate::clients::{Client, ClientId};
+use crate::insight::latency::Timed;
 use crate::metrics::Counters;
 use crate::server::Shared;
 use bytes::{Buf, BytesMut};
@@ -114,6 +117,7 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
     let mut connection = match Core::new(shared.clone(), client, counters) {
         Ok(core) => {
             let idle = shared.config.limits.idle_timeout_ms.map(|limit| Box::pin(sleep(limit)));
+            let share = shared.buffered.share();
             Connection {
                 io: Io {
                     stream,
@@ -126,6 +130,8 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
                 },
                 core,
                 idle,
+                share,
+                crowd: None,
             }
         }
         Err(line) => {
@@ -149,6 +155,8 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.shared.clients.leave(self.id);
+        // After that: who redirects to it meanwhile looks whether it is still there.
+        self.shared.redirects.leave(self.id);
     }
 }
 
@@ -157,6 +165,10 @@ struct Connection {
     core: Core,
     /// The timer of `limits.idle_timeout_ms`, if there is one.
     idle: Option<Pin<Box<Sleep>>>,
+    /// What it holds of all that waits in the process.
+    share: Share,
+    /// Since so much waits altogether that nothing is read: when that ends by refusals.
+    crowd: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl Connection ===
@@ -175,6 +187,9 @@ impl Connection {
                     if let Err(end) = Box::pin(self.apart()).await {
                         return end;
                     }
+                    if self.core.ends_after_answer {
+                        self.io.state = Input::Closed;
+                    }
                     self.io.state = if self.io.state == Input::Stalled { Input::Open } else { self.io.state };
                     self.io.is_short = false;
                 }
@@ -183,11 +198,15 @@ impl Connection {
     }
 
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
+        if self.core.has_lost_its_user() {
+            return Poll::Ready(Ok(Turn::Close));
+        }
         // What a stalled request waits for may have come to pass with whatever has woken the task.
         let mut moved = true;
         let mut active = false;
         // True once the port has the waker: what is left there from then on wakes the task.
         let mut port_is_empty = false;
+        self.look_around(cx);
         for turn in 0..TURNS_MAX {
             if moved && self.io.state == Input::Stalled {
                 self.io.state = Input::Open;
@@ -229,8 +248,10 @@ impl Connection {
             }
             let waited = self.core.out.len();
             let drained = self.flush(cx)?;
+            self.core.time_hits();
             moved |= self.core.out.len() < waited;
-            if self.is_done(drained) || self.has_too_much_output() {
+            self.tell_share(0);
+            if self.is_done(drained) || self.has_too_much_output() || !drained && self.holds_others_up(0) {
                 return Poll::Ready(Ok(Turn::Close));
             }
             if !moved {
@@ -244,6 +265,50 @@ impl Connection {
     /// Ends a poll in which nothing is left to do.
     fn rest(&mut self, active: bool, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
         if self.is_idle_too_long(active, cx) { Poll::Ready(Ok(Turn::Close)) } else { Poll::Pending }
+    }
+
+    /// Whether so much waits in the process that nothing is to be read from clients, and for how long that was so.
+    fn look_around(&mut self, cx: &mut Context<'_>) {
+        if !self.share.account().is_full() {
+            if self.core.admission != Admission::Open {
+                self.crowd = None;
+                self.core.admission = Admission::Open;
+            }
+            return;
+        }
+        let wait_max = self.core.shared.config.limits.buffered_wait_ms_max;
+        let crowd = self.crowd.get_or_insert_with(|| Box::pin(sleep(wait_max)));
+        if self.core.admission != Admission::Refusing {
+            let over = crowd.as_mut().poll(cx).is_ready();
+            self.core.admission = if over { Admission::Refusing } else { Admission::Closed };
+        }
+        // Of a request that is not all there nothing can be refused but the connection.
+        if self.core.admission == Admission::Refusing && self.io.is_short && self.io.pending.len() > READ_BYTES {
+            self.core.refuse_for_crowd();
+            self.io.state = Input::Closed;
+        }
+    }
+
+    /// Tells how much waits in this connection; `elsewhere` are bytes in its tunnel.
+    fn tell_share(&mut self, elsewhere: usize) {
+        self.share.set(self.io.pending.len() + self.core.waiting_bytes() + elsewhere);
+    }
+
+    /// True if too much waits in the process, and more than its part for this client, who does not read it.
+    fn holds_others_up(&self, elsewhere: usize) -> bool {
+        let account = self.share.account();
+        if !account.is_full() {
+            return false;
+        }
+        let bytes = self.core.waiting_bytes() + elsewhere;
+        let part = account.bytes_max() / self.core.shared.clients.len().max(1);
+        let too_much = bytes > OUTPUT_PAUSE_BYTES.max(part);
+        if too_much {
+            account.count_closed();
+            let client = self.core.client.id.0;
+            tracing::warn!(client, bytes, "client closed: too much waits altogether, and it does not read");
+        }
+        too_much
     }
 
     /// True if nothing has moved for `limits.idle_timeout_ms`; subscribers may be silent for ever.
@@ -440,6 +505,9 @@ impl Core {
     fn take_requests(&mut self, scanner: &mut RequestScanner, input: &[u8]) -> (usize, Pass) {
         scanner.set_authenticated(self.is_authenticated());
         let mut at = 0;
+        let came_at = self.shared.clock.now();
+        self.session.begin_batch(came_at);
+        let hits_before = self.counters.hits.value();
         let pass = self.with_surroundings(|core, around| {
             let mut last = None;
             loop {
@@ -449,7 +517,7 @@ impl Core {
                 let step = match scanner.scan(&input[at..]) {
                     Ok(step) => step,
                     Err(error) => {
-                        core.refuse_input(error);
+                        core.refuse_input(error, &input[at..]);
                         return Pass::Closed;
                     }
                 };
@@ -471,7 +539,17 @@ impl Core {
                 }
             }
         });
-        self.client.heard_at_s.store(self.shared.clock.now().as_micros() / 1_000_000, Ordering::Relaxed);
+        self.hits_to_time = (came_at, self.counters.hits.value().wrapping_sub(hits_before));
+        self.client.heard_at_s.store(came_at.as_micros() / 1_000_000, Ordering::Relaxed);
         (at, pass)
+    }
+
+    /// The answers of the last pass have been written: that is how long its hits took. One look at the clock for all.
+    fn time_hits(&mut self) {
+        let (came_at, hits) = std::mem::take(&mut self.hits_to_time);
+        if hits > 0 {
+            let micros = self.shared.clock.now().saturating_since(came_at).as_micros() as u64;
+            self.counters.latencies.record(Timed::Hit, micros, hits);
+        }
     }
 }

@@ -36,6 +36,8 @@ pub enum Delivery {
     Fenced(Seq),
     /// A message of a subscription, in RESP3.
     Message(Bytes),
+    /// An invalidation that another client's tracking redirects to this one: the push that the upstream has sent.
+    Invalidation(Bytes),
 }
 
 /// Why a request has no reply. `Display` is the error line without the dash.
@@ -62,6 +64,11 @@ pub enum Failure {
     /// No exclusive connection was free in time; nothing was sent.
     #[error("POOLFULL no exclusive connection to the upstream became free within {0} ms; nothing was sent")]
     PoolFull(u64),
+    /// Too much waits in the process altogether; nothing was sent.
+    #[error(
+        "BUSYBUFFERS too much waits for the upstream and for clients altogether (limits.buffered_bytes_max); nothing was sent"
+    )]
+    Buffered,
     /// Too much is under way already; nothing was sent.
     #[error("BUSYLINK too many requests in flight to the upstream; nothing was sent")]
     Full,
@@ -117,14 +124,14 @@ impl Port {
     pub fn leave(&self, delivery: Delivery) -> bool {
         let mut inbox = self.lock();
         let was_empty = inbox.taken.deliveries.is_empty();
-        if let Delivery::Message(message) = &delivery {
+        if let Delivery::Message(message) | Delivery::Invalidation(message) = &delivery {
             inbox.message_bytes += message.len();
         }
         inbox.taken.deliveries.push(delivery);
         was_empty
     }
 
-    /// Bytes of subscription messages that wait here.
+    /// Bytes of subscription messages and invalidations that wait here.
     pub fn message_bytes(&self) -> usize {
         self.lock().message_bytes
     }

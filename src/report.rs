@@ -4,6 +4,7 @@
 //! anew. Each counter has one writer that knows nothing of this, so a reset changes no counter but notes where it
 //! stands, and what is shown is the difference.
 
+use crate::insight::latency::{self, Timed};
 use crate::l1::Cause;
 use crate::metrics::Passed;
 use crate::server::{Backend, Shared};
@@ -22,6 +23,8 @@ pub enum Figure {
     Gauge(u64),
     /// A share between 0 and 1.
     Share(f64),
+    /// A mean.
+    Mean(f64),
     /// A word.
     Text(String),
 }
@@ -50,7 +53,9 @@ struct Gatherer<'a> {
 impl Shared {
     /// The upstream's INFO as it is told to clients: `connected_clients` are those of Larder.
     pub fn with_own_clients(&self, theirs: &[u8]) -> Vec<u8> {
-        with_own_clients(theirs, self.clients.len())
+        let clients = self.clients.all();
+        let tracking = clients.iter().filter(|client| client.tracking.is_on()).count();
+        with_own_clients(theirs, clients.len(), tracking)
     }
 
     /// The `# Larder` section of INFO, lines ending as INFO's do.
@@ -75,6 +80,7 @@ impl Shared {
             Figure::Counter(n) => Some((name, n)),
             _ => None,
         });
+        self.metrics.reset_latencies();
         *self.baseline.0.lock().unwrap_or_else(PoisonError::into_inner) = standing.collect();
     }
 
@@ -97,6 +103,7 @@ impl Shared {
         let misses = out.counter("l1_misses", metrics.sum(|c| &c.misses));
         out.figure("l1_hit_rate", Figure::Share(share(hits, hits + misses)));
         out.counter("l1_redone", metrics.sum(|c| &c.redone));
+        out.counter("upstream_commands_saved", metrics.sum(|c| &c.hits).saturating_sub(metrics.sum(|c| &c.redone)));
         match &self.backend {
             Backend::Upstream(upstream) => gather_upstream(&mut out, self, upstream),
             Backend::Embedded(embedded) => {
@@ -111,21 +118,44 @@ impl Shared {
                 out.counter("store_evicted", stats.evicted);
             }
         }
+        gather_latencies(&mut out, self);
+        out.section("Jobs");
+        out.gauge("jobs_running", self.jobs.running() as u64);
+        out.section("Buffers");
+        out.gauge("buffered_bytes", self.buffered.bytes() as u64);
+        out.gauge("buffered_bytes_max", self.buffered.bytes_max() as u64);
+        out.counter("buffered_refused", self.buffered.refused());
+        out.counter("buffered_clients_closed", self.buffered.closed());
         out.sections
     }
 }
 
 /// The upstream's INFO, with Larder's clients in the place of Larder's own connections.
-fn with_own_clients(theirs: &[u8], connected: usize) -> Vec<u8> {
+fn with_own_clients(theirs: &[u8], connected: usize, tracking: usize) -> Vec<u8> {
     let mut text = Vec::with_capacity(theirs.len());
     for line in theirs.split_inclusive(|b| *b == b'\n') {
         if line.starts_with(b"connected_clients:") {
             text.extend_from_slice(format!("connected_clients:{connected}\r\n").as_bytes());
+        } else if line.starts_with(b"tracking_clients:") {
+            text.extend_from_slice(format!("tracking_clients:{tracking}\r\n").as_bytes());
         } else {
             text.extend_from_slice(line);
         }
     }
     text
+}
+
+/// Means and percentiles of what clients waited for, in microseconds, since the last reset.
+fn gather_latencies(out: &mut Gatherer<'_>, shared: &Shared) {
+    out.section("Latency");
+    for what in Timed::ALL {
+        let (label, shown) = (what.label(), latency::summary(&shared.metrics.latencies(what)));
+        out.gauge(&format!("latency_{label}_count"), shown.count);
+        out.figure(&format!("latency_{label}_us_mean"), Figure::Mean(shown.mean));
+        for ((name, _), value) in Timed::PERCENTILES.iter().zip(shown.percentiles) {
+            out.gauge(&format!("latency_{label}_us_{name}"), value);
+        }
+    }
 }
 
 fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream) {
@@ -134,6 +164,10 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     out.gauge("l1_bytes", l1.bytes());
     out.gauge("l1_bytes_max", l1.settings().size_bytes_max);
     out.counter("l1_evictions", l1.evictions());
+    out.section("L2");
+    let hits = out.counter("l2_hits", shared.metrics.sum(|c| &c.l2_hits));
+    let misses = out.counter("l2_misses", shared.metrics.sum(|c| &c.l2_misses));
+    out.figure("l2_hit_rate", Figure::Share(share(hits, hits + misses)));
     out.section("Passed");
     for reason in Passed::all() {
         out.counter(&format!("l1_passed_{}", reason.label()), shared.metrics.passed(reason));
@@ -143,10 +177,18 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     for cause in Cause::ALL {
         out.counter(&format!("l1_removed_{}", cause.label()), l1.removed(cause));
     }
+    out.section("Stale");
+    out.counter("stale_hits_feed_lost", shared.metrics.sum(|c| &c.stale));
+    let now = shared.clock.now();
+    let left: Vec<_> = upstream.scopes().iter().filter_map(|scope| scope.link.partition().left_since()).collect();
+    out.gauge("stale_scopes", left.len() as u64);
+    let oldest = left.into_iter().min().map_or(0, |since| now.saturating_since(since).as_millis() as u64);
+    out.gauge("stale_age_ms", oldest);
     out.section("Upstream");
     out.text("upstream", &upstream.node().endpoint.to_string());
     let scopes = upstream.scopes();
     out.gauge("scopes", scopes.len() as u64);
+    out.gauge("links_up", scopes.iter().filter(|scope| scope.link.is_up()).count() as u64);
     let counts = scopes.iter().map(|scope| scope.pools.counts());
     let (used, idle) = counts.fold((0, 0), |(used, idle), (u, i)| (used + u64::from(u), idle + u64::from(i)));
     out.gauge("pool_in_use", used);
@@ -220,6 +262,7 @@ impl fmt::Display for Figure {
         match self {
             Self::Counter(n) | Self::Gauge(n) => write!(f, "{n}"),
             Self::Share(share) => write!(f, "{share:.4}"),
+            Self::Mean(mean) => write!(f, "{mean:.1}"),
             Self::Text(text) => f.write_str(text),
         }
     }
@@ -243,9 +286,11 @@ mod tests {
 
     #[test]
     fn info_tells_of_larders_clients_and_leaves_the_rest_alone() {
-        let theirs = b"# Clients\r\nconnected_clients:7\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
-        let ours = b"# Clients\r\nconnected_clients:12\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
-        assert_eq!(with_own_clients(theirs, 12), ours);
-        assert_eq!(with_own_clients(b"no lines", 12), b"no lines");
+        let theirs =
+            b"# Clients\r\nconnected_clients:7\r\nmaxclients:10000\r\ntracking_clients:5\r\n\r\n# Memory\r\nx:1\r\n";
+        let ours =
+            b"# Clients\r\nconnected_clients:12\r\nmaxclients:10000\r\ntracking_clients:3\r\n\r\n# Memory\r\nx:1\r\n";
+        assert_eq!(with_own_clients(theirs, 12, 3), ours);
+        assert_eq!(with_own_clients(b"no lines", 12, 3), b"no lines");
     }
 }

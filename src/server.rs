@@ -4,15 +4,21 @@
 //! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
 //! worker. A stop closes the listeners, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
+use crate::buffered::Buffered;
 use crate::cache::jobs::Jobs;
 use crate::client::{self, Place};
 use crate::clients::Clients;
 use crate::clock::Clock;
-use crate::config::{Config, Credentials, DenyRule};
+use crate::config::{Config, Credentials, DenyRule, Resolved};
 use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
+use crate::insight::Insight;
 use crate::l1::{L1, L1Settings};
+use crate::live::{Live, SetLevel};
 use crate::metrics::{Counters, Metrics};
+use crate::policy::Policies;
+use crate::received::Ration;
+use crate::redirect::Redirects;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
@@ -21,7 +27,7 @@ use crate::upstream::link_io::LinkTimes;
 use crate::upstream::node::Node;
 use crate::upstream::pool::PoolLimits;
 use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
-use crate::upstream::scope::{Upstream, UpstreamSettings};
+use crate::upstream::scope::{ReplyTimes, Upstream, UpstreamSettings};
 use larder_protocol::scan::{ReplyLimits, RequestLimits};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Categories, Command, Table};
@@ -64,8 +70,10 @@ pub enum RunError {
 
 /// What all clients share.
 pub struct Shared {
-    /// The settings in force.
+    /// The settings at the start.
     pub config: Config,
+    /// The settings that can change, as they are now.
+    pub live: Live,
     /// The clock.
     pub clock: Clock,
     /// Where data comes from.
@@ -74,16 +82,26 @@ pub struct Shared {
     pub clients: Clients,
     /// Counters of all workers.
     pub metrics: Metrics,
+    /// What is seen of the keys that clients use.
+    pub insight: Arc<Insight>,
     /// What clients may not call.
     pub denied: Denied,
+    /// How much waits altogether.
+    pub buffered: Arc<Buffered>,
+    /// What holds for keys, by pattern and in general.
+    pub policies: Policies,
     /// The built-in command table.
     pub table: Arc<Table>,
     /// Bounds of requests.
     pub request_limits: RequestLimits,
     /// Work that takes a while.
     pub jobs: Jobs,
+    /// How many lines of the log may be about what clients send.
+    pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
+    /// Who stands upstream for the clients that others redirect their invalidations to.
+    pub(crate) redirects: Arc<Redirects>,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
     runtime: Handle,
     draining: AtomicBool,
@@ -106,22 +124,26 @@ pub struct Denied {
 
 /// How often the embedded store looks for keys that have expired.
 const EXPIRY_EVERY: Duration = Duration::from_millis(100);
+/// How often clients that wait because of `limits.buffered_bytes_max` look whether they may go on.
+const BUFFERED_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Connections that may wait to be accepted (the system may hold fewer).
 const BACKLOG: i32 = 4096;
 /// How long accepting pauses when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until a signal asks for the end.
+/// Serves until a signal asks for the end. `set_level` changes what is logged.
 ///
 /// # Errors
 /// The address, a thread or a required upstream cannot be had.
-pub fn run(config: Config) -> Result<(), RunError> {
+pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
+    let Resolved { config, settings } = resolved;
+    let live = Live::new(settings, set_level);
     let clock = Clock::start();
     let threads = config.threads;
     let runtimes: Vec<Runtime> = (0..threads).map(|_| runtime()).collect::<Result<_, _>>()?;
     let Some(first) = runtimes.first() else { return Ok(()) };
     let handle = first.handle().clone();
-    let shared = Arc::new(Shared::new(config, clock, handle));
+    let shared = Arc::new(Shared::new(config, live, clock, handle));
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
@@ -148,11 +170,13 @@ pub fn run(config: Config) -> Result<(), RunError> {
 // === impl Shared ===
 
 impl Shared {
-    fn new(config: Config, clock: Clock, runtime: Handle) -> Self {
+    fn new(config: Config, live: Live, clock: Clock, runtime: Handle) -> Self {
         let table = Arc::new(Table::builtin());
+        let buffered = Buffered::new(config.limits.buffered_bytes_max);
+        let insight = Insight::new(config.insight.sample_every as u32);
         let backend = match &config.upstream {
             None => Backend::Embedded(Embedded::new(config.store.size_bytes_max as u64, seed())),
-            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &runtime)),
+            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &buffered, &insight, &runtime)),
         };
         let limits = &config.limits;
         let request_limits = RequestLimits {
@@ -164,13 +188,19 @@ impl Shared {
         Self {
             clients: Clients::new(limits.clients_max),
             denied: Denied::new(&config.deny),
+            policies: config.policies(),
+            buffered,
             backend,
             clock,
             metrics: Metrics::default(),
+            insight,
+            live,
             table,
             request_limits,
             jobs: Jobs::default(),
+            lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
+            redirects: Arc::default(),
             hubs: Mutex::default(),
             runtime,
             draining: AtomicBool::new(false),
@@ -181,6 +211,11 @@ impl Shared {
     /// True once the process has been asked to end.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// How long replies may take.
+    pub fn reply_times(&self) -> ReplyTimes {
+        reply_times_of(&self.config)
     }
 
     /// True if clients authenticate with Larder and not with the upstream.
@@ -289,7 +324,14 @@ fn seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
-fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Handle) -> Arc<Upstream> {
+fn upstream_of(
+    config: &Config,
+    clock: Clock,
+    table: &Arc<Table>,
+    buffered: &Arc<Buffered>,
+    insight: &Arc<Insight>,
+    runtime: &Handle,
+) -> Arc<Upstream> {
     let (endpoint, identity, database) = match &config.upstream {
         Some(upstream) => (
             Endpoint { host: upstream.address.host.clone(), port: upstream.address.port },
@@ -300,12 +342,9 @@ fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Hand
     };
     let breaker = breaker_of(config);
     let node = Arc::new(Node::new(endpoint, clock, breaker, table.clone(), seed()));
-    let l1 = L1::new(L1Settings {
-        size_bytes_max: config.l1.size_bytes_max as u64,
-        entry_bytes_max: config.l1.entry_bytes_max,
-        variants_per_key_max: config.l1.variants_per_key_max,
-    });
-    Upstream::new(node, l1, settings_of(config), identity, database, runtime.clone(), seed())
+    let l1 = L1::watched(L1Settings::of(&config.l1), insight.clone());
+    let buffered = buffered.clone();
+    Upstream::new(node, l1, settings_of(config), identity, database, buffered, runtime.clone(), seed())
 }
 
 fn identity_of(credentials: &Credentials) -> Identity {
@@ -316,7 +355,8 @@ fn identity_of(credentials: &Credentials) -> Identity {
     }
 }
 
-fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSettings {
+/// The breaker's settings as configured.
+pub(crate) fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSettings {
     let breaker = &config.breaker;
     let settings = BreakerSettings {
         window: breaker.window_ms,
@@ -345,8 +385,10 @@ fn settings_of(config: &Config) -> UpstreamSettings {
             in_flight_max: link.in_flight_max,
             in_flight_bytes_max: link.in_flight_bytes_max,
             reply_max: link.reply_ms_max,
+            write_max: link.write_ms_max,
             untracked_ttl: config.l1.untracked_ttl_ms_max,
             admission: config.l1.admission,
+            stale_longest: config.policies().stale_if_error_longest(),
         },
         times: LinkTimes {
             connect_max: link.connect_ms_max,
@@ -373,6 +415,15 @@ fn settings_of(config: &Config) -> UpstreamSettings {
         },
         scopes_max: limits.scopes_max,
         scope_idle_max: limits.scope_idle_ms_max,
+    }
+}
+
+fn reply_times_of(config: &Config) -> ReplyTimes {
+    ReplyTimes {
+        read_max: config.link.reply_ms_max,
+        write_max: config.link.write_ms_max,
+        exclusive_max: config.pool.reply_ms_max,
+        blocking_grace: config.pool.blocking_grace_ms,
     }
 }
 
@@ -416,11 +467,13 @@ async fn work(
     mut stopped: watch::Receiver<bool>,
     signal: Option<watch::Sender<bool>>,
 ) -> io::Result<()> {
-    let counters = shared.metrics.worker();
+    let counters = shared.metrics.worker(&shared.insight);
     let listener = TcpListener::from_std(listener)?;
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
+        tokio::spawn(watch_buffered(shared.clone()));
+        tokio::spawn(wake_disowned(shared.clone()));
     }
     loop {
         tokio::select! {
@@ -489,6 +542,33 @@ async fn wait_for_signal(stop: watch::Sender<bool>) {
     }
     tracing::info!("stopping");
     let _ = stop.send(true);
+}
+
+/// While too much waits altogether, and once when that is over, all clients look at what they hold and whether they may
+/// go on.
+async fn watch_buffered(shared: Arc<Shared>) {
+    let mut was_full = false;
+    loop {
+        tokio::time::sleep(BUFFERED_LOOK_EVERY).await;
+        let is_full = shared.buffered.is_full();
+        if is_full && !was_full {
+            tracing::warn!(bytes = shared.buffered.bytes(), "limits.buffered_bytes_max is reached: clients wait");
+        }
+        if is_full || was_full {
+            shared.clients.all().iter().for_each(|client| client.port.wake());
+        }
+        was_full = is_full;
+    }
+}
+
+/// Wakes clients when the upstream refuses a user, so that those who are that user notice without a request.
+async fn wake_disowned(shared: Arc<Shared>) {
+    if let Backend::Upstream(upstream) = &shared.backend {
+        loop {
+            upstream.node().disowned().notified().await;
+            shared.clients.all().iter().for_each(|client| client.port.wake());
+        }
+    }
 }
 
 async fn expire_embedded(shared: Arc<Shared>) {

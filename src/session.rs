@@ -20,10 +20,12 @@
 mod each;
 
 use crate::clock::Time;
+use crate::insight::latency::Timed;
 use crate::l1::{Answered, Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
+use crate::policy::Policies;
 use crate::port::{Failure, Seq};
 use crate::upstream::link::{Each, Job, Op, OpKind};
 use bytes::{Bytes, BytesMut};
@@ -41,6 +43,8 @@ pub struct Surroundings<'a> {
     pub table: &'a Table,
     /// The scope's part of L1; `None` while nothing is kept.
     pub partition: Option<&'a Partition>,
+    /// What may be answered in spite of an outage; `None` while the feed is there, or where nothing may.
+    pub stale: Option<Stale<'a>>,
     /// True if the upstream speaks RESP2 only: its replies are passed on as they are.
     pub upstream_is_resp2: bool,
     /// True if the upstream has hash-field TTLs: replies that show fields are kept only where there can be none.
@@ -54,6 +58,15 @@ pub struct Surroundings<'a> {
     pub now: &'a dyn Fn() -> Time,
     /// The thread's counters.
     pub counters: &'a Counters,
+}
+
+/// What a scope's partition held when its feed was lost, and how long that may be answered.
+#[derive(Clone, Copy)]
+pub struct Stale<'a> {
+    /// The scope's part of L1.
+    pub partition: &'a Partition,
+    /// What the operator allows.
+    pub policies: &'a Policies,
 }
 
 /// What became of a request.
@@ -84,10 +97,14 @@ pub struct Session {
     writes_out: usize,
     /// Slots that are held.
     held: usize,
+    /// Bytes of replies of the link that wait for their turn.
+    kept_bytes: usize,
     /// Reads that are not held but sent down the link: what a client that mixes reads and writes is better served by.
     follows: u32,
     muted: Muted,
     reads: ReadMode,
+    /// When the bytes came in which the requests at hand stand.
+    batch_at: Time,
 }
 
 /// `CLIENT REPLY`.
@@ -111,6 +128,10 @@ struct Slot {
     /// The request, where it may have to be done again.
     request: Option<Bytes>,
     fence: Fence,
+    /// What its reply is to be counted as; `None` for nothing.
+    timed: Option<Timed>,
+    /// When the bytes came in which it stood.
+    came_at: Time,
     /// For PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
     receivers: Option<(i64, i64)>,
 }
@@ -141,6 +162,7 @@ enum State {
 #[derive(Debug)]
 struct Held {
     what: HeldKind,
+    source: Source,
     hits: Vec<Option<Hit>>,
     missing: Missing,
 }
@@ -150,6 +172,15 @@ enum HeldKind {
     Single,
     Mget,
     Exists,
+}
+
+/// Where the hits of a held answer are from, and must still be when it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// L1 as the feed keeps it.
+    Feed,
+    /// What was left behind when the feed was lost.
+    LeftBehind,
 }
 
 #[derive(Debug)]
@@ -201,10 +232,17 @@ impl Session {
             next_seq: 1,
             writes_out: 0,
             held: 0,
+            kept_bytes: 0,
             follows: 0,
             muted: Muted::No,
             reads: ReadMode::Cached,
+            batch_at: Time::ZERO,
         }
+    }
+
+    /// The requests that are taken from now on came at this time.
+    pub fn begin_batch(&mut self, at: Time) {
+        self.batch_at = at;
     }
 
     /// Where reads are answered from.
@@ -243,6 +281,12 @@ impl Session {
     #[inline]
     pub fn under_way(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Bytes of replies of the link that wait for their turn.
+    #[inline]
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes
     }
 
     /// A number for something that is not a request (a fence of the shell's).
@@ -286,6 +330,8 @@ impl Session {
             muted,
             request: None,
             fence: Fence::Done,
+            timed: None,
+            came_at: self.batch_at,
             receivers: None,
         });
     }
@@ -393,6 +439,9 @@ impl Session {
             return Flow::Taken;
         };
         let Some(partition) = around.partition else {
+            if let Some(hit) = self.read_stale(command, args, key_at, around) {
+                return self.found(command, args, (hit, Source::LeftBehind), around, batch, out);
+            }
             // The link decides whether it keeps the reply: it may be about to connect.
             around.counters.pass(Passed::NotTracked);
             self.send(command, args, fill_of(command, args, self.writes_out == 0, around), around, batch);
@@ -405,6 +454,7 @@ impl Session {
             match partition.answer(key, variant, same_only, around.now, |reply| out.put(reply)) {
                 Some(Answered::Put) => {
                     around.counters.hits.add(1);
+                    around.counters.watcher.read(partition.scope(), key, true, around.now);
                     return Flow::Taken;
                 }
                 Some(Answered::Hit(hit)) => Some(hit),
@@ -413,6 +463,7 @@ impl Session {
         } else {
             partition.read(key, variant, around.now)
         };
+        around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
         if self.writes_out > 0 {
             around.counters.pass(Passed::UnansweredWrite);
             let kind = if hit.is_some() { OpKind::Read } else { fill_of(command, args, false, around) };
@@ -421,7 +472,7 @@ impl Session {
         }
         if let Some(hit) = hit {
             around.counters.hits.add(1);
-            return self.found(command, args, hit, around, batch, out);
+            return self.found(command, args, (hit, Source::Feed), around, batch, out);
         }
         around.counters.misses.add(1);
         if (around.is_big)(key) {
@@ -437,7 +488,7 @@ impl Session {
         &mut self,
         command: &Command,
         args: Args<'_>,
-        hit: Hit,
+        (hit, source): (Hit, Source),
         around: &Surroundings<'_>,
         batch: &mut Batch,
         out: &mut Outgoing,
@@ -458,7 +509,7 @@ impl Session {
             self.send(command, args, OpKind::Read, around, batch);
             return Flow::Taken;
         }
-        let held = Held { what: HeldKind::Single, hits: vec![Some(hit)], missing: Missing::Nothing };
+        let held = Held { what: HeldKind::Single, source, hits: vec![Some(hit)], missing: Missing::Nothing };
         self.hold(command, args, held, around);
         Flow::Taken
     }
@@ -474,6 +525,9 @@ impl Session {
     ) -> Flow {
         let each = each_of(per_key, command, around.table);
         let (Some(partition), 0) = (around.partition, self.writes_out) else {
+            if let Some(hits) = self.read_each_stale(each, args, around) {
+                return self.found_each(command, per_key, args, hits, Source::LeftBehind, around, out);
+            }
             let reason = if self.writes_out > 0 { Passed::UnansweredWrite } else { Passed::NotTracked };
             around.counters.pass(reason);
             self.send(command, args, OpKind::FillEach(each), around, batch);
@@ -485,6 +539,9 @@ impl Session {
         let removals = partition.removals();
         let hits: Vec<Option<Hit>> =
             args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
+        for (key, hit) in args.iter().skip(1).zip(&hits) {
+            around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
+        }
         let found = hits.iter().flatten().count();
         around.counters.hits.add(found as u64);
         around.counters.misses.add((hits.len() - found) as u64);
@@ -492,27 +549,72 @@ impl Session {
             self.send(command, args, OpKind::FillEach(each), around, batch);
             return Flow::Taken;
         }
-        let what = if per_key == PerKey::Mget { HeldKind::Mget } else { HeldKind::Exists };
-        if found == hits.len() && self.slots.is_empty() {
-            // A removal came in between: the hits may not have been there at once, and a held answer with nothing
-            // in front of it would never be looked at again.
-            if partition.removals() != removals {
-                self.send(command, args, OpKind::FillEach(each), around, batch);
-            } else if !self.take_muted() {
-                let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
-            }
-            return Flow::Taken;
-        }
         if found == hits.len() {
-            self.hold(command, args, Held { what, hits, missing: Missing::Nothing }, around);
-            return Flow::Taken;
+            // If a removal came in between, or a deadline, the hits may not have been there at once; a held answer with
+            // nothing in front of it would never be looked at again.
+            let were_alive_at_once = hits.iter().flatten().all(|hit| hit.is_alive(around.now));
+            if self.slots.is_empty() && (partition.removals() != removals || !were_alive_at_once) {
+                self.send(command, args, OpKind::FillEach(each), around, batch);
+                return Flow::Taken;
+            }
+            return self.found_each(command, per_key, args, hits, Source::Feed, around, out);
         }
         let missing = args.iter().skip(1).zip(&hits).filter(|(_, hit)| hit.is_none()).map(|(key, _)| key);
         let words = std::iter::once(args.arg(0)).chain(missing);
         let part = larder_protocol::args::OwnedArgs::new(words);
-        let seq = self.hold(command, args, Held { what, hits, missing: Missing::AskedFor }, around);
+        let held = Held { what: HeldKind::of(per_key), source: Source::Feed, hits, missing: Missing::AskedFor };
+        let seq = self.hold(command, args, held, around);
         batch.push(seq, part.args().bytes(), OpKind::FillEach(each));
         Flow::Taken
+    }
+
+    /// All keys of a read of several were found.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request, and what was found for it")]
+    fn found_each(
+        &mut self,
+        command: &Command,
+        per_key: PerKey,
+        args: Args<'_>,
+        hits: Vec<Option<Hit>>,
+        source: Source,
+        around: &Surroundings<'_>,
+        out: &mut Outgoing,
+    ) -> Flow {
+        let what = HeldKind::of(per_key);
+        if !self.slots.is_empty() {
+            self.hold(command, args, Held { what, source, hits, missing: Missing::Nothing }, around);
+        } else if !self.take_muted() {
+            let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
+        }
+        Flow::Taken
+    }
+
+    /// What was left behind for a read, while the upstream is away. A client with an unanswered write waits for that.
+    fn read_stale(&self, command: &Command, args: Args<'_>, key_at: usize, around: &Surroundings<'_>) -> Option<Hit> {
+        let stale = around.stale.filter(|_| self.writes_out == 0)?;
+        let key = args.arg(key_at);
+        let age_max = stale.policies.stale_if_error(key);
+        let hit = stale.partition.read_left(key, Variant::new(command.id, args, key_at), age_max, (around.now)())?;
+        around.counters.stale.add(1);
+        Some(hit)
+    }
+
+    /// As [`Session::read_stale`], for a read of several keys: all of them, or none.
+    fn read_each_stale(&self, each: Each, args: Args<'_>, around: &Surroundings<'_>) -> Option<Vec<Option<Hit>>> {
+        let stale = around.stale.filter(|_| self.writes_out == 0)?;
+        let now = (around.now)();
+        let read = |key: &[u8]| {
+            let age_max = stale.policies.stale_if_error(key);
+            read_one_as(each, |variant| stale.partition.read_left(key, variant, age_max, now)).map(Some)
+        };
+        let hits: Vec<Option<Hit>> = args.iter().skip(1).map(read).collect::<Option<_>>()?;
+        // What was given up in between may have been given up for news.
+        let hold = |hit: &Hit| stale.partition.holds_left(hit, stale.policies.stale_if_error(hit.key()), now);
+        if !hits.iter().flatten().all(hold) {
+            return None;
+        }
+        around.counters.stale.add(hits.len() as u64);
+        Some(hits)
     }
 
     fn write(
@@ -528,6 +630,10 @@ impl Session {
             return Flow::Wait;
         }
         around.counters.writes.add(1);
+        if let Some(partition) = around.partition {
+            let keys = command.written_keys(args).map(|at| args.arg(at));
+            around.counters.watcher.write(partition.scope(), keys, around.now);
+        }
         self.send(command, args, kind, around, batch);
         Flow::Taken
     }
@@ -542,6 +648,12 @@ impl Session {
             muted: self.take_muted(),
             request: (self.held > 0).then(|| Bytes::copy_from_slice(args.bytes())),
             fence: Fence::Wanted,
+            timed: match kind {
+                OpKind::Fill { .. } | OpKind::FillEach(_) => Some(Timed::Miss),
+                OpKind::Write(_) | OpKind::Effect => Some(Timed::Write),
+                _ => None,
+            },
+            came_at: self.batch_at,
             receivers: None,
         };
         self.writes_out += usize::from(writes);
@@ -559,6 +671,8 @@ impl Session {
             muted: self.take_muted(),
             request: Some(Bytes::copy_from_slice(args.bytes())),
             fence,
+            timed: None,
+            came_at: self.batch_at,
             receivers: None,
         };
         self.held += 1;
@@ -599,9 +713,13 @@ impl Session {
         match &mut slot.state {
             State::Waiting { writes } => {
                 self.writes_out -= usize::from(*writes);
+                self.kept_bytes += reply.len();
                 slot.state = State::Arrived(reply);
             }
-            State::Held(held) => held.missing = Missing::Came(reply),
+            State::Held(held) => {
+                self.kept_bytes += reply.len();
+                held.missing = Missing::Came(reply);
+            }
             _ => {}
         }
     }
@@ -618,6 +736,7 @@ impl Session {
             State::Arrived(_) if matches!(slot.fence, Fence::Missing(_)) => {}
             State::Arrived(_) | State::Ready(_) => return,
         }
+        self.kept_bytes = self.kept_bytes.saturating_sub(slot.kept_bytes());
         slot.fence = Fence::Done;
         slot.state = State::Ready(line);
     }
@@ -649,6 +768,7 @@ impl Session {
     /// Moves what may leave to `out`, in order.
     pub fn advance(&mut self, around: &Surroundings<'_>, out: &mut Outgoing) -> Advanced {
         let mut advanced = Advanced::default();
+        let mut waited: SmallVec<[(Timed, Time); 8]> = SmallVec::new();
         let fences = around.fences && !is_planted(Mutation::OtherScopesUnfenced);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
@@ -656,6 +776,8 @@ impl Session {
                 _ if matches!(slot.fence, Fence::Missing(_)) => break,
                 _ if slot.fence == Fence::Wanted && fences => break,
                 State::Arrived(reply) => {
+                    waited.extend(slot.timed.map(|what| (what, slot.came_at)));
+                    count_level(slot.timed, reply, around.counters);
                     if !slot.muted {
                         let counted = slot.receivers.zip(slot.receivers.and_then(|_| Cursor::new(reply).next()));
                         match counted {
@@ -679,7 +801,14 @@ impl Session {
                     self.held -= 1;
                 }
             }
-            self.slots.pop_front();
+            if let Some(slot) = self.slots.pop_front() {
+                self.kept_bytes = self.kept_bytes.saturating_sub(slot.kept_bytes());
+            }
+        }
+        if !waited.is_empty() {
+            let now = (around.now)();
+            let micros = |came_at: Time| now.saturating_since(came_at).as_micros() as u64;
+            around.counters.latencies.record_all(waited.iter().map(|(what, at)| (*what, micros(*at))));
         }
         if fences {
             let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
@@ -692,6 +821,7 @@ impl Session {
     fn take_back(&mut self, counters: &Counters) -> Vec<Again> {
         self.held = 0;
         self.writes_out = 0;
+        self.kept_bytes = 0;
         counters.redone.add(self.slots.len() as u64);
         let again = |slot: Slot| match (slot.state, slot.request) {
             (State::Ready(answer), _) => Some(Again::Answer { answer, muted: slot.muted }),
@@ -715,9 +845,25 @@ impl Default for Session {
     }
 }
 
+// === impl HeldKind ===
+
+impl HeldKind {
+    fn of(per_key: PerKey) -> Self {
+        if per_key == PerKey::Mget { Self::Mget } else { Self::Exists }
+    }
+}
+
 // === impl Slot ===
 
 impl Slot {
+    /// Bytes of the reply that it keeps.
+    fn kept_bytes(&self) -> usize {
+        match &self.state {
+            State::Arrived(reply) | State::Held(Held { missing: Missing::Came(reply), .. }) => reply.len(),
+            _ => 0,
+        }
+    }
+
     /// True if what was asked of the link has come.
     fn has_arrived(&self) -> bool {
         matches!(&self.state, State::Arrived(_) | State::Held(Held { missing: Missing::Came(_), .. }))
@@ -749,6 +895,14 @@ impl Batch {
     }
 }
 
+/// Whether the upstream had what was asked for.
+fn count_level(timed: Option<Timed>, reply: &[u8], counters: &Counters) {
+    if timed == Some(Timed::Miss) {
+        let is_null = matches!(reply, b"_\r\n" | b"$-1\r\n" | b"*-1\r\n");
+        if is_null { counters.l2_misses.add(1) } else { counters.l2_hits.add(1) }
+    }
+}
+
 fn fill_of(command: &Command, args: Args<'_>, may_join: bool, around: &Surroundings<'_>) -> OpKind {
     let asks_encoding = around.has_field_ttls && command.reads_hash_fields();
     // A flight that began before this read may bring what another user's client was just told to be gone.
@@ -767,12 +921,14 @@ fn each_of(per_key: PerKey, command: &Command, table: &Table) -> Each {
 }
 
 fn read_one(partition: &Partition, each: Each, key: &[u8], now: &dyn Fn() -> Time) -> Option<Hit> {
+    read_one_as(each, |variant| partition.read(key, variant, now))
+}
+
+/// Looks for one key of several under each of the variants that it may be held as.
+fn read_one_as(each: Each, look: impl Fn(Variant<'static>) -> Option<Hit>) -> Option<Hit> {
     match each {
-        Each::Exists(exists) => partition.read(key, Variant::bare(exists), now),
-        Each::Mget { get, mget } => {
-            let value = partition.read(key, Variant::bare(get), now);
-            value.or_else(|| partition.read(key, Variant::bare(mget), now))
-        }
+        Each::Exists(exists) => look(Variant::bare(exists)),
+        Each::Mget { get, mget } => look(Variant::bare(get)).or_else(|| look(Variant::bare(mget))),
     }
 }
 
@@ -811,8 +967,14 @@ fn put_resp2(shape: Shape, reply: &[u8], out: &mut Outgoing) {
 /// Puts a held answer, if what it rests on is still true.
 fn put_held(held: &Held, shape: Option<Shape>, muted: bool, around: &Surroundings<'_>, out: &mut Outgoing) -> bool {
     let now = (around.now)();
-    let Some(partition) = around.partition else { return false };
-    let hold = held.hits.iter().flatten().all(|hit| partition.holds(hit, now));
+    let mut hits = held.hits.iter().flatten();
+    let hold = match (held.source, around.partition, around.stale) {
+        (Source::Feed, Some(partition), _) => hits.all(|hit| partition.holds(hit, now)),
+        (Source::LeftBehind, _, Some(Stale { partition, policies })) => {
+            hits.all(|hit| partition.holds_left(hit, policies.stale_if_error(hit.key()), now))
+        }
+        _ => return false,
+    };
     if !hold && !is_planted(Mutation::HeldUnchecked) {
         return false;
     }

@@ -15,6 +15,7 @@ use super::errand::Errand;
 use super::jobs::Job;
 use crate::l1::Cause;
 use crate::port::Failure;
+use crate::upstream::breaker::FailureCause;
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::Use;
 use crate::upstream::scope::{Scope, Upstream};
@@ -141,8 +142,14 @@ impl<'a> Deletion<'a> {
         let mut borrowed = self.scope.pools.borrow(Use::Short, Protocol::Resp2).await?;
         let reply = match timeout(reply_max, borrowed.call(words)).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(_)) => return Err(Failure::ReadLost),
-            Err(_) => return Err(Failure::ReadTimeout(reply_max.as_millis() as u64)),
+            Ok(Err(error)) => {
+                self.upstream.node().record_loss(error.cause());
+                return Err(Failure::ReadLost);
+            }
+            Err(_) => {
+                self.upstream.node().record_failures(FailureCause::Timeout, 1);
+                return Err(Failure::ReadTimeout(reply_max.as_millis() as u64));
+            }
         };
         drop(borrowed);
         let mut items = Cursor::new(&reply);

@@ -5,18 +5,20 @@
 //! the new scope's L1 knows, too.
 
 use super::cache::is_cache;
-use super::core::{Core, Login, Place};
+use super::core::{Core, Knowledge, Login, Place};
 use super::local::{arity_error, bulk, integer, null};
 use super::tunnel::push_byte;
 use super::{Connection, End, Input, Request};
 use crate::cache::listing;
 use crate::hub::Kind;
-use crate::port::{Failure, Seq};
+use crate::port::{Delivery, Failure, Port, Seq, Taken};
+use crate::redirect::INVALIDATE;
 use crate::session::Muted;
-use crate::upstream::link::OpKind;
+use crate::upstream::breaker::FailureCause;
+use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::pool::{self, Use};
 use crate::upstream::raw::{self, Identity, RawConnection, RawError};
-use crate::upstream::scope::Scope;
+use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::cache::ReadMode;
@@ -24,6 +26,7 @@ use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Class, Resolved};
+use smallvec::smallvec;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -48,7 +51,7 @@ impl Connection {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) => {
-                self.core.refuse_input(error);
+                self.core.refuse_input(error, &self.io.pending);
                 self.io.state = Input::Closed;
                 return Ok(());
             }
@@ -65,11 +68,15 @@ impl Connection {
         };
         match (&name[..], class) {
             (_, Class::Local | Class::PubSub) if !accepts => self.refuse_arity(&name, request).await?,
-            (_, Class::PubSub) => self.subscribe(&name, request.args()).await,
+            (_, Class::PubSub) => {
+                self.core.knowledge = Knowledge::Something;
+                self.subscribe(&name, request.args()).await;
+            }
             ("auth", _) => self.auth(request.args()).await,
             ("hello", _) => self.hello(request).await?,
             ("select", _) => self.select(request).await?,
             ("reset", _) => self.reset().await,
+            ("quit", _) => self.quit().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
             (name, _) if listing::concerns(name) && self.core.scope().is_some() => self.command(request.args()).await,
             ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
@@ -145,12 +152,10 @@ impl Connection {
             return Err(failure.to_string().into());
         }
         let limits = upstream.settings().pool;
-        match within(limits.connect_max, pool::try_identity(upstream.node(), &identity, limits)).await {
+        match pool::try_identity(upstream.node(), &identity, limits).await {
             Ok(Ok(())) => {}
             Ok(Err(line)) => return Err(line),
-            Err(cause) => {
-                return Err(upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into());
-            }
+            Err(cause) => return Err(upstream.node().not_reached(&cause).to_string().into()),
         }
         let database = self.core.scope().map_or(0, |scope| scope.database);
         // Where the default user needs no password, it is who the client was before: the same rights, the same scope.
@@ -201,6 +206,7 @@ impl Connection {
             }
         };
         if let Some(protocol) = hello.protocol {
+            self.settle_invalidations().await;
             self.core.session.set_protocol(protocol);
             self.core.client.resp.store(if protocol == Protocol::Resp3 { 3 } else { 2 }, Ordering::Relaxed);
         }
@@ -231,7 +237,7 @@ impl Connection {
         };
         within(upstream.settings().pool.connect_max, asked).await.map_err(|cause| match cause {
             RawError::Refused(line) => line,
-            cause => upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into(),
+            cause => upstream.node().not_reached(&cause).to_string().into(),
         })
     }
 
@@ -248,34 +254,28 @@ impl Connection {
         Ok(())
     }
 
-    /// Moves the client to another database of its user; the answer to SELECT.
+    /// Moves the client to another database of its user; the answer to SELECT. Whether the user may select it is asked each
+    /// time: the rights to it may be others than when its scope was made.
     async fn enter_database(&mut self, database: u32) -> Vec<u8> {
         let (Some(upstream), Some(identity)) = (self.core.upstream(), self.core.identity()) else {
             return self.core.select_embedded(database);
         };
-        if self.core.scope().is_some_and(|scope| scope.database == database) {
-            return b"+OK\r\n".to_vec();
+        let stays = self.core.scope().is_some_and(|scope| scope.database == database);
+        let is_known = stays || upstream.has_scope(&identity, database);
+        let asked = if is_known { select_on_link(&upstream, &identity, database).await } else { None };
+        let may = match asked {
+            Some(may) => may,
+            None => match (select_elsewhere(&upstream, &identity, database).await, is_known) {
+                // It was allowed once. What is asked for next says what there is to say.
+                (Err(Failure::Down(_)), true) => Ok(()),
+                (may, _) => may,
+            },
+        };
+        if let Err(failure) = may {
+            return format!("-{failure}\r\n").into_bytes();
         }
-        if !upstream.has_scope(&identity, database) {
-            if let Some(failure) = upstream.node().refusal() {
-                return format!("-{failure}\r\n").into_bytes();
-            }
-            let pool = upstream.settings().pool;
-            let tried = async {
-                let endpoint = &upstream.node().endpoint;
-                let mut connection = RawConnection::connect(endpoint, pool.connect_max, pool.replies).await?;
-                // Also for database 0, which set_up would not select.
-                raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
-                raw::accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)
-            };
-            match within(pool.connect_max, tried).await {
-                Ok(_) => {}
-                Err(RawError::Refused(line)) => return error(&line),
-                Err(cause) => {
-                    let failure = upstream.node().unreachable(&cause.to_string(), Default::default());
-                    return format!("-{failure}\r\n").into_bytes();
-                }
-            }
+        if stays {
+            return b"+OK\r\n".to_vec();
         }
         match upstream.scope(&identity, database) {
             Ok(scope) => match self.enter(scope).await {
@@ -286,8 +286,13 @@ impl Connection {
         }
     }
 
-    /// Enters a scope, behind a fence on its link.
+    /// Enters a scope, behind a fence on its link. A client that knows nothing yet needs none; while the link is down one
+    /// would take what may be answered stale away from all.
     async fn enter(&mut self, scope: Arc<Scope>) -> Result<(), Failure> {
+        if self.core.knowledge == Knowledge::Nothing && !scope.link.is_up() {
+            self.core.enter(scope);
+            return Ok(());
+        }
         let seq = self.core.start_fence(std::slice::from_ref(&scope), OpKind::Fence);
         self.fenced(seq).await?;
         self.core.enter(scope);
@@ -295,7 +300,7 @@ impl Connection {
     }
 
     /// Waits for a fence. A client that is killed meanwhile ends at its next turn.
-    async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
+    pub(super) async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
         let core = &mut self.core;
         let reply_ms = core.shared.config.link.reply_ms_max.as_millis() as u64;
         poll_fn(|cx| {
@@ -351,10 +356,15 @@ impl Connection {
         let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
         let reply_max = self.core.shared.config.link.reply_ms_max;
         match timeout(reply_max, borrowed.call(words)).await {
-            Ok(reply) => reply.map_err(|_| Failure::ReadLost),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) => {
+                scope.link.node().record_loss(error.cause());
+                Err(Failure::ReadLost)
+            }
             Err(_) => {
                 // The reply is still to come, and not for the next borrower.
                 borrowed.condemn();
+                scope.link.node().record_failures(FailureCause::Timeout, 1);
                 Err(Failure::ReadTimeout(reply_max.as_millis() as u64))
             }
         }
@@ -377,6 +387,7 @@ impl Connection {
             }
             Ok(_) => self.answer_locally(args),
         }
+        self.bury_killed().await;
     }
 
     fn answer_locally(&mut self, args: Args<'_>) {
@@ -386,6 +397,21 @@ impl Connection {
         {
             self.core.answer(&answer);
         }
+    }
+
+    /// Returns when all who were killed, and whom others redirect to, are gone for the upstream.
+    async fn bury_killed(&mut self) {
+        let shared = self.core.shared.clone();
+        let is_leaving = |id| shared.clients.find(id).is_none_or(|client| client.port.is_killed());
+        for target in shared.redirects.targets(is_leaving) {
+            shared.redirects.end(target).await;
+        }
+    }
+
+    async fn quit(&mut self) {
+        self.core.shared.redirects.end(self.core.client.id).await;
+        self.core.answer(b"+OK\r\n");
+        self.io.state = Input::Closed;
     }
 
     /// CLIENT KILL with USER: whether there is such a user only the upstream knows. It is asked with one filter more,
@@ -438,12 +464,12 @@ impl Connection {
             Err(_) => self.answer_failure(&Failure::WriteTimeout(reply_max.as_millis() as u64)),
             Ok(Ok(reply)) => drop(self.core.answer(&reply)),
             Ok(Err(RawError::Refused(line))) => drop(self.core.answer(&error(&line))),
-            Ok(Err(cause)) => self.answer_failure(&upstream.node().unreachable(&cause.to_string(), Default::default())),
+            Ok(Err(cause)) => self.answer_failure(&upstream.node().not_reached(&cause)),
         }
     }
 
     /// INFO: the upstream's, with what it says of clients said of Larder's, and a section about Larder.
-    async fn info(&mut self, args: Args<'_>) {
+    pub(super) async fn info(&mut self, args: Args<'_>) {
         let asks_for_ours = args.len() == 2 && args.arg(1).eq_ignore_ascii_case(b"larder");
         let asks_for_all = args.len() == 1
             || args.iter().skip(1).any(|section| {
@@ -500,6 +526,7 @@ impl Connection {
         if command.contains("unsubscribe") {
             return self.unsubscribe(command, args, kind).await;
         }
+        self.settle_invalidations().await;
         let names: Vec<&[u8]> = args.iter().skip(1).collect();
         if let Err(failure) = self.subscribe_all(kind, &names).await {
             if !muted {
@@ -521,11 +548,23 @@ impl Connection {
         self.answer_locally(args);
     }
 
+    /// What had been sent to the client before is put out.
     async fn settle(&mut self) {
+        self.settle_invalidations().await;
         for hub in self.core.hubs() {
             hub.settle(&self.core.client).await;
             self.core.take_deliveries();
         }
+    }
+
+    /// Invalidations that others redirect to the client, and that had been sent before, are put out, or dropped, as what the
+    /// client is now.
+    async fn settle_invalidations(&mut self) {
+        let Some(stand_in) = self.core.shared.redirects.of(self.core.client.id) else { return };
+        let seq = self.core.await_fences(1);
+        stand_in.settle(&self.core.client.port, seq);
+        // It fails only if the client was killed: its next turn ends it.
+        let _: Result<(), Failure> = self.fenced(seq).await;
     }
 
     async fn subscribe_all(&mut self, kind: Kind, names: &[&[u8]]) -> Result<(), Failure> {
@@ -572,6 +611,19 @@ impl Core {
             Protocol::Resp2 => {
                 self.out.put(b"*");
                 self.out.put_shared(message.slice(1..));
+            }
+        }
+    }
+
+    /// Puts an invalidation out that another client redirects to this one, as the server does: to who speaks RESP3, or
+    /// else has subscribed to anything at all.
+    pub(super) fn put_invalidation(&mut self, push: &Bytes) {
+        match self.session.protocol() {
+            Protocol::Resp3 => self.out.put_shared(push.clone()),
+            Protocol::Resp2 if self.subscriptions.is_empty() => {}
+            Protocol::Resp2 => {
+                self.out.put(b"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n");
+                self.out.put_shared(push.slice(INVALIDATE.len()..));
             }
         }
     }
@@ -665,6 +717,51 @@ impl Hello {
             }
         }
         Ok(hello)
+    }
+}
+
+/// Asks the upstream whether a user may select a database, on the link of its scope, which has it selected anyway. `None` if
+/// there is no such link, or it was lost.
+async fn select_on_link(upstream: &Upstream, identity: &Identity, database: u32) -> Option<Result<(), Failure>> {
+    let scope = upstream.scope(identity, database).ok().filter(|scope| scope.link.is_up())?;
+    let request = OwnedArgs::new(["SELECT".to_string(), database.to_string()]);
+    let bytes = Bytes::copy_from_slice(request.args().bytes());
+    // A box of its own: the session knows nothing of this request.
+    let port: Arc<Port> = Arc::default();
+    let op = Op { seq: Seq(0), bytes: 0..bytes.len() as u32, kind: OpKind::Read };
+    scope.link.submit(Job { port: port.clone(), bytes, ops: smallvec![op] }).ok()?;
+    poll_fn(|cx| port.poll_ready(cx)).await;
+    let mut taken = Taken::default();
+    port.take(&mut taken);
+    let reply = match taken.deliveries.pop()? {
+        Delivery::Small { .. } => Bytes::from(taken.bytes),
+        Delivery::Large(_, reply) => reply,
+        Delivery::Failed(_, failure @ Failure::ReadTimeout(_)) => return Some(Err(failure)),
+        _ => return None,
+    };
+    Some(match raw::accepted(reply) {
+        Err(RawError::Refused(line)) => Err(Failure::Refused(line)),
+        _ => Ok(()),
+    })
+}
+
+/// As [`select_on_link`], on a connection that is made for this.
+async fn select_elsewhere(upstream: &Upstream, identity: &Identity, database: u32) -> Result<(), Failure> {
+    if let Some(failure) = upstream.node().refusal() {
+        return Err(failure);
+    }
+    let pool = upstream.settings().pool;
+    let tried = async {
+        let endpoint = &upstream.node().endpoint;
+        let mut connection = RawConnection::connect(endpoint, pool.connect_max, pool.replies).await?;
+        // Also for database 0, which set_up would not select.
+        raw::set_up(&mut connection, identity, Protocol::Resp2, 0).await?;
+        raw::accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)
+    };
+    match within(pool.connect_max, tried).await {
+        Ok(_) => Ok(()),
+        Err(RawError::Refused(line)) => Err(Failure::Refused(line)),
+        Err(cause) => Err(upstream.node().unreachable(&cause.to_string(), Default::default())),
     }
 }
 

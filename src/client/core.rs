@@ -1,13 +1,16 @@
 //! What a connection knows and decides, without its socket.
 
 use crate::clients::Client;
+use crate::clock::Time;
 use crate::hub::{Hub, Subscriptions};
-use crate::l1::Partition;
+use crate::insight::ScopeId;
+use crate::l1::{Cause, Partition};
 use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Seq, Taken};
+use crate::received::Received;
 use crate::server::{Backend, Shared};
-use crate::session::{Advanced, Again, Batch, Flow, Session, Surroundings};
+use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings};
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::raw::Identity;
 use crate::upstream::scope::{Scope, Upstream};
@@ -15,7 +18,7 @@ use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestError, RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Command, Group, Resolved, Table};
+use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
 use smallvec::{SmallVec, smallvec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,17 +35,21 @@ pub(crate) struct Core {
     taken: Taken,
     pub(crate) place: Place,
     pub(crate) login: Login,
+    pub(crate) knowledge: Knowledge,
+    pub(crate) admission: Admission,
     pub(crate) subscriptions: Subscriptions,
     /// The hubs that the client's subscriptions are with: one for each user that it has been.
     hubs: Vec<(Identity, Arc<Hub>)>,
     /// True while the output ends in the middle of a reply: messages have to wait.
     pub(super) in_reply: bool,
-    messages: Vec<Bytes>,
+    messages: Vec<Delivery>,
     held_message_bytes: usize,
     /// The connection is to be closed behind the answers that are due.
     pub(crate) ends_after_answer: bool,
     /// Fences that something else than a slot waits for, with how many links are still to answer.
     pub(crate) fences: BTreeMap<Seq, u32>,
+    /// When the bytes of the last pass came, and how many of its reads L1 has answered: still to be timed.
+    pub(super) hits_to_time: (Time, u64),
     /// The database that a transaction has selected.
     pub(crate) selected_in_transaction: Option<u32>,
 }
@@ -62,6 +69,26 @@ pub(crate) enum Login {
     Done,
     /// It has not.
     Missing,
+}
+
+/// Whether a client can have been told anything of the upstream's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Knowledge {
+    /// It has asked for nothing yet.
+    Nothing,
+    /// It may have been.
+    Something,
+}
+
+/// Whether requests are taken, as far as all that waits in the process allows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// They are.
+    Open,
+    /// Not for the moment.
+    Closed,
+    /// They are, and those for the upstream are answered with an error.
+    Refusing,
 }
 
 /// What became of a request.
@@ -96,6 +123,8 @@ impl Core {
             taken: Taken::default(),
             place,
             login,
+            knowledge: Knowledge::Nothing,
+            admission: Admission::Open,
             subscriptions: Subscriptions::default(),
             hubs: Vec::new(),
             in_reply: false,
@@ -103,13 +132,15 @@ impl Core {
             held_message_bytes: 0,
             ends_after_answer: false,
             fences: BTreeMap::new(),
+            hits_to_time: (Time::ZERO, 0),
             selected_in_transaction: None,
         })
     }
 
     /// True while another request may be taken.
     pub(crate) fn may_take(&self) -> bool {
-        self.session.under_way() < self.shared.config.limits.client_in_flight_max
+        self.admission != Admission::Closed
+            && self.session.under_way() < self.shared.config.limits.client_in_flight_max
             && self.out.len() < super::OUTPUT_PAUSE_BYTES
             && self.batch.len() < super::OUTPUT_PAUSE_BYTES
             && self.scope().is_none_or(|scope| scope.link.has_room(&self.client.port))
@@ -148,6 +179,7 @@ impl Core {
                 let around = Surroundings {
                     table: &shared.table,
                     partition: None,
+                    stale: None,
                     upstream_is_resp2: false,
                     has_field_ttls: false,
                     fences: false,
@@ -160,9 +192,13 @@ impl Core {
         };
         let facts = upstream.node().facts();
         let partition: Option<&Partition> = scope.link.caches().then(|| &**scope.link.partition());
+        let shared = self.shared.clone();
+        let has_left = partition.is_none() && scope.link.partition().has_left();
+        let stale = has_left.then(|| Stale { partition: scope.link.partition(), policies: &shared.policies });
         let around = Surroundings {
             table: &facts.table,
             partition,
+            stale,
             upstream_is_resp2: facts.is_known && facts.hello.is_none(),
             has_field_ttls: facts.has_field_ttls,
             fences: upstream.has_peers(&scope),
@@ -219,6 +255,10 @@ impl Core {
     }
 
     fn take_shared(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+        if self.admission == Admission::Refusing {
+            return self.refuse_for_crowd();
+        }
+        self.knowledge = Knowledge::Something;
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
             Flow::Taken => {
                 if command.class == Class::Plain
@@ -254,6 +294,7 @@ impl Core {
 
     fn take_embedded(&mut self, database: u32, args: Args<'_>) -> Take {
         let answer = self.shared.execute_embedded(database, self.session.protocol(), args);
+        self.watch_embedded(ScopeId(u64::from(database)), args, answer.len());
         self.answer(&answer)
     }
 
@@ -264,6 +305,20 @@ impl Core {
             || command.class == Class::Local
             || self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0
             || self.shared.denied.denies(command)
+    }
+
+    fn watch_embedded(&self, scope: ScopeId, args: Args<'_>, answer_bytes: usize) {
+        let Resolved::Known(command) = self.shared.table.resolve(args) else { return };
+        let (watcher, clock) = (&self.counters.watcher, self.shared.clock);
+        let now = move || clock.now();
+        let keys = || command.keys(args).map(|at| args.arg(at));
+        if command.flags.contains(Flags::WRITE) {
+            return watcher.write(scope, keys(), &now);
+        }
+        keys().for_each(|key| watcher.read(scope, key, true, &now));
+        if let (Some(key), None) = (keys().next(), keys().nth(1)) {
+            self.shared.insight.sized(scope, key, answer_bytes as u64);
+        }
     }
 
     /// Why a command may not be used now, as an error reply; `None` if it may.
@@ -299,10 +354,28 @@ impl Core {
         Take::Taken
     }
 
+    /// Refuses a request because too much waits altogether.
+    pub(super) fn refuse_for_crowd(&mut self) -> Take {
+        self.shared.buffered.count_refused();
+        self.answer(format!("-{}\r\n", Failure::Buffered).as_bytes())
+    }
+
+    /// Bytes that wait here: for the link, for their turn, for the client to read them.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.out.len() + self.batch.len() + self.session.kept_bytes()
+    }
+
     /// Answers bytes that are no request.
-    pub(super) fn refuse_input(&mut self, error: RequestError) {
-        tracing::debug!(client = self.client.id.0, cause = %error, "protocol error");
+    pub(super) fn refuse_input(&mut self, error: RequestError, input: &[u8]) {
+        self.tell_of_refused(error, input);
         self.session.answer(format!("-ERR {error}\r\n").as_bytes(), &mut self.out);
+    }
+
+    /// Tells the log what a client has sent that is no request.
+    pub(super) fn tell_of_refused(&self, error: RequestError, input: &[u8]) {
+        let Some(left_out) = self.shared.lines_about_clients.admit(self.shared.clock.now()) else { return };
+        let (id, address) = (self.client.id.0, self.client.address);
+        tracing::info!(client = id, %address, cause = %error, received = %Received::of(input), left_out, "not a request");
     }
 
     /// Hands what was gathered to the link.
@@ -330,6 +403,31 @@ impl Core {
         let disowned = line.starts_with(b"WRONGPASS") || line.starts_with(b"NOAUTH");
         let (upstream, identity) = (self.upstream(), self.identity());
         disowned && upstream.zip(identity).is_some_and(|(upstream, identity)| identity != *upstream.default_identity())
+    }
+
+    /// True if the client's user is no more, or is refused: the server would have closed the connection.
+    pub(super) fn has_lost_its_user(&self) -> bool {
+        self.scope()
+            .and_then(|scope| scope.link.refused())
+            .is_some_and(|line| self.is_disowned(&Failure::Refused(line)))
+    }
+
+    /// The upstream has removed users: ends the connections of all who are one of them, its own behind the answer.
+    pub(super) fn end_users(&mut self, names: &[Vec<u8>]) {
+        if self.shared.has_own_users() {
+            return;
+        }
+        for client in self.shared.clients.all() {
+            let user = client.with_names(|names| names.user.clone());
+            if user == b"default" || !names.contains(&user) {
+                continue;
+            }
+            if client.id == self.client.id {
+                self.ends_after_answer = true;
+            } else {
+                client.port.kill();
+            }
+        }
     }
 
     /// Takes everything out of the port and moves on.
@@ -361,8 +459,9 @@ impl Core {
                     }
                     self.session.fenced(seq);
                 }
-                Delivery::Message(message) if self.in_reply => self.hold_message(message),
+                Delivery::Message(_) | Delivery::Invalidation(_) if self.in_reply => self.hold_message(delivery),
                 Delivery::Message(message) => self.put_message(&message),
+                Delivery::Invalidation(push) => self.put_invalidation(&push),
             }
         }
         taken.recycle();
@@ -432,6 +531,13 @@ impl Core {
         seq
     }
 
+    /// As [`Core::start_fence`], where the caller asks `answers` others to leave [`Delivery::Fenced`] in the port.
+    pub(super) fn await_fences(&mut self, answers: u32) -> Seq {
+        let seq = self.session.fresh_seq();
+        self.fences.insert(seq, answers);
+        seq
+    }
+
     /// `None` while links are still to answer; then whether all did.
     pub(crate) fn fence_state(&mut self, seq: Seq) -> Option<Result<(), ()>> {
         match self.fences.get(&seq) {
@@ -497,8 +603,10 @@ impl Core {
         self.hubs.iter().map(|(_, hub)| hub.clone()).collect()
     }
 
-    fn hold_message(&mut self, message: Bytes) {
-        self.held_message_bytes += message.len();
+    fn hold_message(&mut self, message: Delivery) {
+        if let Delivery::Message(bytes) | Delivery::Invalidation(bytes) = &message {
+            self.held_message_bytes += bytes.len();
+        }
         if self.held_message_bytes > self.shared.config.limits.client_output_bytes_max {
             self.client.port.kill();
         }
@@ -510,7 +618,11 @@ impl Core {
         self.in_reply = false;
         self.held_message_bytes = 0;
         for message in std::mem::take(&mut self.messages) {
-            self.put_message(&message);
+            match message {
+                Delivery::Invalidation(push) => self.put_invalidation(&push),
+                Delivery::Message(message) => self.put_message(&message),
+                _ => {}
+            }
         }
     }
 
@@ -536,6 +648,12 @@ pub(super) fn scan_again(request: &Bytes) -> Option<Vec<ArgRange>> {
 /// A job that fences one link.
 pub(super) fn fence_job(port: &Arc<crate::port::Port>, seq: Seq, kind: OpKind) -> Job {
     Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![Op { seq, bytes: 0..0, kind }] }
+}
+
+/// A job that drops the keys that `named` names behind its first word.
+pub(super) fn drop_job(port: &Arc<crate::port::Port>, named: Bytes, cause: Cause) -> Job {
+    let op = Op { seq: Seq(0), bytes: 0..named.len() as u32, kind: OpKind::Drop(cause) };
+    Job { port: port.clone(), bytes: named, ops: smallvec![op] }
 }
 
 /// What redis-server says to a command that it does not know.

@@ -19,20 +19,26 @@
 //! if it held state: as with the server itself, what was watched or queued is gone.
 
 mod decide;
+mod owed;
 mod swap;
+mod track;
 
 use self::decide::{Next, purpose_of};
+use self::owed::{Owed, Reach, What, bound_of};
 use self::swap::Swap;
-use super::apart::within;
 use super::cache::is_cache;
-use super::core::Core;
+use super::core::{Core, Knowledge, drop_job, fence_job};
+use super::tracking::{Change, Numbered, Redirect};
 use super::{Connection, End, Input, Request};
 use crate::clients::ClientId;
+use crate::l1::Cause;
 use crate::port::{Failure, Seq};
+use crate::received::Received;
+use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::{Borrowed, Use};
 use crate::upstream::raw::{Piece, RawError};
-use crate::upstream::scope::Scope;
+use crate::upstream::scope::{ReplyTimes, Scope};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::cursor::{Cursor, Item};
@@ -50,7 +56,7 @@ use tokio::time::{Sleep, sleep};
 
 /// While so many bytes wait to be released, nothing is read from the upstream.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
-/// Commands about the client itself in one transaction that are answered by Larder; the upstream answers what is beyond.
+/// Commands about the client itself in one transaction; it fails with more.
 const OWN_IN_TRANSACTION_MAX: usize = 64;
 /// While requests wait, so much more is read from the client.
 const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
@@ -72,7 +78,11 @@ struct Tunnel {
     /// The pieces that came after the last fence hold the reply to a request that may have changed keys.
     fence_widely: bool,
     patience: Pin<Box<Sleep>>,
-    reply_max: Duration,
+    times: ReplyTimes,
+    /// True if it matters what a lost request may have changed: stale answers are allowed.
+    heeds_reach: bool,
+    /// Replies that came as they should, not yet told to the breaker.
+    answered: u32,
     /// What is queued so far.
     transaction: Transaction,
     /// SWAPDB was sent: all partitions are suspended until it is over.
@@ -82,8 +92,16 @@ struct Tunnel {
     /// True if the connection has left the database of the client's scope.
     has_selected: bool,
     upstream: Upstream,
-    /// The reply to EXEC, while it is gathered for Larder's own answers to be put in.
+    /// The reply at hand, while it is gathered for what is Larder's own to be put in.
     gathered: BytesMut,
+    /// A push that has begun.
+    pushed: BytesMut,
+    /// Whom the client, which tracks, redirects to.
+    redirect: Option<Redirect>,
+    /// About the request that is put next.
+    numbered: Numbered,
+    /// The state has changed after the next request was looked at.
+    reconsiders: bool,
 }
 
 /// What a transaction holds that Larder must know of when it is executed.
@@ -97,6 +115,10 @@ struct Transaction {
     selects: Option<u32>,
     /// True if databases are swapped, or rights changed.
     swaps: bool,
+    /// What it changes when it is executed.
+    reach: Reach,
+    /// Users that are removed.
+    removes: Vec<Vec<u8>>,
 }
 
 /// A command in a transaction that is about Larder's client and not about the upstream's connection.
@@ -104,6 +126,8 @@ struct Own {
     /// Its place in the transaction. (If another is not queued after all, there is no reply to put it into.)
     at: usize,
     request: Request,
+    /// What it changes, if it is CLIENT TRACKING.
+    tracking: Option<Change>,
 }
 
 /// A piece that waits for a fence.
@@ -130,35 +154,6 @@ struct Held {
     monitoring: bool,
 }
 
-/// A reply that is owed to the client.
-struct Owed {
-    what: What,
-    muted: bool,
-    /// True if the request may have changed keys.
-    writes: bool,
-}
-
-enum What {
-    /// Whatever the upstream says.
-    Reply,
-    /// As `Reply`; nothing that L1 could contradict.
-    Acknowledgement,
-    /// As `Reply`, and it may take as long as it takes.
-    Blocking,
-    /// The reply to SELECT on a connection that keeps state.
-    Select(Option<u32>),
-    /// The reply to a command that is being queued.
-    Queued,
-    /// The reply to EXEC.
-    Exec(Transaction),
-    /// The reply to MULTI: an error means that there is no transaction.
-    Multi,
-    /// The upstream's reply is dropped for this one.
-    Instead(Bytes),
-    /// Nothing comes from the upstream: Larder's own answer, in its place.
-    Answer(Bytes),
-}
-
 /// Why the exchange over the tunnel pauses.
 enum Pause {
     /// The tunnel is at rest.
@@ -176,6 +171,7 @@ impl Connection {
         let table = self.core.table();
         let purpose = purpose_of(&table, first.args());
         self.core.counters.exclusive.add(1);
+        self.core.knowledge = Knowledge::Something;
         if let Some(failure) = scope.link.node().refusal() {
             scope.link.node().count_refused(1);
             self.core.answer(format!("-{failure}\r\n").as_bytes());
@@ -190,8 +186,10 @@ impl Connection {
             }
         };
         let upstream_id = borrowed.upstream_id();
+        let heeds_reach = self.core.shared.policies.stale_if_error_longest().is_some();
+        let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.reply_times(), heeds_reach);
+        let Some(first) = self.number_first(&mut tunnel, first).await else { return Ok(()) };
         self.core.client.upstream_id.store(upstream_id, Ordering::Release);
-        let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.config.link.reply_ms_max);
         tunnel.take(&mut self.core, first);
         let ended = loop {
             match poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await {
@@ -207,6 +205,7 @@ impl Connection {
         self.core.client.upstream_id.store(0, Ordering::Release);
         self.core.client.blocked.store(false, Ordering::Relaxed);
         self.core.client.in_transaction.store(false, Ordering::Relaxed);
+        self.core.client.tracking.end();
         if let Some(seq) = tunnel.fence {
             self.core.fences.remove(&seq);
         }
@@ -226,18 +225,23 @@ impl Connection {
         let Resolved::Known(command) = table.resolve(request.args()) else { return Ok(()) };
         match &*command.name {
             name if command.class == Class::PubSub => self.subscribe(name, request.args()).await,
+            "info" => self.info(request.args()).await,
+            "client|tracking" => {
+                if let Some(request) = self.number_first(tunnel, request).await {
+                    let next = tunnel.decide(&mut self.core, request.args());
+                    tunnel.put(&mut self.core, request, next);
+                }
+            }
             "hello" | "auth" => {
                 // The connection must speak the client's protocol, and be who the client is.
-                let words: Vec<Vec<u8>> = request.args().iter().map(<[u8]>::to_vec).collect();
                 tunnel.connection.condemn();
-                let same = within(tunnel.reply_max, tunnel.connection.call(words)).await;
+                if let Some(words) = self.words_for_upstream(&command.name, request.args()) {
+                    self.call_tracking(tunnel, words).await?;
+                }
                 if command.name == "hello" {
                     self.hello(request).await?;
                 } else {
                     self.auth(request.args()).await;
-                }
-                if same.is_err() {
-                    return Err(End::Closed);
                 }
             }
             _ => {
@@ -280,15 +284,20 @@ impl Connection {
                 self.core.take_deliveries();
                 moved = true;
             }
-            let fed = self.feed(tunnel, cx)?;
+            let mut fed = self.feed(tunnel, cx)?;
             moved |= fed == Fed::Something;
             match tunnel.exchange(&mut self.core, cx) {
                 Ok(exchanged) => moved |= exchanged,
                 Err(error) => {
-                    tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
-                    tunnel.lost(|owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost });
+                    tell_of_loss(&self.core, tunnel, &error);
+                    tunnel.lost(&self.core, error.cause(), |owed| {
+                        if owed.writes { Failure::WriteLost } else { Failure::ReadLost }
+                    });
                     moved = true;
                 }
+            }
+            if self.core.ends_after_answer {
+                self.io.state = Input::Closed;
             }
             match tunnel.release(&mut self.core) {
                 Ok(released) => moved |= released,
@@ -301,15 +310,22 @@ impl Connection {
             self.flush(cx).map_err(End::Io)?;
             // What was drained makes room for more.
             moved |= self.core.out.len() < waited;
-            if self.has_too_much_output() {
+            self.tell_share(tunnel.waiting_bytes());
+            if self.has_too_much_output() || !self.core.out.is_empty() && self.holds_others_up(tunnel.waiting_bytes()) {
                 return Poll::Ready(Err(End::Closed));
+            }
+            if std::mem::take(&mut tunnel.reconsiders) && fed == Fed::Leave {
+                fed = Fed::Nothing;
+                moved = true;
             }
             if let Some(pause) = self.pause_of(tunnel, fed)? {
                 return Poll::Ready(Ok(pause));
             }
             if tunnel.is_out_of_patience(cx) {
-                let ms = tunnel.reply_max.as_millis() as u64;
-                tunnel.lost(|owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) });
+                let ms = tunnel.bound().unwrap_or_default().as_millis() as u64;
+                tunnel.lost(&self.core, FailureCause::Timeout, |owed| {
+                    if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) }
+                });
                 moved = true;
             }
             if !moved {
@@ -348,12 +364,13 @@ impl Connection {
             if self.io.state == Input::Closed {
                 return Ok(Fed::Abandon);
             }
-            if !tunnel.has_room() {
+            if !tunnel.has_room() || self.share.account().is_full() {
                 self.read_ahead(tunnel, cx)?;
                 return Ok(fed);
             }
             match self.io.peek() {
                 Err(error) => {
+                    self.core.tell_of_refused(error, &self.io.pending);
                     tunnel.answer(&mut self.core, format!("-ERR {error}\r\n").into());
                     self.io.state = Input::Closed;
                     return Ok(Fed::Something);
@@ -423,6 +440,16 @@ impl Connection {
     }
 }
 
+/// What a server never sends is told to the operator; that connections end is nothing new.
+fn tell_of_loss(core: &Core, tunnel: &Tunnel, error: &RawError) {
+    let (client, upstream) = (core.client.id.0, &tunnel.scope.link.node().endpoint);
+    if let RawError::Reply(_) = error {
+        tracing::warn!(client, %upstream, cause = %error, "exclusive connection lost");
+    } else {
+        tracing::debug!(client, %upstream, cause = %error, "exclusive connection lost");
+    }
+}
+
 /// What came from the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fed {
@@ -437,7 +464,7 @@ enum Fed {
 // === impl Tunnel ===
 
 impl Tunnel {
-    fn new(connection: Borrowed, scope: Arc<Scope>, table: Arc<Table>, reply_max: Duration) -> Self {
+    fn new(connection: Borrowed, scope: Arc<Scope>, table: Arc<Table>, times: ReplyTimes, heeds_reach: bool) -> Self {
         Self {
             connection,
             scope,
@@ -449,14 +476,20 @@ impl Tunnel {
             waiting_bytes: 0,
             fence: None,
             fence_widely: false,
-            patience: Box::pin(sleep(reply_max)),
-            reply_max,
+            patience: Box::pin(sleep(times.exclusive_max)),
+            times,
+            heeds_reach,
+            answered: 0,
             transaction: Transaction::default(),
             swap: None,
             in_reply: false,
             has_selected: false,
             upstream: Upstream::There,
             gathered: BytesMut::new(),
+            pushed: BytesMut::new(),
+            redirect: None,
+            numbered: Numbered::No,
+            reconsiders: false,
         }
     }
 
@@ -476,8 +509,18 @@ impl Tunnel {
             && self.upstream == Upstream::There
     }
 
+    /// Bytes that wait in it, on either way.
+    fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes + self.gathered.len() + self.connection.outgoing.len()
+    }
+
     /// The connection is given up: everything that is owed is answered with an error, behind what has come.
-    fn lost(&mut self, failure: impl Fn(&Owed) -> Failure) {
+    fn lost(&mut self, core: &Core, cause: FailureCause, failure: impl Fn(&Owed) -> Failure) {
+        self.tell_breaker();
+        if self.connection.owed() > 0 {
+            self.scope.link.node().record_loss(cause);
+        }
+        self.doubt(core);
         self.connection.condemn();
         self.connection.outgoing = crate::outgoing::Outgoing::default();
         self.upstream = Upstream::Gone;
@@ -495,11 +538,43 @@ impl Tunnel {
         }
     }
 
+    /// What the requests that are owed a reply may have changed must not be answered stale, as if they had not.
+    fn doubt(&mut self, core: &Core) {
+        let reaches = self.owed.iter_mut().map(|owed| std::mem::take(&mut owed.reach));
+        let (keys, scopes) = match (reaches.fold(Reach::Nothing, Reach::and), core.upstream()) {
+            (Reach::Nothing, _) | (_, None) => return,
+            (Reach::Keys(keys), _) if !self.has_selected => (keys, vec![self.scope.clone()]),
+            (_, Some(upstream)) => (Vec::new(), upstream.scopes()),
+        };
+        let nobody = Arc::default();
+        let words = std::iter::once(Bytes::from_static(b"DROP")).chain(keys.iter().cloned());
+        let named = Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes());
+        for scope in scopes {
+            scope.link.submit_fence(match keys.is_empty() {
+                true => fence_job(&nobody, Seq(0), OpKind::DropAll(Cause::DataChanged)),
+                false => drop_job(&nobody, named.clone(), Cause::DataChanged),
+            });
+        }
+    }
+
+    /// How long the reply at the front may take.
+    fn bound(&self) -> Option<Duration> {
+        self.owed.front().and_then(|owed| owed.within)
+    }
+
+    /// Tells the breaker of replies that have come. How long they took is the client's business: it has chosen what is
+    /// executed, and it alone waits.
+    fn tell_breaker(&mut self) {
+        if self.answered > 0 {
+            self.scope.link.node().record_successes(std::mem::take(&mut self.answered));
+        }
+    }
+
     /// Takes the request that opened the tunnel.
     fn take(&mut self, core: &mut Core, first: Request) {
         let next = match self.decide(core, first.args()) {
             // It was found to need a connection of its own: whatever it is, it is sent.
-            Next::Leave | Next::Abandon => Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
+            Next::Leave | Next::Abandon => Next::Send(Owed::new(What::Reply, true)),
             next => next,
         };
         self.put(core, first, next);
@@ -507,20 +582,25 @@ impl Tunnel {
 
     /// Puts a request, or Larder's answer to it, behind what is owed.
     fn put(&mut self, core: &mut Core, request: Request, next: Next) {
+        let numbered = std::mem::take(&mut self.numbered);
         let mut owed = match next {
             Next::Send(owed) => owed,
             Next::Answer(answer) => return self.answer(core, answer.into()),
             Next::Leave | Next::Abandon => return,
         };
         owed.muted = core.session.take_muted();
+        owed.within = bound_of(&self.table, request.args(), &owed.what, &self.times);
         match &mut owed.what {
-            What::Queued => self.queue(&request),
+            What::Queued => self.queue(&request, numbered),
+            What::Tracking(change) => change.redirect = numbered.into_redirect(),
             What::Exec(transaction) => {
                 *transaction = std::mem::take(&mut self.transaction);
+                owed.reach = std::mem::take(&mut transaction.reach);
                 if transaction.swaps && self.swap.is_none() {
                     self.swap = Swap::begin(core);
                 }
             }
+            What::Reply | What::Blocking if self.heeds_reach => owed.reach = Reach::of(&self.table, request.args()),
             _ => {}
         }
         // What is refused here never gets there.
@@ -531,9 +611,7 @@ impl Tunnel {
             What::Reply if self.is_unblock(request.args()) => unblock_request(core, request.args()),
             _ => request.bytes,
         };
-        if self.owed.is_empty() {
-            self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
-        }
+        let is_first = self.owed.is_empty();
         match owed.what {
             // Not a command of any server: it marks the transaction as failed.
             What::Instead(_) => self.connection.put_request(b"*1\r\n$15\r\nlarder.refused.\r\n"),
@@ -543,6 +621,9 @@ impl Tunnel {
             core.client.blocked.store(true, Ordering::Relaxed);
         }
         self.owed.push_back(owed);
+        if is_first {
+            self.be_patient();
+        }
     }
 
     fn answer(&mut self, core: &mut Core, answer: Bytes) {
@@ -553,7 +634,7 @@ impl Tunnel {
             }
             return;
         }
-        self.owed.push_back(Owed { what: What::Answer(answer), muted, writes: false });
+        self.owed.push_back(Owed { muted, ..Owed::new(What::Answer(answer), false) });
     }
 
     /// Writes what waits and takes what has come.
@@ -578,8 +659,11 @@ impl Tunnel {
         Ok(moved)
     }
 
+    /// The upstream has its full time from now on.
     fn be_patient(&mut self) {
-        self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
+        if let Some(bound) = self.bound() {
+            self.patience.as_mut().reset(tokio::time::Instant::now() + bound);
+        }
     }
 
     /// Larder's own answers whose turn it is.
@@ -598,15 +682,29 @@ impl Tunnel {
     /// A piece of a reply, or of a push, has come.
     fn came(&mut self, core: &mut Core, piece: Piece) {
         self.be_patient();
-        if piece.kind == b'>' || self.state.monitoring && self.owed.is_empty() {
+        if piece.kind == b'>' {
+            if let Some(push) = self.whole_push(core, piece) {
+                // It tells of keys in any database.
+                self.fence_widely = true;
+                self.pass(core, push, true, true);
+            }
+            return;
+        }
+        if self.state.monitoring && self.owed.is_empty() {
             return self.pass(core, piece.bytes, piece.ends, true);
         }
-        let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
+        let Some(owed) = self.owed.front_mut() else {
+            let (upstream, received) = (&self.scope.link.node().endpoint, Received::of(&piece.bytes));
+            tracing::warn!(%upstream, %received, "a reply that nothing had asked for, on an exclusive connection");
+            return self.connection.condemn();
+        };
         let first = !self.in_reply;
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
         let fenced = match &owed.what {
-            What::Acknowledgement | What::Multi | What::Queued | What::Select(_) => piece.kind != b'+',
+            What::Acknowledgement | What::Multi | What::Queued | What::Select(_) | What::Tracking(_) => {
+                piece.kind != b'+'
+            }
             _ => true,
         };
         if let (What::Select(database), b'+') = (&owed.what, piece.kind) {
@@ -620,7 +718,19 @@ impl Tunnel {
                 self.state.in_multi = false;
             }
         }
-        let gathers = matches!(&owed.what, What::Exec(transaction) if !transaction.own.is_empty());
+        let gathers = match &owed.what {
+            What::Exec(transaction) => !transaction.own.is_empty(),
+            What::Redirection => true,
+            _ => false,
+        };
+        let mut removed = match &mut owed.what {
+            What::Removal(users) if piece.kind == b':' && piece.ends => std::mem::take(users),
+            _ => Vec::new(),
+        };
+        let change = match &mut owed.what {
+            What::Tracking(change) if piece.kind == b'+' && piece.ends => Some(std::mem::take(change)),
+            _ => None,
+        };
         let transaction = match &mut owed.what {
             What::Exec(transaction) if piece.ends => std::mem::take(transaction),
             _ => Transaction::default(),
@@ -629,17 +739,33 @@ impl Tunnel {
         if let (true, Some(database)) = (executed, transaction.selects) {
             core.selected_in_transaction = Some(database);
         }
+        if executed {
+            removed.extend_from_slice(&transaction.removes);
+        }
         let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
         // What is read in another database belongs to other scopes than the client's own.
         if first && fenced && (writes || self.has_selected) {
             self.fence_widely = true;
         }
+        let is_the_servers = matches!(owed.what, What::Acknowledgement | What::Multi | What::Queued | What::Blocking);
+        if first && piece.kind == b'-' && is_the_servers {
+            self.heed_error(&piece.bytes);
+        } else if piece.ends {
+            self.answered += 1;
+        }
         if piece.ends {
             self.owed.pop_front();
+            self.be_patient();
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
         }
+        if let Some(change) = change {
+            self.track(core, change);
+        }
+        if !removed.is_empty() {
+            core.end_users(&removed);
+        }
         if gathers {
-            return self.gather(core, &transaction.own, piece, muted);
+            return self.gather(core, transaction.own, piece, muted);
         }
         match instead {
             Some(line) if piece.ends && !muted => self.pass(core, line, true, false),
@@ -650,8 +776,17 @@ impl Tunnel {
         }
     }
 
-    /// Gathers the reply to EXEC and puts Larder's own answers into it.
-    fn gather(&mut self, core: &mut Core, own: &[Own], piece: Piece, muted: bool) {
+    /// An error reply that no script can have made up: it may tell that the upstream does not serve, or is another's.
+    fn heed_error(&mut self, reply: &[u8]) {
+        match classify_error(reply) {
+            ErrorKind::Failure(cause) => self.scope.link.node().record_failures(cause, 1),
+            ErrorKind::Reconnect => self.scope.moved(),
+            ErrorKind::PassThrough => {}
+        }
+    }
+
+    /// Gathers the reply to EXEC, or one about redirection, and puts Larder's own answers and numbers into it.
+    fn gather(&mut self, core: &mut Core, own: Vec<Own>, piece: Piece, muted: bool) {
         self.gathered.extend_from_slice(&piece.bytes);
         if !piece.ends {
             return;
@@ -659,16 +794,13 @@ impl Tunnel {
         let reply = self.gathered.split().freeze();
         let mut cursor = Cursor::new(&reply);
         let patched = match cursor.next() {
+            _ if own.is_empty() => self.redirect.as_ref().map_or(reply.clone(), |r| r.with_own_number(&reply).into()),
             Some(Item::Aggregate(b'*', count)) => {
                 let mut out = format!("*{count}\r\n").into_bytes();
+                let mut own = own.into_iter().peekable();
                 for at in 0..count as usize {
                     let theirs = cursor.next_frame().unwrap_or_default();
-                    let ours = own.iter().find(|own| own.at == at).and_then(|own| {
-                        match self.table.resolve(own.request.args()) {
-                            Resolved::Known(command) => core.local_answer(command, own.request.args()),
-                            _ => None,
-                        }
-                    });
+                    let ours = own.next_if(|own| own.at == at).and_then(|own| self.own_answer(core, own, theirs));
                     out.extend_from_slice(ours.as_deref().unwrap_or(theirs));
                 }
                 out.into()
@@ -704,7 +836,7 @@ impl Tunnel {
                 None => return Ok(false),
                 Some(fenced) => {
                     self.fence = None;
-                    fenced.map_err(|()| Failure::WriteTimeout(self.reply_max.as_millis() as u64))?;
+                    fenced.map_err(|()| Failure::WriteTimeout(self.times.write_max.as_millis() as u64))?;
                     for piece in self.covered.drain(..) {
                         self.waiting_bytes -= piece.bytes.len();
                         piece.put(core);
@@ -730,7 +862,7 @@ impl Tunnel {
     }
 
     fn is_out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
-        let endless = self.owed.is_empty() || self.is_blocked() || self.upstream == Upstream::Gone;
+        let endless = self.bound().is_none() || self.upstream == Upstream::Gone;
         !endless && self.patience.as_mut().poll(cx).is_ready()
     }
 
@@ -738,6 +870,7 @@ impl Tunnel {
     fn leave(&mut self, core: &mut Core) {
         core.client.in_transaction.store(false, Ordering::Relaxed);
         drop(self.swap.take());
+        self.tell_breaker();
         tracing::trace!(database = self.scope.database, "tunnel closed");
     }
 }

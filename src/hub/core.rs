@@ -21,6 +21,7 @@ use crate::clients::ClientId;
 use crate::clock::Time;
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
+use crate::received::Received;
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::cursor::Cursor;
@@ -65,8 +66,15 @@ pub(super) struct Pending {
 pub(super) type Answer = (Ticket, Result<(), Failure>);
 
 /// The upstream has sent what no upstream sends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{fault}: {received}")]
+pub(super) struct Violation {
+    fault: Fault,
+    received: Received,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Violation {
+enum Fault {
     #[error("an answer that nothing had asked for")]
     Unexpected,
     #[error("a message that makes no sense")]
@@ -383,16 +391,7 @@ impl<S: Clone> HubCore<S> {
 
     /// Takes over one frame that came from the upstream; messages and confirmations begin with `>` whatever the protocol.
     pub(super) fn frame(&mut self, frame: Bytes, now: Time) -> Result<(), Violation> {
-        self.position += 1;
-        match frame.first() {
-            Some(b'>') => self.push(frame, now),
-            Some(b'+') => self.answered_ping(now),
-            Some(b'-') => {
-                let line = frame.slice(1..frame.len().saturating_sub(2).max(1));
-                self.refused(line, now)
-            }
-            _ => Err(Violation::Unexpected),
-        }
+        self.take(frame.clone(), now).map_err(|fault| Violation { fault, received: Received::of(&frame) })
     }
 
     /// Scopes on whose link a fence is to be asked for now, after all that has been read.
@@ -498,19 +497,32 @@ impl<S: Clone> HubCore<S> {
         self.subscriptions = 0;
     }
 
-    fn push(&mut self, frame: Bytes, now: Time) -> Result<(), Violation> {
+    fn take(&mut self, frame: Bytes, now: Time) -> Result<(), Fault> {
+        self.position += 1;
+        match frame.first() {
+            Some(b'>') => self.push(frame, now),
+            Some(b'+') => self.answered_ping(now),
+            Some(b'-') => {
+                let line = frame.slice(1..frame.len().saturating_sub(2).max(1));
+                self.refused(line, now)
+            }
+            _ => Err(Fault::Unexpected),
+        }
+    }
+
+    fn push(&mut self, frame: Bytes, now: Time) -> Result<(), Fault> {
         let mut cursor = Cursor::new(&frame);
-        let word = cursor.next_count().and_then(|_| cursor.next_bytes()).ok_or(Violation::Message)?;
+        let word = cursor.next_count().and_then(|_| cursor.next_bytes()).ok_or(Fault::Message)?;
         if word == b"pong" {
             return self.answered_ping(now);
         }
         let Some((kind, role)) = role_of(word) else { return Ok(()) };
-        let name = cursor.next_bytes().ok_or(Violation::Message)?;
+        let name = cursor.next_bytes().ok_or(Fault::Message)?;
         if role == Role::Message {
             self.queue(kind, name, &frame);
             return Ok(());
         }
-        let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
+        let expected = self.expected.pop_front().ok_or(Fault::Unexpected)?;
         match (role, expected.what) {
             (Role::Subscribed, What::Subscribe(k, n)) if k == kind && n == name => self.subscribed(kind, &n, now),
             (Role::Unsubscribed, What::Unsubscribe(k, n)) if k == kind && n == name => {
@@ -520,7 +532,7 @@ impl<S: Clone> HubCore<S> {
                 }
                 self.reconcile(kind, &n, now);
             }
-            _ => return Err(Violation::Unexpected),
+            _ => return Err(Fault::Unexpected),
         }
         Ok(())
     }
@@ -563,8 +575,8 @@ impl<S: Clone> HubCore<S> {
     }
 
     /// An error in the place of an answer.
-    fn refused(&mut self, line: Bytes, now: Time) -> Result<(), Violation> {
-        let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
+    fn refused(&mut self, line: Bytes, now: Time) -> Result<(), Fault> {
+        let expected = self.expected.pop_front().ok_or(Fault::Unexpected)?;
         match expected.what {
             What::Subscribe(kind, name) => {
                 let Some(topic) = self.topics[kind.index()].get_mut(&name) else { return Ok(()) };
@@ -591,10 +603,10 @@ impl<S: Clone> HubCore<S> {
         Ok(())
     }
 
-    fn answered_ping(&mut self, now: Time) -> Result<(), Violation> {
-        match self.expected.pop_front().ok_or(Violation::Unexpected)?.what {
+    fn answered_ping(&mut self, now: Time) -> Result<(), Fault> {
+        match self.expected.pop_front().ok_or(Fault::Unexpected)?.what {
             What::Ping(waiting) => self.settled(waiting, now),
-            _ => return Err(Violation::Unexpected),
+            _ => return Err(Fault::Unexpected),
         }
         Ok(())
     }

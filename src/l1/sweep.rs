@@ -8,7 +8,7 @@
 //! If no thread can be had, the sweep is made in place. Until swept, entries count for the store's size and may be evicted
 //! as any other.
 
-use super::{Cause, L1, Lookup, NOWHERE, Slot};
+use super::{Cause, L1, NOWHERE};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A store with at most so many entries is swept at once.
@@ -71,8 +71,7 @@ impl L1 {
         for (slot, ()) in self.cache.iter() {
             let partition = slot.0.header.header.partition;
             let Some((_, cause)) = dead.iter().find(|(id, _)| *id == partition) else { continue };
-            let lookup = Lookup { partition, key: slot.key(), visit: |_: &Slot| {} };
-            self.causes.add(*cause, u64::from(self.cache.remove(&lookup).is_some()));
+            self.causes.add(*cause, u64::from(self.remove(partition, slot.key()).is_some()));
         }
     }
 }

@@ -4,7 +4,7 @@
 //! in between (the values may not have been there at once), take back what was written, and the general way is gone.
 
 use super::{Muted, Session, Surroundings};
-use crate::l1::{Answered, Partition, Variant};
+use crate::l1::{Answered, Hit, Partition, Variant};
 use crate::outgoing::Outgoing;
 use crate::upstream::link::Each;
 use larder_protocol::args::Args;
@@ -36,23 +36,25 @@ impl Session {
             if let Some(answered) = partition.answer(key, Variant::bare(get), true, around.now, value) {
                 return match answered {
                     Answered::Put => true,
-                    Answered::Hit(hit) if hit.reply() == b"_\r\n" => {
+                    Answered::Hit(hit) if hit.reply() == b"_\r\n" && !hit.has_deadline() => {
                         tail.extend_from_slice(nil);
                         true
                     }
                     Answered::Hit(_) => false,
                 };
             }
-            let is_nil =
-                partition.read(key, Variant::bare(mget), around.now).is_some_and(|hit| hit.reply() == b"_\r\n");
+            let is_nil = |hit: Hit| hit.reply() == b"_\r\n" && !hit.has_deadline();
             tail.extend_from_slice(nil);
-            is_nil
+            partition.read(key, Variant::bare(mget), around.now).is_some_and(is_nil)
         });
         if !all || partition.removals() != removals {
             out.tail().truncate(before);
             return false;
         }
         around.counters.hits.add(args.len() as u64 - 1);
+        for key in args.iter().skip(1) {
+            around.counters.watcher.read(partition.scope(), key, true, around.now);
+        }
         true
     }
 }

@@ -12,6 +12,7 @@ use super::link_io::{self, LinkHandle, LinkPurpose, LinkState, LinkTimes};
 use super::node::Node;
 use super::pool::{PoolLimits, Pools};
 use super::raw::Identity;
+use crate::buffered::Buffered;
 use crate::l1::L1;
 use bytes::Bytes;
 use mini_moka::sync::Cache;
@@ -36,10 +37,24 @@ pub struct UpstreamSettings {
     pub scope_idle_max: Duration,
 }
 
+/// How long replies may take, by class of command, before the client is told of a timeout.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplyTimes {
+    /// Reads (`link.reply_ms_max`).
+    pub read_max: Duration,
+    /// Writes (`link.write_ms_max`).
+    pub write_max: Duration,
+    /// Scripts, transactions, administration, and whatever else runs on a connection of its own (`pool.reply_ms_max`).
+    pub exclusive_max: Duration,
+    /// What a blocking command gets beyond its own timeout (`pool.blocking_grace_ms`).
+    pub blocking_grace: Duration,
+}
+
 /// The upstream with its scopes.
 pub struct Upstream {
     node: Arc<Node>,
     l1: Arc<L1>,
+    buffered: Arc<Buffered>,
     settings: UpstreamSettings,
     identity: Identity,
     database: u32,
@@ -68,6 +83,17 @@ pub struct Scope {
     peers: AtomicUsize,
 }
 
+// === impl Scope ===
+
+impl Scope {
+    /// The upstream refuses writes as a replica does: after a failover its name leads to another server. Connections are
+    /// made anew, the link's within its bounds.
+    pub fn moved(&self) {
+        self.pools.retire(self.link.node().clock.now());
+        self.link.ask_to_move();
+    }
+}
+
 /// No further scope can be had.
 #[derive(Debug, thiserror::Error)]
 #[error("ERR too many (user, database) pairs are in use at once: the limit is {0} (limits.scopes_max)")]
@@ -88,13 +114,16 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 // === impl Upstream ===
 
 impl Upstream {
-    /// The upstream `node`, with the scope of clients that neither authenticate nor select. Links run on `runtime`.
+    /// The upstream `node`, with the scope of clients that neither authenticate nor select. Links run on `runtime`, and what
+    /// waits in them counts for `buffered`.
+    #[expect(clippy::too_many_arguments, reason = "called once, with what an upstream is made of")]
     pub fn new(
         node: Arc<Node>,
         l1: Arc<L1>,
         settings: UpstreamSettings,
         identity: Identity,
         database: u32,
+        buffered: Arc<Buffered>,
         runtime: Handle,
         seed: u64,
     ) -> Arc<Self> {
@@ -102,6 +131,7 @@ impl Upstream {
         let this = Arc::new(Self {
             node,
             l1,
+            buffered,
             settings,
             identity,
             database,
@@ -251,7 +281,7 @@ impl Upstream {
             big_keys.insert(key, ());
             has_big_keys.store(true, Ordering::Relaxed);
         });
-        let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, remember);
+        let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, &self.buffered, remember);
         let core = LinkCore::new(filler, self.node.table(), self.settings.link);
         let purpose = LinkPurpose { identity: identity.clone(), database };
         let seed = self.next_seed.fetch_add(1, Ordering::Relaxed);

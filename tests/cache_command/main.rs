@@ -5,11 +5,13 @@
 mod support;
 
 mod breaker;
+mod config;
 mod insight;
 mod invalidate;
 mod jobs;
 mod listing;
 mod reads;
+mod seen;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

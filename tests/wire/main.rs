@@ -12,11 +12,16 @@ mod clients;
 mod databases;
 mod embedded;
 mod outages;
+mod outages_crowd;
+mod outages_faults;
+mod outages_replies;
+mod outages_stale;
 mod pipelines;
 mod pubsub;
 mod reads;
 mod refused;
 mod scripts;
+mod tracking;
 mod transactions;
 
 use support::{Client, Larder, Server, Value, assert_same, wait_until};
