@@ -198,6 +198,7 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     for reason in Passed::all() {
         out.counter(&format!("l1_passed_{}", reason.label()), shared.metrics.passed(reason));
     }
+    out.counter("l1_passed_not_admitted", upstream.link_counts().not_admitted);
     out.section("Removed");
     for cause in Cause::ALL {
         out.counter(&format!("l1_removed_{}", cause.label()), l1.removed(cause));

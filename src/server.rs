@@ -344,8 +344,9 @@ impl Denied {
         if command.categories.intersects(self.categories) {
             return true;
         }
-        let container = command.name.split('|').next().unwrap_or_default();
-        self.names.iter().any(|name| *name == command.name || name == container)
+        // The name itself, or that of its container.
+        let ends = |rest: &[u8]| matches!(rest, [] | [b'|', ..]);
+        self.names.iter().any(|name| command.name.as_bytes().strip_prefix(name.as_bytes()).is_some_and(ends))
     }
 }
 
@@ -421,6 +422,7 @@ fn settings_of(config: &Config) -> UpstreamSettings {
             reply_max: link.reply_ms_max,
             write_max: link.write_ms_max,
             untracked_ttl: config.l1.untracked_ttl_ms_max,
+            admission: config.l1.admission,
             stale_longest: config.policies().stale_if_error_longest(),
         },
         times: LinkTimes {
