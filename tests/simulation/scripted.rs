@@ -32,6 +32,7 @@ fn link(table: &Arc<Table>) -> (LinkCore, Arc<Partition>) {
         reply_max: Duration::from_secs(1),
         write_max: Duration::from_secs(1),
         untracked_ttl: None,
+        admission: larder::upstream::admission::Admission::Always,
         stale_longest: None,
     };
     let mut link = LinkCore::new(filler, table.clone(), limits);
@@ -50,6 +51,8 @@ fn a_null_push_between_the_pttls_of_an_mget_voids_the_earlier_one() {
     let request = Bytes::from_static(b"*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$1\r\nb\r\n");
     let op = Op { seq: Seq(1), bytes: 0..request.len() as u32, kind: OpKind::FillEach(Each::Mget { get, mget }) };
     link.submit(&Job { port: Arc::new(Port::default()), bytes: request, ops: smallvec![op] }, now);
+    // What has not left has no reply.
+    *link.outgoing() = Outgoing::default();
     let frames: [&[u8]; 4] = [b":-1\r\n", b">2\r\n$10\r\ninvalidate\r\n_\r\n", b":-2\r\n", b"*2\r\n$3\r\nnew\r\n_\r\n"];
     for bytes in frames {
         assert_eq!(link.frame(Frame { bytes, shared: None }, now), Ok(()));
@@ -161,6 +164,7 @@ fn a_read_that_another_users_fill_has_overtaken_is_not_kept() {
         in_flight_bytes_max: 10_000,
         reply_max: Duration::from_secs(1),
         write_max: Duration::from_secs(1),
+        admission: larder::upstream::admission::Admission::Always,
         untracked_ttl: None,
         stale_longest: None,
     };
@@ -179,6 +183,7 @@ fn a_read_that_another_users_fill_has_overtaken_is_not_kept() {
         let kind = OpKind::Fill { command: get, key_at: 1, may_join: false, asks_encoding: false };
         let op = Op { seq: Seq(1), bytes: 0..request.len() as u32, kind };
         link.submit(&Job { port: Arc::new(Port::default()), bytes: request, ops: smallvec![op] }, Time::ZERO);
+        *link.outgoing() = Outgoing::default();
     };
     let come = |link: &mut LinkCore, frames: &[&[u8]]| {
         for bytes in frames {
