@@ -20,7 +20,7 @@
 mod each;
 mod put;
 
-use self::put::{put_held, put_hit, put_merged, put_reply, put_reply_bytes};
+use self::put::{put_held, put_hit, put_reply, put_reply_bytes};
 
 use crate::clock::Time;
 use crate::insight::latency::Timed;
