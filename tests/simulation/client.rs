@@ -395,7 +395,7 @@ impl Client {
                 Delivery::Small { seq, len } => {
                     let reply = &taken.bytes[at..at + len];
                     at += len;
-                    if fences || !self.session.replied_in_turn(seq, reply, &mut self.out) {
+                    if fences || !self.session.replied_in_turn(seq, reply, around.counters, &mut self.out) {
                         self.session.replied(seq, Bytes::copy_from_slice(reply));
                     }
                 }
