@@ -6,6 +6,7 @@
 
 use crate::buffered::Buffered;
 use crate::cache::jobs::Jobs;
+use crate::cache::warm::{self, Warming};
 use crate::client::{self, Place};
 use crate::clients::Clients;
 use crate::clock::Clock;
@@ -103,6 +104,8 @@ pub struct Shared {
     pub request_limits: RequestLimits,
     /// Work that takes a while.
     pub jobs: Jobs,
+    /// What all warming shares.
+    pub(crate) warming: Warming,
     /// How many lines of the log may be about what clients send.
     pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
@@ -208,6 +211,7 @@ impl Shared {
             table,
             request_limits,
             jobs: Jobs::default(),
+            warming: Warming::default(),
             lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
             redirects: Arc::default(),
@@ -509,6 +513,7 @@ async fn work(
         tokio::spawn(expire_embedded(shared.clone()));
         tokio::spawn(watch_buffered(shared.clone()));
         tokio::spawn(wake_disowned(shared.clone()));
+        tokio::spawn(warm::begin_configured(shared.clone()));
     }
     loop {
         tokio::select! {
