@@ -17,12 +17,14 @@
 //!
 //! Bounds: the shell takes no more requests while [`Session::under_way`] is at `limits.client_in_flight_max`.
 
+mod each;
+
 use crate::clock::Time;
 use crate::insight::latency::Timed;
-use crate::l1::{Hit, Partition, Variant};
+use crate::l1::{Answered, Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
-use crate::outgoing::Outgoing;
+use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
 use crate::policy::Policies;
 use crate::port::{Failure, Seq};
 use crate::upstream::link::{Each, Job, Op, OpKind};
@@ -435,7 +437,7 @@ impl Session {
         batch: &mut Batch,
         out: &mut Outgoing,
     ) -> Flow {
-        let Some(key_at) = command.keys(args).next() else {
+        let Some(key_at) = command.first_key_at(args) else {
             self.send(command, args, OpKind::Read, around, batch);
             return Flow::Taken;
         };
@@ -449,7 +451,21 @@ impl Session {
             return Flow::Taken;
         };
         let key = args.arg(key_at);
-        let hit = partition.read(key, Variant::new(command.id, args, key_at), around.now);
+        let variant = Variant::new(command.id, args, key_at);
+        let hit = if self.slots.is_empty() && self.muted == Muted::No {
+            let same_only = self.protocol == Protocol::Resp2 && !around.upstream_is_resp2;
+            match partition.answer(key, variant, same_only, around.now, |reply| out.put(reply)) {
+                Some(Answered::Put) => {
+                    around.counters.hits.add(1);
+                    around.counters.watcher.read(partition.scope(), key, true, around.now);
+                    return Flow::Taken;
+                }
+                Some(Answered::Hit(hit)) => Some(hit),
+                None => None,
+            }
+        } else {
+            partition.read(key, variant, around.now)
+        };
         around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
         if self.writes_out > 0 {
             around.counters.pass(Passed::UnansweredWrite);
@@ -485,7 +501,7 @@ impl Session {
                 return Flow::Taken;
             }
             if self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2 {
-                out.put(hit.reply());
+                put_hit(hit, out);
             } else {
                 put_reply_bytes(Shape::of(command, args), hit.reply(), out);
             }
@@ -520,6 +536,9 @@ impl Session {
             self.send(command, args, fill_each(each, around), around, batch);
             return Flow::Taken;
         };
+        if self.answer_each(each, args, partition, around, out) {
+            return Flow::Taken;
+        }
         let removals = partition.removals();
         let hits: Vec<Option<Hit>> =
             args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
@@ -674,6 +693,22 @@ impl Session {
         if around.upstream_is_resp2 { Protocol::Resp3 } else { self.protocol }
     }
 
+    /// As [`Session::replied`], for a reply that can leave at once: its slot is the first, and no other link is to be
+    /// fenced. False if that is not so, and then nothing has been done.
+    pub fn replied_in_turn(&mut self, seq: Seq, reply: &[u8], out: &mut Outgoing) -> bool {
+        let Some(slot) = self.slots.front() else { return false };
+        let State::Waiting { writes } = slot.state else { return false };
+        if slot.seq != seq || slot.receivers.is_some() {
+            return false;
+        }
+        self.writes_out -= usize::from(writes);
+        if !slot.muted {
+            put_reply_bytes(slot.shape, reply, out);
+        }
+        self.slots.pop_front();
+        true
+    }
+
     /// A reply has come. A number that is not known belongs to a request that was done again, or has ended.
     pub fn replied(&mut self, seq: Seq, reply: Bytes) {
         let Some(at) = self.find(seq) else { return };
@@ -747,8 +782,9 @@ impl Session {
                     waited.extend(slot.timed.map(|what| (what, slot.came_at)));
                     count_level(slot.timed, reply, around.counters);
                     if !slot.muted {
-                        match (slot.receivers, Cursor::new(reply).next()) {
-                            (Some((upstream, here)), Some(Item::Integer(n))) => {
+                        let counted = slot.receivers.zip(slot.receivers.and_then(|_| Cursor::new(reply).next()));
+                        match counted {
+                            Some(((upstream, here), Item::Integer(n))) => {
                                 out.put(format!(":{}\r\n", (n - upstream).max(0) + here).as_bytes());
                             }
                             _ => put_reply(slot.shape, reply, out),
@@ -914,6 +950,15 @@ fn put_reply_bytes(shape: Option<Shape>, reply: &[u8], out: &mut Outgoing) {
     match shape {
         Some(shape) if !shape::same_in_both(reply) => put_resp2(shape, reply, out),
         _ => out.put(reply),
+    }
+}
+
+/// Puts a reply that L1 holds; a large one keeps its own memory.
+fn put_hit(hit: Hit, out: &mut Outgoing) {
+    if hit.reply().len() < SHARED_BYTES_MIN {
+        out.put(hit.reply());
+    } else {
+        out.put_shared(Bytes::from_owner(hit));
     }
 }
 

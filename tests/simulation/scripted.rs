@@ -32,6 +32,7 @@ fn link(table: &Arc<Table>) -> (LinkCore, Arc<Partition>) {
         reply_max: Duration::from_secs(1),
         write_max: Duration::from_secs(1),
         untracked_ttl: None,
+        admission: larder::upstream::admission::Admission::Always,
         stale_longest: None,
     };
     let mut link = LinkCore::new(filler, table.clone(), limits);
@@ -208,6 +209,7 @@ fn a_read_that_another_users_fill_has_overtaken_is_not_kept() {
         in_flight_bytes_max: 10_000,
         reply_max: Duration::from_secs(1),
         write_max: Duration::from_secs(1),
+        admission: larder::upstream::admission::Admission::Always,
         untracked_ttl: None,
         stale_longest: None,
     };
