@@ -37,6 +37,8 @@ use larder_protocol::glob::{self, Case};
 use larder_protocol::shape;
 use larder_protocol::table::CommandId;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -410,6 +412,20 @@ impl Partition {
             header.partition == id && header.hits.fetch_and(!UNTOLD, Ordering::Relaxed) & UNTOLD > 0
         };
         self.l1.cache.iter().filter(|(slot, _)| touched(slot)).take(max).map(|(slot, _)| slot.key().to_vec()).collect()
+    }
+
+    /// Keys of the `max` entries that were hit most, with their hits. Looks at the whole store: not for a task that others
+    /// wait for.
+    pub fn hottest(&self, max: usize) -> Vec<(u32, Vec<u8>)> {
+        let id = self.id.load(Ordering::Acquire);
+        let mut hottest = BinaryHeap::new();
+        for (slot, _) in self.l1.cache.iter().filter(|(slot, _)| slot.0.header.header.partition == id) {
+            hottest.push(Reverse((slot.0.header.header.hits.load(Ordering::Relaxed) / HIT, slot.key().to_vec())));
+            if hottest.len() > max {
+                hottest.pop();
+            }
+        }
+        hottest.into_iter().map(|Reverse(hit)| hit).collect()
     }
 
     /// Keys that match a glob pattern, of entries made at `made_by` or before, at most `max` of them. Looks at the whole
