@@ -20,6 +20,7 @@ pub use self::source::{ConfigError, ConfigErrors, Origin, Setting, Sources};
 pub use self::value::{CacheAccess, Credentials, DenyRule, HostPort, LogFormat, LogLevel, Secret, Upstream};
 use crate::cache::warm::Subject;
 use crate::policy::{Policies, Policy};
+use crate::upstream::admission::Admission;
 
 mod source;
 #[cfg(test)]
@@ -94,6 +95,8 @@ pub struct L1Config {
     pub untracked_ttl_ms_max: Option<Duration>,
     /// How often entries that were hit are touched upstream; `None`: never.
     pub touch_interval_ms: Option<Duration>,
+    /// Which misses are kept.
+    pub admission: Admission,
     /// Distinct commands and arguments kept of one key.
     pub variants_per_key_max: usize,
     /// How long after the loss of the upstream what was cached may still be answered; `None`: not at all.
@@ -392,6 +395,10 @@ fn hide(_: &str) -> String {
 
 // === impl of the sections ===
 
+/// The words of `l1.admission`.
+const ADMISSIONS: [(&str, Admission); 3] =
+    [("always", Admission::Always), ("second-touch", Admission::SecondTouch), ("adaptive", Admission::Adaptive)];
+
 impl L1Config {
     fn read(from: &mut Reader<'_>) -> Self {
         Self {
@@ -400,6 +407,7 @@ impl L1Config {
             entry_bytes_max: from.size("l1.entry_bytes_max", MB, 1),
             untracked_ttl_ms_max: from.millis_or_off("l1.untracked_ttl_ms_max", 0, MONTH_MS),
             touch_interval_ms: from.millis_or_off("l1.touch_interval_ms", MINUTE_MS, MONTH_MS),
+            admission: from.word("l1.admission", Admission::Adaptive, &ADMISSIONS),
             variants_per_key_max: from.count("l1.variants_per_key_max", 64, 1..=65_536),
             stale_if_error_ms_max: from.millis_or_off("l1.stale_if_error_ms_max", 0, MONTH_MS),
         }

@@ -229,11 +229,6 @@ impl Shared {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// How long replies may take.
-    pub fn reply_times(&self) -> ReplyTimes {
-        reply_times_of(&self.config)
-    }
-
     /// Runs a task on the first worker.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(first) = self.workers.first() {
@@ -247,6 +242,11 @@ impl Shared {
             // A worker that has ended has no turns any more.
             let _: Result<(), tokio::task::JoinError> = worker.spawn(async {}).await;
         }
+    }
+
+    /// How long replies may take.
+    pub fn reply_times(&self) -> ReplyTimes {
+        reply_times_of(&self.config)
     }
 
     /// True if clients authenticate with Larder and not with the upstream.
@@ -350,8 +350,9 @@ impl Denied {
         if command.categories.intersects(self.categories) {
             return true;
         }
-        let container = command.name.split('|').next().unwrap_or_default();
-        self.names.iter().any(|name| *name == command.name || name == container)
+        // The name itself, or that of its container.
+        let ends = |rest: &[u8]| matches!(rest, [] | [b'|', ..]);
+        self.names.iter().any(|name| command.name.as_bytes().strip_prefix(name.as_bytes()).is_some_and(ends))
     }
 }
 
@@ -427,6 +428,7 @@ fn settings_of(config: &Config) -> UpstreamSettings {
             reply_max: link.reply_ms_max,
             write_max: link.write_ms_max,
             untracked_ttl: config.l1.untracked_ttl_ms_max,
+            admission: config.l1.admission,
             stale_longest: config.policies().stale_if_error_longest(),
         },
         times: LinkTimes {

@@ -337,8 +337,8 @@ impl Connection {
             // What was drained makes room for more.
             moved |= self.core.out.len() < waited;
             self.tell_share(tunnel.waiting_bytes());
-            if self.has_too_much_output(cx) || !self.core.out.is_empty() && self.holds_others_up(tunnel.waiting_bytes())
-            {
+            let holds_up = !self.core.out.is_empty() && self.holds_others_up(tunnel.waiting_bytes());
+            if self.has_too_much_output(cx) || holds_up {
                 return Poll::Ready(Err(End::Closed));
             }
             if std::mem::take(&mut tunnel.reconsiders) && fed == Fed::Leave {
@@ -580,6 +580,15 @@ impl Tunnel {
         }
     }
 
+    /// The server is to know the connection by its client's name, in SLOWLOG say. (Who watches would see it.)
+    fn put_name(&mut self, core: &Core) {
+        let name = core.client.with_names(|names| names.name.clone());
+        if name != self.connection.name() && !core.shared.monitors.any() {
+            self.connection.put_name(name);
+            self.owed.push_back(Owed::unseen(What::Reply, self.times.write_max));
+        }
+    }
+
     /// What the requests that are owed a reply may have changed must not be answered stale, as if they had not.
     fn doubt(&mut self, core: &Core) {
         let reaches = self.owed.iter_mut().map(|owed| std::mem::take(&mut owed.reach));
@@ -609,16 +618,6 @@ impl Tunnel {
     fn tell_breaker(&mut self) {
         if self.answered > 0 {
             self.scope.link.node().record_successes(std::mem::take(&mut self.answered));
-        }
-    }
-
-    /// The server is to know the connection by its client's name, in SLOWLOG say. (Who watches would see it.)
-    fn put_name(&mut self, core: &Core) {
-        let name = core.client.with_names(|names| names.name.clone());
-        if name != self.connection.name() && !core.shared.monitors.any() {
-            self.connection.put_name(name);
-            self.owed.push_back(Owed::of_larder(&self.times));
-            self.be_patient();
         }
     }
 
@@ -670,7 +669,7 @@ impl Tunnel {
             // WAIT counts replicas that have what was written before the connection's last command: with one more, it counts
             // what came by the link, too.
             self.connection.put_request(b"*1\r\n$5\r\nHELLO\r\n");
-            self.owed.push_back(Owed::of_larder(&self.times));
+            self.owed.push_back(Owed::unseen(What::Reply, self.times.write_max));
         }
         match owed.what {
             // Not a command of any server: it marks the transaction as failed.
@@ -826,8 +825,8 @@ impl Tunnel {
         }
         if piece.ends {
             self.owed.pop_front();
-            self.be_patient();
             self.pause_or_unpause(core, &transaction, executed);
+            self.be_patient();
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
         }
         if let Some(change) = change {

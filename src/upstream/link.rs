@@ -36,9 +36,10 @@ use self::flights::{Flight, KeyState};
 use crate::clock::Time;
 use crate::l1::{Cause, Filler};
 use crate::mutation::{Mutation, is_planted};
-use crate::outgoing::Outgoing;
+use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
 use crate::port::{Delivery, Failure, Port, Seq};
 use crate::received::Received;
+use crate::upstream::admission::{Admission, Filter};
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
@@ -73,6 +74,8 @@ pub struct LinkLimits {
     pub write_max: Duration,
     /// Deadline for entries where the upstream has no tracking (`l1.untracked_ttl_ms_max`); `None` keeps nothing then.
     pub untracked_ttl: Option<Duration>,
+    /// Which misses are filled (`l1.admission`).
+    pub admission: Admission,
     /// How long what was kept when the feed was lost may be answered at most; `None` keeps nothing over a loss.
     pub stale_longest: Option<Duration>,
 }
@@ -112,6 +115,8 @@ pub struct LinkCounts {
     pub fills: u64,
     /// Replies not put into L1 because the key changed under the read.
     pub fills_outrun: u64,
+    /// Reads whose reply was not kept because fills like it have turned out to be wasted (`l1.admission`).
+    pub not_admitted: u64,
     /// Reads that shared the reply of another.
     pub joined: u64,
     /// Entries dropped because of a push.
@@ -152,6 +157,7 @@ pub struct LinkCore {
     /// A reply has told that the server at the other end is not the one that is wanted.
     elsewhere: bool,
     counts: LinkCounts,
+    admission: Filter,
     #[cfg(feature = "mutations")]
     late: flights::Late,
 }
@@ -213,6 +219,7 @@ impl std::ops::Add for LinkCounts {
         Self {
             fills: self.fills + other.fills,
             fills_outrun: self.fills_outrun + other.fills_outrun,
+            not_admitted: self.not_admitted + other.not_admitted,
             joined: self.joined + other.joined,
             dropped_by_push: self.dropped_by_push + other.dropped_by_push,
             dropped_by_write: self.dropped_by_write + other.dropped_by_write,
@@ -251,6 +258,7 @@ impl LinkCore {
             failures: Vec::new(),
             elsewhere: false,
             counts: LinkCounts::default(),
+            admission: Filter::new(limits.admission),
             #[cfg(feature = "mutations")]
             late: flights::Late::default(),
         }
@@ -264,6 +272,7 @@ impl LinkCore {
         }
         self.caching = caching;
         self.table = table;
+        self.admission.reset();
     }
 
     /// True if replies may be kept for a bounded time where there is no tracking.
@@ -627,7 +636,11 @@ impl LinkCore {
 
     fn put_shared(&mut self, bytes: &Bytes) -> u64 {
         let starts_at = self.bytes_put;
-        self.outgoing.put_shared(bytes.clone());
+        if bytes.len() < SHARED_BYTES_MIN {
+            self.outgoing.put(bytes);
+        } else {
+            self.outgoing.put_shared(bytes.clone());
+        }
         self.bytes_put += bytes.len() as u64;
         starts_at
     }

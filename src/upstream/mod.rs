@@ -9,9 +9,11 @@
 //! | [`scope`] | (user, database) pairs: a link, a partition and pools each |
 //! | [`node`] | one server: where it is, whether it is well, what it understands |
 //! | [`breaker`] | CORE of the circuit breaker of one node |
+//! | [`admission`] | CORE of the choice which misses are worth a fill |
 //! | [`backoff`] | how long to wait before the next connect attempt |
 
 pub mod addresses;
+pub mod admission;
 pub mod backoff;
 pub mod breaker;
 pub mod link;
