@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -230,6 +231,12 @@ pub struct InsightConfig {
 pub struct WarmConfig {
     /// Keys read in a second, by all warming together.
     pub keys_per_second_max: usize,
+    /// Where the names of the hot keys are saved at a stop; `None`: they are not.
+    pub snapshot_file: Option<PathBuf>,
+    /// Most names that are saved.
+    pub snapshot_keys_max: usize,
+    /// How long the start waits for those keys at most.
+    pub start_ms_max: Duration,
     /// What is warmed again and again.
     pub schedule: Vec<WarmSchedule>,
 }
@@ -345,6 +352,9 @@ impl Config {
         }
         if !self.warm.schedule.is_empty() && self.upstream.is_none() {
             reader.conflict("warm.schedule", "upstream", "without an upstream there is no L1 to warm");
+        }
+        if self.warm.snapshot_file.is_some() && self.upstream.is_none() {
+            reader.conflict("warm.snapshot_file", "upstream", "without an upstream there is no L1 to warm");
         }
         if self.requirepass.is_some() && self.users.contains_key("default") {
             reader.conflict("requirepass", "users", "requirepass is the password of the user default");
@@ -489,6 +499,9 @@ impl WarmConfig {
     fn read(from: &mut Reader<'_>) -> Self {
         Self {
             keys_per_second_max: from.count("warm.keys_per_second_max", 2000, 1..=1_000_000),
+            snapshot_file: from.text("warm.snapshot_file", None, warm::parse_file, warm::show_file, str::to_owned),
+            snapshot_keys_max: from.count("warm.snapshot_keys_max", 10_000, 1..=100_000),
+            start_ms_max: from.millis("warm.start_ms_max", 5 * SECOND_MS, 1..=HOUR_MS),
             schedule: from.compound(
                 "warm.schedule",
                 Vec::new(),

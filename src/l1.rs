@@ -25,6 +25,7 @@ mod stale;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod warmth;
 
 pub use self::cause::Cause;
 
@@ -459,12 +460,6 @@ impl Partition {
     pub fn facts(&self, key: &[u8]) -> Option<EntryFacts> {
         let entry = self.peek(key)?;
         Some(entry.facts())
-    }
-
-    /// True if a read would be answered at `now`. It does not count as a hit.
-    pub fn would_answer(&self, key: &[u8], variant: Variant<'_>, now: Time) -> bool {
-        let entry = self.peek(key);
-        entry.is_some_and(|entry| entry.0.header.header.deadline > now && entry.variant(variant).is_some())
     }
 
     /// What is known of at most `max` entries. Looks at the whole store: not for a task that others wait for.

@@ -2,7 +2,8 @@
 //!
 //! Each worker thread has a current-thread runtime and a listener of its own on the same port (SO_REUSEPORT); the
 //! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
-//! worker. A stop closes the listeners, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
+//! worker. Before there is a listener, L1 is warmed with the names of hot keys that the last stop has saved
+//! (`warm.snapshot_file`). A stop closes the listeners, saves those names, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
 use crate::buffered::Buffered;
 use crate::cache::jobs::Jobs;
@@ -158,6 +159,7 @@ pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
+    first.block_on(warm::warm_at_start(&shared));
     let (listeners, address) = listen(&shared.config, threads)?;
     println!("{}", shared.config.banner(address));
     let (stop, stopped) = watch::channel(false);
@@ -508,6 +510,7 @@ async fn work(
 ) -> io::Result<()> {
     let counters = shared.metrics.worker(&shared.insight);
     let listener = TcpListener::from_std(listener)?;
+    let is_first = signal.is_some();
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
@@ -529,6 +532,11 @@ async fn work(
     }
     drop(listener);
     shared.draining.store(true, Ordering::Release);
+    if is_first {
+        let shared = shared.clone();
+        // It has said what went wrong.
+        drop(tokio::task::spawn_blocking(move || warm::save(&shared)).await);
+    }
     let deadline = tokio::time::Instant::now() + shared.config.limits.shutdown_grace_ms;
     while !shared.clients.is_empty() && tokio::time::Instant::now() < deadline {
         for client in shared.clients.all() {

@@ -470,6 +470,7 @@ mod tests {
             ("CACHE WARM PATTERN a*", "Warm Pattern(a*) Once"),
             ("CACHE WARM PATTERN a* EVERY 60 NAME n", "Warm Pattern(a*) n every 60"),
             ("CACHE WARM HOT", "Warm Hot(1000) Once"),
+            ("CACHE WARM SNAPSHOT hot SYNC", "Warm Snapshot([104, 111, 116]) Sync"),
             ("CACHE WARM HOT sync", "Warm Hot(1000) Sync"),
             ("CACHE WARM HOT 5 every 2592000 name n", "Warm Hot(5) n every 2592000"),
         ] {
@@ -522,6 +523,7 @@ mod tests {
             ("CACHE INVALIDATE SOME", SYNTAX),
             ("CACHE WARM", "ERR wrong number of arguments for 'cache|warm' command"),
             ("CACHE WARM KEYS 1", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM SNAPSHOT", "ERR wrong number of arguments for 'cache|warm' command"),
             ("CACHE WARM PATTERN", "ERR wrong number of arguments for 'cache|warm' command"),
             ("CACHE WARM KEYS 0 k", "ERR numkeys should be greater than 0"),
             ("CACHE WARM KEYS 2 k", "ERR Number of keys can't be greater than number of args"),

@@ -5,6 +5,7 @@
 //! | `pace` | CORE: how many keys a second; when a schedule's next round is due |
 //! | `read` | one batch of keys: what they are, and the reads that fill L1 |
 //! | `schedule` | rounds |
+//! | `snapshot` | names of hot keys, from one start to the next |
 //!
 //! A warmed key is read as a client would read it: as a fill on the scope's ordered link, so that its entry is as coherent
 //! as any other. One read a key, by its type: what the whole value is. All warming of the process together reads at most
@@ -16,8 +17,10 @@
 mod pace;
 mod read;
 mod schedule;
+mod snapshot;
 
 pub(crate) use self::schedule::{SCHEDULES_MAX, begin_configured};
+pub(crate) use self::snapshot::{save, warm_at_start};
 
 use self::pace::Pace;
 use self::schedule::begin_schedule;
@@ -62,6 +65,8 @@ pub enum Subject {
     Pattern(Bytes),
     /// So many of those that were used most.
     Hot(usize),
+    /// Those whose names were saved in a file of this name, where `warm.snapshot_file` lies.
+    Snapshot(String),
 }
 
 /// Fills the L1 of a scope.
@@ -85,7 +90,7 @@ pub(super) async fn warm(caller: &Caller, warm: Warm<'_>) -> Result<Vec<u8>, Fai
     if let WarmSubject::Pattern(_) = warm.subject {
         caller.may_use(&table, "SCAN")?;
     }
-    let subject = Subject::of(warm.subject);
+    let subject = Subject::of(warm.subject)?;
     let warmer = Warmer { shared: caller.shared.clone(), upstream: upstream.clone(), scope: scope.clone() };
     let id = match warm.course {
         WarmCourse::Sync => return warmer.run_and_show(&subject).await,
@@ -101,12 +106,16 @@ pub(super) async fn warm(caller: &Caller, warm: Warm<'_>) -> Result<Vec<u8>, Fai
 // === impl Subject ===
 
 impl Subject {
-    fn of(subject: WarmSubject<'_>) -> Self {
-        match subject {
+    fn of(subject: WarmSubject<'_>) -> Result<Self, Failure> {
+        Ok(match subject {
             WarmSubject::Keys(keys) => Self::Keys(keys.iter().map(Bytes::copy_from_slice).collect()),
             WarmSubject::Pattern(glob) => Self::Pattern(Bytes::copy_from_slice(glob)),
             WarmSubject::Hot(max) => Self::Hot(max),
-        }
+            WarmSubject::Snapshot(name) => {
+                let not_plain = "ERR larder: a snapshot is named by a plain name, without a directory";
+                Self::snapshot(name).ok_or(refused(not_plain))?
+            }
+        })
     }
 
     /// What a job shows of it.
@@ -115,6 +124,7 @@ impl Subject {
             Self::Keys(keys) => format!("KEYS {}", keys.len()).into_bytes(),
             Self::Pattern(glob) => [b"PATTERN ", &glob[..]].concat(),
             Self::Hot(max) => format!("HOT {max}").into_bytes(),
+            Self::Snapshot(name) => format!("SNAPSHOT {name}").into_bytes(),
         }
     }
 }
@@ -177,18 +187,24 @@ impl Warmer {
         let mut errand = Errand::default();
         match subject {
             Subject::Pattern(glob) => self.read_matching(&mut errand, glob, job).await,
-            Subject::Keys(keys) => {
-                job.expect_more(keys.len() as u64);
-                self.read_all(&mut errand, keys, job).await
-            }
+            Subject::Keys(keys) => self.read_named(&mut errand, keys, job).await,
             Subject::Hot(max) => {
                 let scope = self.scope.link.partition().scope();
                 let (hot, _) = self.shared.insight.hot(scope, *max, self.shared.clock.now());
                 let keys: Vec<Bytes> = hot.into_iter().map(|hot| hot.key.into()).collect();
-                job.expect_more(keys.len() as u64);
-                self.read_all(&mut errand, &keys, job).await
+                self.read_named(&mut errand, &keys, job).await
+            }
+            Subject::Snapshot(name) => {
+                let keys = self.keys_saved(name).await?;
+                self.read_named(&mut errand, &keys, job).await
             }
         }
+    }
+
+    /// As [`Warmer::read_all`], of keys whose number is known.
+    async fn read_named(&self, errand: &mut Errand, keys: &[Bytes], job: &Job) -> Result<(), Failure> {
+        job.expect_more(keys.len() as u64);
+        self.read_all(errand, keys, job).await
     }
 
     async fn read_matching(&self, errand: &mut Errand, glob: &Bytes, job: &Job) -> Result<(), Failure> {
@@ -210,7 +226,6 @@ impl Warmer {
         let per_second = self.shared.config.warm.keys_per_second_max;
         for batch in keys.chunks((per_second / BATCHES_PER_SECOND).clamp(1, BATCH_KEYS_MAX)) {
             self.keep_pace(batch.len(), job).await;
-            self.outwait_pause(job).await;
             if job.is_cancelled() {
                 break;
             }
@@ -229,7 +244,8 @@ impl Warmer {
         }
     }
 
-    /// While CLIENT PAUSE holds writes nothing may be kept: see `session::Surroundings::keeps`.
+    /// While CLIENT PAUSE holds writes nothing may be kept: see `session::Surroundings::keeps`. What is sent before the
+    /// caller's turn ends is sent before the pause: whoever pauses waits for all turns.
     async fn outwait_pause(&self, job: &Job) {
         while self.shared.pauses.mode() != Mode::Off && !job.is_cancelled() {
             sleep(PAUSE_LOOK_EVERY).await;

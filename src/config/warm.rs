@@ -1,4 +1,4 @@
-//! `[[warm.schedule]]`: what is warmed again and again, as it is written.
+//! `[warm]`: the file of names, and what is warmed again and again, as they are written.
 
 use super::WarmSchedule;
 use super::value::quote;
@@ -7,16 +7,33 @@ use bytes::Bytes;
 use larder_protocol::cache::insight::SHOWN_MAX;
 use larder_protocol::cache::warm::{EVERY_SECONDS_MAX, NAME_BYTES_MAX};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// A list of tables, each with `name`, `every_seconds`, and one of `keys`, `pattern` and `hot`.
+/// A path; nothing for none.
+pub(super) fn parse_file(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        "" => Ok(None),
+        path if path.ends_with('/') || path.contains('\0') => {
+            Err("expected the path of a file, or \"\" for none".to_owned())
+        }
+        path => Ok(Some(PathBuf::from(path))),
+    }
+}
+
+/// The path, as it is written.
+pub(super) fn show_file(file: &Option<PathBuf>) -> String {
+    file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
+}
+
+/// A list of tables, each with `name`, `every_seconds`, and one of `keys`, `pattern`, `hot` and `snapshot`.
 pub(super) fn parse_schedules(value: &toml::Value) -> Result<Vec<WarmSchedule>, String> {
     let expected = || {
         format!(
             "expected a list of at most {SCHEDULES_MAX} tables such as [[warm.schedule]] name = \"fronts\" \
              every_seconds = 60 pattern = \"front:*\", each with a name of its own of at most {NAME_BYTES_MAX} bytes, \
-             1 to {EVERY_SECONDS_MAX} seconds, and one of keys = [\"a\", \"b\"], pattern = \"front:*\" and hot = 100 \
-             (1 to {SHOWN_MAX})"
+             1 to {EVERY_SECONDS_MAX} seconds, and one of keys = [\"a\", \"b\"], pattern = \"front:*\", hot = 100 \
+             (1 to {SHOWN_MAX}) and snapshot = \"file\""
         )
     };
     let list = value.as_array().filter(|list| list.len() <= SCHEDULES_MAX).ok_or_else(expected)?;
@@ -34,6 +51,7 @@ pub(super) fn schedules_to_toml(schedules: &[WarmSchedule]) -> String {
             Subject::Keys(keys) => format!("keys = [{}]", keys.iter().map(text).collect::<Vec<_>>().join(", ")),
             Subject::Pattern(glob) => format!("pattern = {}", text(glob)),
             Subject::Hot(max) => format!("hot = {max}"),
+            Subject::Snapshot(name) => format!("snapshot = {}", quote(name)),
         };
         let (name, seconds) = (quote(&schedule.name), schedule.every.as_secs());
         format!("{{ name = {name}, every_seconds = {seconds}, {subject} }}")
@@ -50,14 +68,16 @@ fn parse_schedule(value: &toml::Value) -> Option<WarmSchedule> {
     };
     let every = Duration::from_secs(within(table.get("every_seconds")?, EVERY_SECONDS_MAX)?);
     let text = |value: &toml::Value| value.as_str().map(|text| Bytes::copy_from_slice(text.as_bytes()));
-    let subject = match (table.get("keys"), table.get("pattern"), table.get("hot")) {
-        (Some(keys), ..) => {
-            let keys: Vec<Bytes> = keys.as_array()?.iter().map(text).collect::<Option<_>>()?;
+    let (kind, value) = table.iter().find(|(kind, _)| !matches!(&kind[..], "name" | "every_seconds"))?;
+    let subject = match &kind[..] {
+        "keys" => {
+            let keys: Vec<Bytes> = value.as_array()?.iter().map(text).collect::<Option<_>>()?;
             Subject::Keys(Some(keys).filter(|keys| !keys.is_empty())?)
         }
-        (None, Some(glob), _) => Subject::Pattern(text(glob)?),
-        (None, None, Some(max)) => Subject::Hot(within(max, SHOWN_MAX as u64)? as usize),
-        (None, None, None) => return None,
+        "pattern" => Subject::Pattern(text(value)?),
+        "hot" => Subject::Hot(within(value, SHOWN_MAX as u64)? as usize),
+        "snapshot" => Subject::snapshot(value.as_str()?.as_bytes())?,
+        _ => return None,
     };
     Some(WarmSchedule { name, every, subject })
 }
@@ -73,7 +93,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let all = r#"[{ name = "a", every_seconds = 60, keys = ["x", "y"] }, { name = "b", every_seconds = 1, pattern = "f:*" }, { name = "c", every_seconds = 2592000, hot = 1000 }]"#;
+        let all = r#"[{ name = "a", every_seconds = 60, keys = ["x", "y"] }, { name = "b", every_seconds = 1, pattern = "f:*" }, { name = "c", every_seconds = 2592000, hot = 1000 }, { name = "d", every_seconds = 5, snapshot = "hot" }]"#;
         assert_eq!(schedules_to_toml(&parsed(all).unwrap()), all);
         assert_eq!(parsed("[]"), Ok(Vec::new()));
     }
@@ -91,6 +111,7 @@ mod tests {
             "[{ name = 'a', every_seconds = 1, keys = [] }]",
             "[{ name = 'a', every_seconds = 1, hot = 1, pattern = 'x' }]",
             "[{ name = 'a', every_seconds = 1, cold = 1 }]",
+            "[{ name = 'a', every_seconds = 1, snapshot = '../hot' }]",
             "[{ name = 'a', every_seconds = 1, hot = 1 }, { name = 'a', every_seconds = 2, hot = 1 }]",
         ] {
             assert!(parsed(text).unwrap_err().starts_with("expected a list"), "{text}");

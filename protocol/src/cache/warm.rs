@@ -28,6 +28,8 @@ pub enum WarmSubject<'a> {
     Pattern(&'a [u8]),
     /// `HOT [n]`: those that were used most.
     Hot(usize),
+    /// `SNAPSHOT file`: those whose names were saved in it.
+    Snapshot(&'a [u8]),
 }
 
 /// When it is done, and who waits for it.
@@ -49,9 +51,9 @@ pub enum WarmCourse<'a> {
 pub(super) const WARM: Subcommand = Subcommand {
     name: "warm",
     arity: -3,
-    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob>|HOT [<n>]) [SYNC|EVERY <seconds> NAME <name>]",
+    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob>|HOT [<n>]|SNAPSHOT <file>) [SYNC|EVERY <seconds> NAME <name>]",
     help: &[
-        "Read keys into L1: those named, those that match, or those used most. Return",
+        "Read keys into L1: those named, that match, used most, or saved at a stop. Return",
         "the number of a job (see CACHE JOB); with SYNC, the job when it has ended. With",
         "EVERY, do it again and again, until CACHE CANCEL.",
     ],
@@ -72,7 +74,8 @@ pub(super) fn parse(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
             (WarmSubject::Keys(keys), keys.from + keys.count)
         }
         (Some(glob), _) if is(kind, "pattern") => (WarmSubject::Pattern(glob), 4),
-        (None, _) if is(kind, "pattern") => return wrong_arity,
+        (Some(name), _) if is(kind, "snapshot") => (WarmSubject::Snapshot(name), 4),
+        (None, _) if is(kind, "pattern") || is(kind, "snapshot") => return wrong_arity,
         (Some(word), _) if is(kind, "hot") && !is(word, "sync") && !is(word, "every") => {
             (WarmSubject::Hot(parse_number(word, SHOWN_MAX as u64)? as usize), 4)
         }

@@ -98,6 +98,10 @@ impl Warmer {
     async fn read(&self, errand: &mut Errand, reads: Vec<Read>, job: &Job) -> Result<(), Failure> {
         let (requests, wanted): (Vec<_>, Vec<_>) =
             reads.into_iter().map(|read| ((read.kind, read.request), (read.key, read.command))).unzip();
+        self.outwait_pause(job).await;
+        if job.is_cancelled() {
+            return Ok(());
+        }
         let answers = errand.ask_each(&self.scope.link, &requests).await?;
         let (partition, now) = (self.scope.link.partition(), self.shared.clock.now());
         for ((answer, (_, request)), (key, command)) in answers.iter().zip(&requests).zip(&wanted) {
