@@ -5,23 +5,25 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `errand` | requests of Larder's own on links |
 //! | `inspect` | INFO, STATS, ENTRY, BREAKER |
 //! | `invalidate` | INVALIDATE |
 //! | [`jobs`] | JOBS, JOB, CANCEL: the registry of work that takes a while |
 //! | `reply` | replies in RESP3 |
+//! | `tags` | SET, TAG and all else about tags; their index upstream, its invalidations and its sweeper |
 
-mod errand;
 mod inspect;
 mod invalidate;
 pub mod jobs;
 mod reply;
+mod tags;
 
-use self::errand::Errand;
+pub(crate) use self::tags::sweep;
+
 use self::invalidate::Invalidated;
 use self::reply::Reply;
 use crate::port::Failure;
 use crate::server::{Backend, Shared};
+use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
 use crate::upstream::link_io::LinkState;
 use crate::upstream::scope::{Scope, Upstream};
@@ -93,6 +95,7 @@ impl Caller {
                 Invalidated::All => ok(),
             },
             CacheCommand::Jobs(command) => self.about_jobs(command)?,
+            CacheCommand::Tags(command) => tags::execute(self, command).await?,
         }))
     }
 
@@ -108,7 +111,9 @@ impl Caller {
             }
             JobsCommand::Show(id) => match jobs.find(id) {
                 Some(job) => job.show(&mut reply, now),
-                None => drop(reply.null()),
+                None => {
+                    reply.null();
+                }
             },
             JobsCommand::Cancel(id) => {
                 jobs.cancel(id)?;
@@ -139,6 +144,11 @@ impl Caller {
             Backend::Upstream(upstream) => Some(upstream),
             Backend::Embedded(_) => None,
         }
+    }
+
+    /// The command table in force.
+    fn table(&self) -> Arc<Table> {
+        self.upstream().map_or_else(|| self.shared.table.clone(), |upstream| upstream.node().table())
     }
 
     /// What the operator denies to clients, CACHE does not do for them.

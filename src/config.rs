@@ -16,9 +16,11 @@ use std::time::Duration;
 
 use self::source::Reader;
 pub use self::source::{ConfigError, ConfigErrors, Origin, Setting, Sources};
+pub use self::tags::TagsConfig;
 pub use self::value::{CacheAccess, Credentials, DenyRule, HostPort, LogFormat, LogLevel, Secret, Upstream};
 
 mod source;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -67,6 +69,8 @@ pub struct Config {
     pub pool: PoolConfig,
     /// When a failing upstream is left alone.
     pub breaker: BreakerConfig,
+    /// What the CACHE command keeps about tags.
+    pub tags: TagsConfig,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -258,6 +262,7 @@ impl Config {
             link: LinkConfig::read(from),
             pool: PoolConfig::read(from),
             breaker: BreakerConfig::read(from),
+            tags: TagsConfig::read(from),
             log: LogConfig::read(from),
         }
     }

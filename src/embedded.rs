@@ -3,7 +3,7 @@
 //! INFO, COMMAND and CONFIG GET say what client libraries and redis-cli ask at their start. Everything on data is the
 //! store's ([`crate::origin`]), which also words the refusal of what it does not have.
 
-use crate::origin::{self, Origin, OriginLimits, OriginStats, UnixMillis};
+use crate::origin::{self, Effect, Origin, OriginLimits, OriginStats, TagIndex, UnixMillis};
 use crate::server::Shared;
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
@@ -15,12 +15,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The store, for all threads.
 pub struct Embedded {
-    store: Mutex<Origin>,
+    store: Mutex<Store>,
     databases: u32,
+}
+
+/// The store and the tags of its keys, which change together.
+pub(crate) struct Store {
+    origin: Origin,
+    pub(crate) tags: TagIndex,
 }
 
 /// Keys that one round of expiry takes out at most.
 const EXPIRE_BUDGET: usize = 1000;
+/// Tagged keys that one round looks at, to see whether they are still there.
+const TAG_BUDGET: usize = 10_000;
 
 // === impl Embedded ===
 
@@ -28,32 +36,64 @@ impl Embedded {
     /// An empty store of this size.
     pub fn new(bytes_max: u64, seed: u64) -> Self {
         let limits = OriginLimits { bytes_max, ..OriginLimits::default() };
-        Self { store: Mutex::new(Origin::new(limits, seed)), databases: limits.databases }
+        let store = Store { origin: Origin::new(limits, seed), tags: TagIndex::default() };
+        Self { store: Mutex::new(store), databases: limits.databases }
     }
 
     /// Executes a command on data; the reply in `protocol`.
     pub fn execute(&self, database: u32, protocol: Protocol, args: Args<'_>) -> Vec<u8> {
+        self.lock().execute(database, protocol, args, unix_now())
+    }
+
+    /// Works on store and tags in one step.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Store, UnixMillis) -> T) -> T {
+        work(&mut self.lock(), unix_now())
+    }
+
+    /// Forgets tags of keys that have gone.
+    pub(crate) fn sweep_tags(&self) {
+        let (mut store, now) = (self.lock(), unix_now());
+        let Store { origin, tags } = &mut *store;
+        tags.sweep(TAG_BUDGET, now, |db, key| origin.holds(db, key, now));
+    }
+
+    /// What the store has and what it has done.
+    pub fn stats(&self) -> OriginStats {
+        self.lock().origin.stats()
+    }
+
+    /// Takes out keys that have expired.
+    pub fn expire_some(&self) {
+        self.lock().origin.expire_some(unix_now(), EXPIRE_BUDGET);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Executes a command on data; the reply in `protocol`.
+    pub(crate) fn execute(&mut self, database: u32, protocol: Protocol, args: Args<'_>, now: UnixMillis) -> Vec<u8> {
         let protocol = match protocol {
             Protocol::Resp2 => origin::Protocol::Resp2,
             Protocol::Resp3 => origin::Protocol::Resp3,
         };
         let mut out = Vec::new();
-        self.lock().execute(database, protocol, args, unix_now(), &mut out);
+        match self.origin.execute(database, protocol, args, now, &mut out) {
+            Some(Effect::Flushed { db }) => self.tags.flush(Some(db)),
+            Some(Effect::FlushedAll) => self.tags.flush(None),
+            Some(Effect::Swapped { first, second }) => self.tags.swap(first, second),
+            Some(Effect::Keys { .. } | Effect::Moved { .. }) | None => {}
+        }
         out
     }
 
-    /// What the store has and what it has done.
-    pub fn stats(&self) -> OriginStats {
-        self.lock().stats()
-    }
-
-    /// Takes out keys that have expired.
-    pub fn expire_some(&self) {
-        self.lock().expire_some(unix_now(), EXPIRE_BUDGET);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Origin> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    /// True if a key is there.
+    pub(crate) fn holds(&mut self, database: u32, key: &[u8], now: UnixMillis) -> bool {
+        self.origin.holds(database, key, now)
     }
 }
 

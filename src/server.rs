@@ -4,7 +4,7 @@
 //! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
 //! worker. A stop closes the listeners, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
-use crate::cache::jobs::Jobs;
+use crate::cache::{self, jobs::Jobs};
 use crate::client::{self, Place};
 use crate::clients::Clients;
 use crate::clock::Clock;
@@ -19,6 +19,7 @@ use crate::upstream::breaker::BreakerSettings;
 use crate::upstream::link::LinkLimits;
 use crate::upstream::link_io::LinkTimes;
 use crate::upstream::node::Node;
+use crate::upstream::peers::PeersSettings;
 use crate::upstream::pool::PoolLimits;
 use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
 use crate::upstream::scope::{Upstream, UpstreamSettings};
@@ -30,7 +31,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -82,6 +83,8 @@ pub struct Shared {
     pub request_limits: RequestLimits,
     /// Work that takes a while.
     pub jobs: Jobs,
+    /// How often the index of tags was written to through this process.
+    tag_uses: AtomicU64,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
@@ -170,6 +173,7 @@ impl Shared {
             table,
             request_limits,
             jobs: Jobs::default(),
+            tag_uses: AtomicU64::new(0),
             baseline: Baseline::default(),
             hubs: Mutex::default(),
             runtime,
@@ -181,6 +185,16 @@ impl Shared {
     /// True once the process has been asked to end.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// The index of tags has been written to: there may be something to sweep.
+    pub(crate) fn tags_were_used(&self) {
+        self.tag_uses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A number that grows with each write to the index.
+    pub(crate) fn tag_uses(&self) -> u64 {
+        self.tag_uses.load(Ordering::Relaxed)
     }
 
     /// True if clients authenticate with Larder and not with the upstream.
@@ -284,7 +298,7 @@ fn runtime() -> Result<Runtime, RunError> {
 }
 
 /// A number that others cannot foresee, from the system by way of the standard library's hasher.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
@@ -304,7 +318,7 @@ fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Hand
         entry_bytes_max: config.l1.entry_bytes_max,
         variants_per_key_max: config.l1.variants_per_key_max,
     });
-    Upstream::new(node, l1, settings_of(config), identity, database, runtime.clone(), seed())
+    Upstream::new(node, l1, settings_of(config), peers_of(config), identity, database, runtime.clone(), seed())
 }
 
 fn identity_of(credentials: &Credentials) -> Identity {
@@ -374,6 +388,18 @@ fn settings_of(config: &Config) -> UpstreamSettings {
     }
 }
 
+fn peers_of(config: &Config) -> Option<PeersSettings> {
+    let answers_max = config.tags.peers_ms_max.filter(|_| config.l1.enabled)?;
+    Some(PeersSettings {
+        channel: format!("{}peers", config.tags.prefix),
+        name: format!("{:016x}", seed()),
+        answers_max,
+        connect_max: config.link.connect_ms_max,
+        dead_after: config.link.dead_ms,
+        replies: ReplyLimits::default(),
+    })
+}
+
 /// A listener for each worker, all on the same address.
 fn listen(config: &Config, count: usize) -> Result<(Vec<std::net::TcpListener>, SocketAddr), RunError> {
     let failed = |error| RunError::Listen { address: config.listen.to_string(), error };
@@ -419,6 +445,7 @@ async fn work(
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
+        tokio::spawn(cache::sweep::run(shared.clone()));
     }
     loop {
         tokio::select! {

@@ -47,7 +47,8 @@ impl House {
         let endpoint = Endpoint { host: address.ip().to_string(), port: address.port() };
         let node = Arc::new(Node::new(endpoint, clock, breaker, Arc::new(Table::builtin()), 1));
         let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 4096, variants_per_key_max: 4 });
-        let upstream = Upstream::new(node.clone(), l1, upstream_settings(), identity.clone(), 0, Handle::current(), 1);
+        let upstream =
+            Upstream::new(node.clone(), l1, upstream_settings(), None, identity.clone(), 0, Handle::current(), 1);
         let scope = upstream.default_scope().expect("the first scope");
         let hub = Hub::new(node, identity, settings, Handle::current());
         let house = Self { hub, upstream, scope, clients: Clients::new(100_000), clock };

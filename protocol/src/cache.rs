@@ -8,9 +8,11 @@
 
 mod invalidate;
 mod jobs;
+mod tags;
 
-pub use self::invalidate::{Reach, Target};
+pub use self::invalidate::{Matching, Reach, Target};
 pub use self::jobs::JobsCommand;
+pub use self::tags::{Condition, TaggedSet, TagsCommand};
 
 use crate::args::Args;
 use crate::scan::strict_i64;
@@ -39,6 +41,8 @@ pub enum CacheCommand<'a> {
     Invalidate(Target<'a>, Reach),
     /// `JOBS`, `JOB`, `CANCEL`
     Jobs(JobsCommand),
+    /// `SET`, `TAG`, `UNTAG`, `TAGS`, `MEMBERS`, `TAGLIST`, `LEASE`
+    Tags(TagsCommand<'a>),
 }
 
 /// Where the reads of a connection are answered from.
@@ -89,6 +93,15 @@ pub enum CacheError {
     /// A number is expected where none stands.
     #[error("ERR value is not an integer or out of range")]
     NotInteger,
+    /// The count of tags is no positive number.
+    #[error("ERR numtags should be greater than 0")]
+    Numtags,
+    /// Fewer tags than were counted.
+    #[error("ERR Number of tags can't be greater than number of args")]
+    TagsMissing,
+    /// A number of elements that is too small or too large.
+    #[error("ERR COUNT should be between 1 and 1000")]
+    Count,
     /// A cursor is expected where none stands.
     #[error("ERR invalid cursor")]
     Cursor,
@@ -138,6 +151,8 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     invalidate::INVALIDATE,
     jobs::JOB,
     jobs::JOBS,
+    tags::LEASE,
+    tags::MEMBERS,
     Subcommand {
         name: "read",
         arity: -2,
@@ -149,7 +164,12 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         ],
     },
     Subcommand { name: "resetstats", arity: 2, syntax: "", help: &["Let the counters begin anew."] },
+    tags::SET,
     Subcommand { name: "stats", arity: 2, syntax: "", help: &["Return all figures about Larder as a map."] },
+    tags::TAG,
+    tags::TAGLIST,
+    tags::TAGS,
+    tags::UNTAG,
     Subcommand { name: "help", arity: 2, syntax: "", help: &["Prints this help."] },
 ];
 
@@ -182,6 +202,9 @@ impl<'a> CacheCommand<'a> {
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
             ("invalidate", _) => invalidate::parse(args),
             ("cancel" | "job" | "jobs", _) => jobs::parse(subcommand.name, args),
+            ("lease" | "members" | "set" | "tag" | "taglist" | "tags" | "untag", _) => {
+                tags::parse(subcommand.name, args)
+            }
             ("read", 2) => Ok(Self::Read(None)),
             ("read", 3) => ReadMode::parse(args.arg(2)).map(|mode| Self::Read(Some(mode))),
             ("resetstats", _) => Ok(Self::ResetStats),
@@ -258,6 +281,11 @@ impl<'a> KeyList<'a> {
         self.count
     }
 
+    /// The argument behind the last one.
+    fn end(&self) -> usize {
+        self.from + self.count
+    }
+
     /// `numkeys key ...` from argument `at` on.
     fn parse(args: Args<'a>, at: usize) -> Result<Self, CacheError> {
         let count = strict_i64(args.arg(at)).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
@@ -286,17 +314,101 @@ mod tests {
         let args = OwnedArgs::new(line.split_whitespace());
         match CacheCommand::parse(args.args()) {
             Ok(CacheCommand::Invalidate(Target::Keys(keys), reach)) => {
-                let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
-                format!("Keys({}) {reach:?}", keys.join(","))
+                format!("Keys({}) {reach:?}", listed(&keys))
             }
             Ok(CacheCommand::Invalidate(Target::Pattern { glob, from }, reach)) => {
                 let from = from.map_or(String::new(), |cursor| format!(" from {cursor}"));
                 format!("Pattern({}){from} {reach:?}", String::from_utf8_lossy(glob))
             }
+            Ok(CacheCommand::Invalidate(Target::Tags(matching, tags), reach)) => {
+                format!("Tags({matching:?} {}) {reach:?}", listed(&tags))
+            }
+            Ok(CacheCommand::Tags(command)) => shown(command),
             Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
             Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
             Ok(command) => format!("{command:?}"),
             Err(error) => error.to_string(),
+        }
+    }
+
+    fn listed(keys: &KeyList<'_>) -> String {
+        keys.iter().map(String::from_utf8_lossy).collect::<Vec<_>>().join(",")
+    }
+
+    fn shown(command: TagsCommand<'_>) -> String {
+        let text = String::from_utf8_lossy;
+        match command {
+            TagsCommand::Set(set) => {
+                let options: Vec<_> = set.options().map(text).collect();
+                let (tags, lease) = (set.tags.map(|tags| listed(&tags)), set.lease.map(text));
+                let condition = match set.condition {
+                    Condition::IfEqual(value) => format!("IfEqual({})", text(value)),
+                    other => format!("{other:?}"),
+                };
+                let (key, value) = (text(set.key), text(set.value));
+                format!("Set({key} {value} [{}] {tags:?} {lease:?} {condition} {})", options.join(" "), set.gets)
+            }
+            TagsCommand::Tag(key, tags) => format!("Tag({} {})", text(key), listed(&tags)),
+            TagsCommand::Untag(key, tags) => format!("Untag({} {})", text(key), listed(&tags)),
+            TagsCommand::Tags(key) => format!("Tags({})", text(key)),
+            TagsCommand::Members { tag, count, cursor } => format!("Members({} {count} {cursor})", text(tag)),
+            TagsCommand::List(glob) => format!("List({:?})", glob.map(text)),
+            TagsCommand::Lease(key, tags) => format!("Lease({} {:?})", text(key), tags.map(|tags| listed(&tags))),
+        }
+    }
+
+    #[test]
+    fn understands_tags() {
+        for (line, meaning) in [
+            ("CACHE SET k v", "Set(k v [] None None Always false)"),
+            ("CACHE SET k v ex 10 NX", "Set(k v [ex 10 NX] None None IfMissing false)"),
+            (
+                "cache set tags lease TAGS 2 tags ex XX GET",
+                "Set(tags lease [XX GET] Some(\"tags,ex\") None IfPresent true)",
+            ),
+            (
+                "CACHE SET k v PX 5 tags 1 t LEASE x KEEPTTL",
+                "Set(k v [PX 5 KEEPTTL] Some(\"t\") Some(\"x\") Always false)",
+            ),
+            ("CACHE SET k v IFEQ nx", "Set(k v [IFEQ nx] None None IfEqual(nx) false)"),
+            ("CACHE SET k v EX", "Set(k v [EX] None None Always false)"),
+            ("CACHE TAG k 2 a b", "Tag(k a,b)"),
+            ("CACHE UNTAG k 1 a", "Untag(k a)"),
+            ("CACHE TAGS k", "Tags(k)"),
+            ("CACHE MEMBERS t", "Members(t 100 0)"),
+            ("CACHE MEMBERS t cursor 18446744073709551615 COUNT 7", "Members(t 7 18446744073709551615)"),
+            ("CACHE TAGLIST", "List(None)"),
+            ("CACHE TAGLIST match a*", "List(Some(\"a*\"))"),
+            ("CACHE LEASE k", "Lease(k None)"),
+            ("CACHE LEASE k TAGS 2 a b", "Lease(k Some(\"a,b\"))"),
+            ("CACHE INVALIDATE TAGS 2 a b", "Tags(Any a,b) Everywhere"),
+            ("CACHE INVALIDATE TAGS any 1 all", "Tags(Any all) Everywhere"),
+            ("CACHE INVALIDATE tags ALL 2 a b LOCAL", "Tags(All a,b) Local"),
+            ("CACHE SET k v TAGS", "ERR syntax error"),
+            ("CACHE SET k v TAGS 0 t", "ERR numtags should be greater than 0"),
+            ("CACHE SET k v TAGS 2 t", "ERR Number of tags can't be greater than number of args"),
+            ("CACHE SET k v TAGS 1 t TAGS 1 u", "ERR syntax error"),
+            ("CACHE SET k v LEASE", "ERR syntax error"),
+            ("CACHE SET k", "ERR wrong number of arguments for 'cache|set' command"),
+            ("CACHE TAG k 1", "ERR wrong number of arguments for 'cache|tag' command"),
+            ("CACHE TAG k 1 a b", "ERR syntax error"),
+            ("CACHE UNTAG k x a", "ERR numtags should be greater than 0"),
+            ("CACHE TAGS", "ERR wrong number of arguments for 'cache|tags' command"),
+            ("CACHE MEMBERS t COUNT", "ERR syntax error"),
+            ("CACHE MEMBERS t COUNT x", "ERR value is not an integer or out of range"),
+            ("CACHE MEMBERS t COUNT 0", "ERR COUNT should be between 1 and 1000"),
+            ("CACHE MEMBERS t COUNT 1001", "ERR COUNT should be between 1 and 1000"),
+            ("CACHE MEMBERS t CURSOR -1", "ERR invalid cursor"),
+            ("CACHE MEMBERS t NEXT 1", "ERR syntax error"),
+            ("CACHE TAGLIST a", "ERR syntax error"),
+            ("CACHE TAGLIST MATCH a b", "ERR wrong number of arguments for 'cache|taglist' command"),
+            ("CACHE LEASE k TAGS", "ERR syntax error"),
+            ("CACHE LEASE k TAGS 1 a b", "ERR syntax error"),
+            ("CACHE INVALIDATE TAGS", "ERR wrong number of arguments for 'cache|invalidate' command"),
+            ("CACHE INVALIDATE TAGS ALL 1", "ERR wrong number of arguments for 'cache|invalidate' command"),
+            ("CACHE INVALIDATE TAGS 2 a", "ERR Number of tags can't be greater than number of args"),
+        ] {
+            assert_eq!(parsed(line), meaning, "{line}");
         }
     }
 
@@ -405,15 +517,17 @@ mod tests {
                     prop::collection::vec(any::<u8>(), 0..12),
                     prop::sample::select(vec![
                         "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "read", "strict", "breaker", "open", "info",
-                        "entry", "help", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
+                        "entry", "help", "set", "tag", "members", "lease", "tags", "count", "cursor", "ex", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
                     ]).prop_map(|word| word.as_bytes().to_vec()),
                 ],
                 0..8,
             )
         ) {
             let args = OwnedArgs::new(std::iter::once(b"CACHE".to_vec()).chain(words));
-            if let Ok(CacheCommand::Invalidate(Target::Keys(keys), _)) = CacheCommand::parse(args.args()) {
-                prop_assert_eq!(keys.iter().count(), keys.len());
+            match CacheCommand::parse(args.args()) {
+                Ok(CacheCommand::Invalidate(Target::Keys(keys), _)) => prop_assert_eq!(keys.iter().count(), keys.len()),
+                Ok(CacheCommand::Tags(TagsCommand::Set(set))) => prop_assert!(set.options().count() < 8),
+                _ => {}
             }
         }
     }

@@ -28,8 +28,13 @@ impl Reply {
     }
 
     pub(super) fn bulk(&mut self, text: &str) -> &mut Self {
-        self.line('$', &text.len().to_string());
-        self.0.extend_from_slice(text.as_bytes());
+        self.bytes(text.as_bytes())
+    }
+
+    /// A string of any bytes.
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.line('$', &bytes.len().to_string());
+        self.0.extend_from_slice(bytes);
         self.0.extend_from_slice(b"\r\n");
         self
     }

@@ -304,6 +304,9 @@ impl LinkCore {
                 {
                     self.remove_keys_of(command, &request, now);
                 }
+                if let OpKind::Named(cause) = kind {
+                    self.remove_named(frame, cause, now);
+                }
                 if state != Patience::ToldOfTimeout {
                     self.hand_on(&port, seq, frame);
                 }

@@ -19,6 +19,7 @@ use super::backoff::{Backoff, BackoffSettings};
 use super::breaker::{FailureCause, Outcome};
 use super::link::{Caching, Frame, Job, LinkCore, LinkCounts, OpKind, Retry, Violation};
 use super::node::{Facts, Node};
+use super::peers::Peers;
 use super::raw::{self, Identity, RawConnection, RawError};
 use crate::clock::Time;
 use crate::l1::Partition;
@@ -108,6 +109,8 @@ pub struct LinkPurpose {
     pub identity: Identity,
     /// Which database it selects.
     pub database: u32,
+    /// Whom it tells of itself before it fills; nobody, if other Larders are not to wait for this one.
+    pub peers: Option<Arc<Peers>>,
 }
 
 /// Why a connection ended.
@@ -485,7 +488,11 @@ async fn pause(handle: &LinkHandle, wait: Duration) {
 }
 
 /// Connects and sets up; tells the core what may be kept.
-async fn connect(handle: &LinkHandle, core: &mut LinkCore, purpose: &LinkPurpose) -> Result<RawConnection, RawError> {
+async fn connect(
+    handle: &Arc<LinkHandle>,
+    core: &mut LinkCore,
+    purpose: &LinkPurpose,
+) -> Result<RawConnection, RawError> {
     let node = &handle.node;
     let times = &handle.times;
     let mut connection = RawConnection::connect(&node.endpoint, times.connect_max, times.replies).await?;
@@ -499,6 +506,9 @@ async fn connect(handle: &LinkHandle, core: &mut LinkCore, purpose: &LinkPurpose
     };
     learn(node, &mut connection, hello.clone()).await?;
     let caching = caching(handle, &mut connection, hello.is_some()).await?;
+    if let (Caching::Tracked, Some(peers)) = (caching, &purpose.peers) {
+        peers.admit(handle, purpose.database).await;
+    }
     core.connected(caching, node.table());
     let caches = match caching {
         Caching::Tracked => true,

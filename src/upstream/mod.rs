@@ -9,13 +9,17 @@
 //! | [`scope`] | (user, database) pairs: a link, a partition and pools each |
 //! | [`node`] | one server: where it is, whether it is well, what it understands |
 //! | [`breaker`] | CORE of the circuit breaker of one node |
+//! | [`peers`] | other Larders of the same upstream |
+//! | `errand` | requests of Larder's own on links |
 //! | [`backoff`] | how long to wait before the next connect attempt |
 
 pub mod backoff;
 pub mod breaker;
+pub(crate) mod errand;
 pub mod link;
 pub mod link_io;
 pub mod node;
+pub mod peers;
 pub mod pool;
 pub mod raw;
 pub mod scope;

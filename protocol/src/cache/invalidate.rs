@@ -1,5 +1,6 @@
 //! `CACHE INVALIDATE`: what is to go, and how far.
 
+use super::tags::parse_tags;
 use super::{CacheCommand, CacheError, KeyList, Subcommand, is};
 use crate::args::Args;
 
@@ -15,7 +16,18 @@ pub enum Target<'a> {
         /// Where an earlier call has ended; from the beginning if there was none.
         from: Option<u64>,
     },
+    /// All keys that have one, or all, of these tags.
+    Tags(Matching, KeyList<'a>),
     /// The whole database.
+    All,
+}
+
+/// How many of several tags a key must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matching {
+    /// `ANY`, which need not be said: at least one.
+    Any,
+    /// `ALL` of them.
     All,
 }
 
@@ -31,7 +43,7 @@ pub enum Reach {
 pub(super) const INVALIDATE: Subcommand = Subcommand {
     name: "invalidate",
     arity: -3,
-    syntax: "KEYS <numkeys> <key> [<key> ...] | PATTERN <glob> [CURSOR <cursor>] | ALL [LOCAL]",
+    syntax: "KEYS <n> <key> ... | PATTERN <glob> [CURSOR <c>] | TAGS [ANY|ALL] <n> <tag> ... | ALL [LOCAL]",
     help: &[
         "Delete keys upstream, and so from every cache. With LOCAL, only drop them",
         "from the L1 of this Larder. Return the number of keys; OK for ALL.",
@@ -47,12 +59,13 @@ pub(super) fn parse(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
         () if is(kind, "keys") && args.len() < 5 => return wrong_arity,
         () if is(kind, "keys") => {
             let keys = KeyList::parse(args, 3)?;
-            (Target::Keys(keys), keys.from + keys.count)
+            (Target::Keys(keys), keys.end())
         }
         () if is(kind, "pattern") => match args.get(3) {
             Some(glob) => parse_pattern(args, glob)?,
             None => return wrong_arity,
         },
+        () if is(kind, "tags") => parse_tagged(args)?,
         () if is(kind, "all") => (Target::All, 3),
         () => return Err(CacheError::Syntax),
     };
@@ -63,6 +76,21 @@ pub(super) fn parse(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
         _ => return Err(CacheError::Syntax),
     };
     Ok(CacheCommand::Invalidate(target, reach))
+}
+
+/// `[ANY|ALL] numtags tag ...`, and where it ends.
+fn parse_tagged(args: Args<'_>) -> Result<(Target<'_>, usize), CacheError> {
+    let said = args.get(3).unwrap_or_default();
+    let (matching, at) = match () {
+        () if is(said, "any") => (Matching::Any, 4),
+        () if is(said, "all") => (Matching::All, 4),
+        () => (Matching::Any, 3),
+    };
+    if args.len() < at + 2 {
+        return Err(CacheError::Arity("invalidate"));
+    }
+    let tags = parse_tags(args, at)?;
+    Ok((Target::Tags(matching, tags), tags.end()))
 }
 
 /// `glob [CURSOR cursor]`, and where it ends.

@@ -38,9 +38,16 @@ cache|info -2 - - 0 0 0 - 0.1.0 larder -
 cache|invalidate -3 - - 0 0 0 - 0.1.0 larder -
 cache|job 3 - - 0 0 0 - 0.1.0 larder -
 cache|jobs 2 - - 0 0 0 - 0.1.0 larder -
+cache|lease -3 - - 0 0 0 - 0.1.0 larder -
+cache|members -3 - - 0 0 0 - 0.1.0 larder -
 cache|read -2 - - 0 0 0 - 0.1.0 larder -
 cache|resetstats 2 - - 0 0 0 - 0.1.0 larder -
-cache|stats 2 - - 0 0 0 - 0.1.0 larder -";
+cache|set -4 - - 0 0 0 - 0.1.0 larder -
+cache|stats 2 - - 0 0 0 - 0.1.0 larder -
+cache|tag -5 - - 0 0 0 - 0.1.0 larder -
+cache|taglist -2 - - 0 0 0 - 0.1.0 larder -
+cache|tags 3 - - 0 0 0 - 0.1.0 larder -
+cache|untag -5 - - 0 0 0 - 0.1.0 larder -";
 
 /// Parses every line of `text` that is a row. Ids and parents are the table's to fill in.
 pub(super) fn parse(text: &'static str) -> impl Iterator<Item = Command> {
