@@ -68,6 +68,8 @@ pub struct L1 {
 pub struct Partition {
     l1: Arc<L1>,
     id: AtomicU64,
+    /// The id before the suspension at hand, whose entries are still to be swept.
+    id_before: AtomicU64,
     filled: AtomicBool,
     removals: AtomicU64,
     suspended: AtomicU32,
@@ -188,6 +190,7 @@ impl L1 {
         let partition = Arc::new(Partition {
             l1: self.clone(),
             id: AtomicU64::new(self.next_id()),
+            id_before: AtomicU64::new(NOWHERE),
             filled: AtomicBool::new(false),
             removals: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
@@ -292,7 +295,10 @@ impl Partition {
     /// From now until as many calls of [`Partition::resume`] nothing is answered from the partition and nothing filled.
     pub fn suspend(&self) {
         self.suspended.fetch_add(1, Ordering::SeqCst);
-        self.id.store(NOWHERE, Ordering::SeqCst);
+        let id = self.id.swap(NOWHERE, Ordering::SeqCst);
+        if id != NOWHERE {
+            self.id_before.store(id, Ordering::SeqCst);
+        }
         self.removals.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -428,8 +434,10 @@ impl Filler {
         if self.partition.is_empty() {
             return;
         }
-        let old = self.partition.id.load(Ordering::Acquire);
-        if old != NOWHERE {
+        let mut old = self.partition.id.load(Ordering::Acquire);
+        if old == NOWHERE {
+            old = self.partition.id_before.swap(NOWHERE, Ordering::AcqRel);
+        } else {
             let next = self.partition.l1.next_id();
             // A failed exchange means a suspension: there is nothing to be found then either.
             let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);

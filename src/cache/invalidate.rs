@@ -288,6 +288,7 @@ async fn invalidate_embedded(caller: &Caller, target: Target<'_>, reach: Reach) 
         Target::All => {
             caller.may_use(table, "FLUSHDB")?;
             caller.execute_embedded(&[b"FLUSHDB"])?;
+            tags::embedded::end_all_leases(caller);
             Ok(Invalidated::All)
         }
     }

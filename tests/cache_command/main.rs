@@ -8,7 +8,10 @@ mod breaker;
 mod insight;
 mod invalidate;
 mod jobs;
+mod leases;
 mod reads;
+mod tag_histories;
+mod tags;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

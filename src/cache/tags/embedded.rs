@@ -94,6 +94,15 @@ pub(in crate::cache) fn end_leases(caller: &Caller, keys: &[&[u8]]) {
     drop(ended);
 }
 
+/// The database has been emptied, and was empty before perhaps: leases are void all the same.
+pub(in crate::cache) fn end_all_leases(caller: &Caller) {
+    let ended = with_store(caller, |store, _| {
+        store.tags.flush(Some(caller.database));
+        Ok(())
+    });
+    drop(ended);
+}
+
 fn with_store<T>(
     caller: &Caller,
     work: impl FnOnce(&mut Store, UnixMillis) -> Result<T, Failure>,
