@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 
+import hiredis
 import python_suite
 import redis_crate
 import tcl
@@ -24,8 +25,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 WORK = ROOT / 'target' / 'conformance'
 
+TCL = tcl.TclSuite()
 SUITES = {
-    'tcl': tcl.TclSuite(),
+    'tcl': TCL,
+    'hiredis': hiredis.HiredisSuite(TCL),
     'redis-py': python_suite.redis_py('5.0.8', 2),
     'redis-py-resp3': python_suite.redis_py('5.0.8', 3),
     'redis-py-new': python_suite.redis_py_new(),

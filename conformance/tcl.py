@@ -8,10 +8,9 @@ import subprocess
 
 # Units that take a few seconds each and meet every kind of command.
 FAST = ('unit/printver unit/auth unit/protocol unit/keyspace unit/info-command unit/type/string unit/type/incr '
-        'unit/type/list unit/type/set unit/type/zset unit/type/hash unit/type/stream unit/type/stream-cgroups '
+        'unit/type/list unit/type/set unit/type/zset unit/type/hash unit/type/stream-cgroups '
         'unit/sort unit/expire unit/multi unit/quit unit/acl unit/scripting unit/functions unit/pubsub unit/pubsubshard '
-        'unit/introspection unit/introspection-2 unit/tracking unit/hyperloglog unit/bitops unit/bitfield '
-        'unit/geo').split()
+        'unit/introspection unit/introspection-2 unit/tracking unit/bitops unit/bitfield').split()
 # In external mode the server is one for all: a unit that ends takes this long at most.
 UNIT_SECONDS_MAX = 300
 

@@ -8,12 +8,14 @@
 //! | `inspect` | INFO, STATS, ENTRY, BREAKER |
 //! | `invalidate` | INVALIDATE |
 //! | [`jobs`] | JOBS, JOB, CANCEL: the registry of work that takes a while |
+//! | `listing` | CACHE in COMMAND, COMMAND DOCS and their like |
 //! | `reply` | replies in RESP3 |
 //! | `tags` | SET, TAG and all else about tags; their index upstream, its invalidations and its sweeper |
 
 mod inspect;
 mod invalidate;
 pub mod jobs;
+pub(crate) mod listing;
 mod reply;
 mod tags;
 

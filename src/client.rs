@@ -22,6 +22,7 @@ mod cache;
 mod core;
 mod local;
 mod peek;
+mod tracking;
 mod tunnel;
 
 pub(crate) use self::core::Place;
@@ -146,6 +147,8 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.shared.clients.leave(self.id);
+        // After that: who redirects to it meanwhile looks whether it is still there.
+        self.shared.redirects.leave(self.id);
     }
 }
 
@@ -171,6 +174,9 @@ impl Connection {
                     if let Err(end) = self.apart().await {
                         return end;
                     }
+                    if self.core.ends_after_answer {
+                        self.io.state = Input::Closed;
+                    }
                     self.io.state = if self.io.state == Input::Stalled { Input::Open } else { self.io.state };
                     self.io.is_short = false;
                 }
@@ -179,6 +185,9 @@ impl Connection {
     }
 
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
+        if self.core.has_lost_its_user() {
+            return Poll::Ready(Ok(Turn::Close));
+        }
         // What a stalled request waits for may have come to pass with whatever has woken the task.
         let mut moved = true;
         let mut active = false;

@@ -8,7 +8,7 @@ use larder_protocol::shape::Protocol;
 use larder_protocol::table::{CommandId, Table};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The number of a client, from 1 in the order of arrival.
@@ -58,6 +58,8 @@ pub struct Client {
     pub no_touch: AtomicBool,
     /// The index of the last command in the table.
     pub last_command: AtomicU16,
+    /// What it has asked of `CLIENT TRACKING`.
+    pub tracking: Tracking,
     /// The upstream's number for the connection that it has borrowed to wait on, or 0.
     pub upstream_id: AtomicU64,
     names: Mutex<Names>,
@@ -74,6 +76,50 @@ pub struct Names {
     pub lib_name: Vec<u8>,
     /// `CLIENT SETINFO LIB-VER`.
     pub lib_version: Vec<u8>,
+}
+
+/// What a client has asked of `CLIENT TRACKING`.
+#[derive(Debug)]
+pub struct Tracking {
+    redirect: AtomicI64,
+    /// True in the mode `BCAST`.
+    pub broadcasts: AtomicBool,
+    /// True once the upstream has said that the client which it redirects to has gone.
+    pub is_broken: AtomicBool,
+}
+
+// === impl Tracking ===
+
+impl Tracking {
+    /// It tracks from now on; whom it redirects to, if it does.
+    pub fn begin(&self, redirect: Option<ClientId>, broadcasts: bool) {
+        self.redirect.store(redirect.map_or(0, |target| target.0 as i64), Ordering::Relaxed);
+        self.broadcasts.store(broadcasts, Ordering::Relaxed);
+        self.is_broken.store(false, Ordering::Relaxed);
+    }
+
+    /// It does not track any more.
+    pub fn end(&self) {
+        self.redirect.store(-1, Ordering::Relaxed);
+        self.broadcasts.store(false, Ordering::Relaxed);
+        self.is_broken.store(false, Ordering::Relaxed);
+    }
+
+    /// True while it tracks.
+    pub fn is_on(&self) -> bool {
+        self.redirect() >= 0
+    }
+
+    /// Whom it redirects to: 0 is nobody, -1 that it does not track.
+    pub fn redirect(&self) -> i64 {
+        self.redirect.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for Tracking {
+    fn default() -> Self {
+        Self { redirect: AtomicI64::new(-1), broadcasts: AtomicBool::new(false), is_broken: AtomicBool::new(false) }
+    }
 }
 
 // === impl Clients ===
@@ -108,6 +154,7 @@ impl Clients {
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
             last_command: AtomicU16::new(u16::MAX),
+            tracking: Tracking::default(),
             upstream_id: AtomicU64::new(0),
             names: Mutex::new(Names { user: b"default".to_vec(), ..Names::default() }),
         });
@@ -194,7 +241,7 @@ impl Client {
             .as_bytes(),
         );
         line.extend_from_slice(&names.user);
-        line.extend_from_slice(b" redir=-1 resp=");
+        line.extend_from_slice(format!(" redir={} resp=", self.tracking.redirect()).as_bytes());
         line.extend_from_slice(self.resp.load(Ordering::Relaxed).to_string().as_bytes());
         line.extend_from_slice(b" lib-name=");
         line.extend_from_slice(&names.lib_name);
@@ -209,6 +256,9 @@ impl Client {
             (self.kind() == "pubsub", 'P'),
             (self.in_transaction.load(Ordering::Relaxed), 'x'),
             (self.blocked.load(Ordering::Relaxed), 'b'),
+            (self.tracking.is_on(), 't'),
+            (self.tracking.is_broken.load(Ordering::Relaxed), 'R'),
+            (self.tracking.broadcasts.load(Ordering::Relaxed), 'B'),
             (self.no_evict.load(Ordering::Relaxed), 'e'),
             (self.no_touch.load(Ordering::Relaxed), 'T'),
         ] {

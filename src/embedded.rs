@@ -3,12 +3,13 @@
 //! INFO, COMMAND and CONFIG GET say what client libraries and redis-cli ask at their start. Everything on data is the
 //! store's ([`crate::origin`]), which also words the refusal of what it does not have.
 
+use crate::cache::listing::{self, Filter};
 use crate::origin::{self, Effect, Origin, OriginLimits, OriginStats, TagIndex, UnixMillis};
 use crate::server::Shared;
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
 use larder_protocol::shape::{self, Protocol, Shape};
-use larder_protocol::table::{Class, Command, Flags, KeyKnowledge, Resolved, Table};
+use larder_protocol::table::{Class, Command, Group, Table};
 use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -204,16 +205,24 @@ impl Shared {
         let served = |c: &&Command| c.parent.is_none() && is_served(c);
         let all = || self.table.iter().filter(served);
         let sub = args.get(1).map(<[u8]>::to_ascii_lowercase);
-        let named = || args.iter().skip(2).map(|name| self.table.lookup(name).filter(served));
+        let own = |name| listing::own(&self.table, name);
+        let named = || args.iter().skip(2).map(|name| self.table.lookup(name).filter(served).or_else(|| own(name)));
+        let command_info = |c| command_info(&self.table, c);
+        let command_docs = |c| command_docs(&self.table, c);
         Some(match sub.as_deref() {
             None => frames('*', all().map(command_info)),
             Some(b"count") => format!(":{}\r\n", all().count()).into_bytes(),
-            Some(b"list") => frames('*', all().map(|c| bulk(c.name.as_bytes()))),
+            Some(b"list") => {
+                let names: Vec<&[u8]> = args.iter().skip(2).collect();
+                let Some(filter) = Filter::parse(&names) else { return Some(b"-ERR syntax error\r\n".to_vec()) };
+                let listed = self.table.iter().filter(|c| served(c) || c.group == Group::Larder);
+                frames('*', listed.filter(|c| filter.admits(c)).map(|c| bulk(c.name.as_bytes())))
+            }
             Some(b"info") if args.len() == 2 => frames('*', all().map(command_info)),
             Some(b"info") => frames('*', named().map(|c| c.map_or_else(|| b"*-1\r\n".to_vec(), command_info))),
             Some(b"docs") if args.len() == 2 => frames('%', all().map(command_docs)),
             Some(b"docs") => frames('%', named().flatten().map(command_docs)),
-            Some(b"getkeys") => keys_of(&self.table, args),
+            Some(b"getkeys" | b"getkeysandflags") if args.len() > 3 => listing::keys_of(&self.table, args),
             _ => return None,
         })
     }
@@ -241,7 +250,10 @@ fn is_served(command: &Command) -> bool {
 }
 
 /// The first seven fields of `COMMAND INFO`, and empty ones for the rest.
-fn command_info(command: &Command) -> Vec<u8> {
+fn command_info(table: &Table, command: &Command) -> Vec<u8> {
+    if command.group == Group::Larder {
+        return listing::row(table, command);
+    }
     let flags = frames('~', command.flags.iter_names().map(|(n, _)| simple(&n.to_lowercase())));
     let categories =
         frames('~', command.categories.iter_names().map(|(n, _)| simple(&format!("@{}", n.to_lowercase()))));
@@ -261,7 +273,10 @@ fn command_info(command: &Command) -> Vec<u8> {
     info
 }
 
-fn command_docs(command: &Command) -> Vec<u8> {
+fn command_docs(table: &Table, command: &Command) -> Vec<u8> {
+    if command.group == Group::Larder {
+        return listing::docs(table, command);
+    }
     let group = format!("{:?}", command.group).to_lowercase();
     let mut docs = bulk(command.name.as_bytes());
     docs.extend_from_slice(b"%2\r\n");
@@ -269,22 +284,6 @@ fn command_docs(command: &Command) -> Vec<u8> {
         docs.extend_from_slice(&bulk(text.as_bytes()));
     }
     docs
-}
-
-fn keys_of(table: &Table, args: Args<'_>) -> Vec<u8> {
-    let words = larder_protocol::args::OwnedArgs::new(args.iter().skip(2));
-    let request = words.args();
-    let Resolved::Known(command) = table.resolve(request) else {
-        return b"-ERR Invalid command specified\r\n".to_vec();
-    };
-    if !command.accepts(request.len()) {
-        return b"-ERR Invalid number of arguments specified for command\r\n".to_vec();
-    }
-    let no_keys = command.key_knowledge(request) == KeyKnowledge::None || command.flags.contains(Flags::PUBSUB);
-    if no_keys {
-        return b"-ERR The command has no key arguments\r\n".to_vec();
-    }
-    frames('*', command.keys(request).map(|i| bulk(request.arg(i))))
 }
 
 fn frames(kind: char, elements: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {

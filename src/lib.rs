@@ -41,6 +41,7 @@
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
 //! | [`upstream`] | links, pools, the breaker, scopes: everything between Larder and its server |
 //! | [`hub`] | subscriptions, one upstream for all clients of a user |
+//! | [`redirect`] | invalidations that a client's tracking redirects to another client |
 //! | [`embedded`] | serving without an upstream |
 //! | [`origin`] | CORE: the embedded store |
 //! | [`metrics`], [`report`] | counters; what INFO says of Larder |
@@ -66,6 +67,7 @@ pub mod mutation;
 pub mod origin;
 pub mod outgoing;
 pub mod port;
+pub mod redirect;
 pub mod report;
 pub mod server;
 pub mod session;

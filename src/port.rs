@@ -36,6 +36,8 @@ pub enum Delivery {
     Fenced(Seq),
     /// A message of a subscription, in RESP3.
     Message(Bytes),
+    /// An invalidation that another client's tracking redirects to this one: the push that the upstream has sent.
+    Invalidation(Bytes),
 }
 
 /// Why a request has no reply. `Display` is the error line without the dash.
@@ -117,14 +119,14 @@ impl Port {
     pub fn leave(&self, delivery: Delivery) -> bool {
         let mut inbox = self.lock();
         let was_empty = inbox.taken.deliveries.is_empty();
-        if let Delivery::Message(message) = &delivery {
+        if let Delivery::Message(message) | Delivery::Invalidation(message) = &delivery {
             inbox.message_bytes += message.len();
         }
         inbox.taken.deliveries.push(delivery);
         was_empty
     }
 
-    /// Bytes of subscription messages that wait here.
+    /// Bytes of subscription messages and invalidations that wait here.
     pub fn message_bytes(&self) -> usize {
         self.lock().message_bytes
     }

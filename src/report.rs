@@ -50,7 +50,9 @@ struct Gatherer<'a> {
 impl Shared {
     /// The upstream's INFO as it is told to clients: `connected_clients` are those of Larder.
     pub fn with_own_clients(&self, theirs: &[u8]) -> Vec<u8> {
-        with_own_clients(theirs, self.clients.len())
+        let clients = self.clients.all();
+        let tracking = clients.iter().filter(|client| client.tracking.is_on()).count();
+        with_own_clients(theirs, clients.len(), tracking)
     }
 
     /// The `# Larder` section of INFO, lines ending as INFO's do.
@@ -116,11 +118,13 @@ impl Shared {
 }
 
 /// The upstream's INFO, with Larder's clients in the place of Larder's own connections.
-fn with_own_clients(theirs: &[u8], connected: usize) -> Vec<u8> {
+fn with_own_clients(theirs: &[u8], connected: usize, tracking: usize) -> Vec<u8> {
     let mut text = Vec::with_capacity(theirs.len());
     for line in theirs.split_inclusive(|b| *b == b'\n') {
         if line.starts_with(b"connected_clients:") {
             text.extend_from_slice(format!("connected_clients:{connected}\r\n").as_bytes());
+        } else if line.starts_with(b"tracking_clients:") {
+            text.extend_from_slice(format!("tracking_clients:{tracking}\r\n").as_bytes());
         } else {
             text.extend_from_slice(line);
         }
@@ -242,9 +246,11 @@ mod tests {
 
     #[test]
     fn info_tells_of_larders_clients_and_leaves_the_rest_alone() {
-        let theirs = b"# Clients\r\nconnected_clients:7\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
-        let ours = b"# Clients\r\nconnected_clients:12\r\nmaxclients:10000\r\n\r\n# Memory\r\nx:1\r\n";
-        assert_eq!(with_own_clients(theirs, 12), ours);
-        assert_eq!(with_own_clients(b"no lines", 12), b"no lines");
+        let theirs =
+            b"# Clients\r\nconnected_clients:7\r\nmaxclients:10000\r\ntracking_clients:5\r\n\r\n# Memory\r\nx:1\r\n";
+        let ours =
+            b"# Clients\r\nconnected_clients:12\r\nmaxclients:10000\r\ntracking_clients:3\r\n\r\n# Memory\r\nx:1\r\n";
+        assert_eq!(with_own_clients(theirs, 12, 3), ours);
+        assert_eq!(with_own_clients(b"no lines", 12, 3), b"no lines");
     }
 }

@@ -13,6 +13,7 @@ use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
 use crate::l1::{L1, L1Settings};
 use crate::metrics::{Counters, Metrics};
+use crate::redirect::Redirects;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
 use crate::upstream::breaker::BreakerSettings;
@@ -87,6 +88,8 @@ pub struct Shared {
     tag_uses: AtomicU64,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
+    /// Who stands upstream for the clients that others redirect their invalidations to.
+    pub(crate) redirects: Arc<Redirects>,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
     runtime: Handle,
     draining: AtomicBool,
@@ -175,6 +178,7 @@ impl Shared {
             jobs: Jobs::default(),
             tag_uses: AtomicU64::new(0),
             baseline: Baseline::default(),
+            redirects: Arc::default(),
             hubs: Mutex::default(),
             runtime,
             draining: AtomicBool::new(false),
@@ -446,6 +450,7 @@ async fn work(
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
         tokio::spawn(cache::sweep::run(shared.clone()));
+        tokio::spawn(wake_disowned(shared.clone()));
     }
     loop {
         tokio::select! {
@@ -514,6 +519,16 @@ async fn wait_for_signal(stop: watch::Sender<bool>) {
     }
     tracing::info!("stopping");
     let _ = stop.send(true);
+}
+
+/// Wakes clients when the upstream refuses a user, so that those who are that user notice without a request.
+async fn wake_disowned(shared: Arc<Shared>) {
+    if let Backend::Upstream(upstream) = &shared.backend {
+        loop {
+            upstream.node().disowned().notified().await;
+            shared.clients.all().iter().for_each(|client| client.port.wake());
+        }
+    }
 }
 
 async fn expire_embedded(shared: Arc<Shared>) {

@@ -1,19 +1,22 @@
 //! The grammar of `CACHE`, Larder's own command: bytes to a typed enum.
 //!
 //! Keywords are known in any case; lists have their count in front; what is wrong is worded as Redis words it. One
-//! table, [`SUBCOMMANDS`], holds name, arity, syntax and explanation of each subcommand: the parser checks the arity by
-//! it, `CACHE HELP` prints it, and the command table has a row for each of its lines.
+//! table, [`SUBCOMMANDS`], holds what is to be said of each subcommand: the parser checks the arity by it, `CACHE HELP`
+//! prints it, the command table has a row for each of its lines, and `COMMAND` and `COMMAND DOCS` show it (arguments are
+//! read out of the syntax by [`syntax`]).
 //!
 //! Invariants: nothing is copied and nothing allocated but in errors; no arguments make it panic.
 
 mod invalidate;
 mod jobs;
+pub mod syntax;
 mod tags;
 
 pub use self::invalidate::{Matching, Reach, Target};
 pub use self::jobs::JobsCommand;
 pub use self::tags::{Condition, TaggedSet, TagsCommand};
 
+use self::syntax::Argument;
 use crate::args::Args;
 use crate::scan::strict_i64;
 use thiserror::Error;
@@ -120,10 +123,37 @@ pub struct Subcommand {
     pub name: &'static str,
     /// Number of arguments, `CACHE` and the name included; negative: at least that many.
     pub arity: i16,
-    /// Its arguments as documentation writes them.
+    /// Its arguments in the notation of [`syntax`].
     pub syntax: &'static str,
-    /// What it does, in lines of help.
+    /// What it does, in lines of help. The first sentence is the summary of `COMMAND DOCS`.
     pub help: &'static [&'static str],
+    /// The version of Larder that introduced it.
+    pub since: &'static str,
+    /// What it costs, as `COMMAND DOCS` says it.
+    pub complexity: &'static str,
+    /// Where its keys stand, in the notation of the command table's rows; `-` for nowhere.
+    pub keys: &'static str,
+    /// What it does to whom: its flags and ACL categories follow from that.
+    pub access: Access,
+}
+
+/// What a subcommand does to whom. `deny = ["@..."]` in the configuration goes by the categories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Shows figures of Larder; category `slow` only.
+    Shows,
+    /// Is about the caller's connection; category `connection`.
+    Connection,
+    /// Looks at what is known of a key; categories `keyspace` and `read`.
+    Reads,
+    /// Names keys that the caller has not named; `dangerous`, too, as `KEYS` is.
+    Lists,
+    /// Writes keys; categories `keyspace` and `write`.
+    Writes,
+    /// Removes keys, many of them perhaps; `dangerous`, too.
+    Removes,
+    /// Changes how Larder works; categories `admin` and `dangerous`.
+    Administers,
 }
 
 /// All subcommands, by name; `HELP` is the last, as Redis has it.
@@ -133,20 +163,41 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         arity: -2,
         syntax: "[OPEN|CLOSE|RELEASE]",
         help: &["Show the circuit breaker of the upstream, hold its circuit open or closed,", "or let it go again."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Administers,
     },
     jobs::CANCEL,
-    Subcommand { name: "entry", arity: 3, syntax: "<key>", help: &["Show what L1 holds of <key>; null if nothing."] },
+    Subcommand {
+        name: "entry",
+        arity: 3,
+        syntax: "<key>",
+        help: &["Show what L1 holds of <key>; null if nothing."],
+        since: "0.1.0",
+        complexity: "O(N) where N is the number of variants that L1 holds of the key",
+        keys: "RO/index=2/range=0,1,0",
+        access: Access::Reads,
+    },
     Subcommand {
         name: "fence",
         arity: 2,
         syntax: "",
         help: &["Return when every invalidation that the upstream has sent before the call", "has been applied here."],
+        since: "0.1.0",
+        complexity: "O(1), and one round trip to the upstream",
+        keys: "-",
+        access: Access::Connection,
     },
     Subcommand {
         name: "info",
         arity: -2,
         syntax: "[<section>]",
         help: &["Show figures about Larder as text, like INFO: all sections or one."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Shows,
     },
     invalidate::INVALIDATE,
     jobs::JOB,
@@ -162,15 +213,46 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
             "can (CACHED, the default), by the upstream (STRICT), or by the upstream without",
             "filling L1 (BYPASS).",
         ],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Connection,
     },
-    Subcommand { name: "resetstats", arity: 2, syntax: "", help: &["Let the counters begin anew."] },
+    Subcommand {
+        name: "resetstats",
+        arity: 2,
+        syntax: "",
+        help: &["Let the counters begin anew."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Administers,
+    },
     tags::SET,
-    Subcommand { name: "stats", arity: 2, syntax: "", help: &["Return all figures about Larder as a map."] },
+    Subcommand {
+        name: "stats",
+        arity: 2,
+        syntax: "",
+        help: &["Return all figures about Larder as a map."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Shows,
+    },
     tags::TAG,
     tags::TAGLIST,
     tags::TAGS,
     tags::UNTAG,
-    Subcommand { name: "help", arity: 2, syntax: "", help: &["Prints this help."] },
+    Subcommand {
+        name: "help",
+        arity: 2,
+        syntax: "",
+        help: &["Prints this help."],
+        since: "0.1.0",
+        complexity: "O(1)",
+        keys: "-",
+        access: Access::Shows,
+    },
 ];
 
 /// Most bytes of an unknown word that an error repeats.
@@ -229,6 +311,18 @@ pub fn help() -> impl Iterator<Item = String> {
 // === impl Subcommand ===
 
 impl Subcommand {
+    /// The first sentence of its help, without the full stop, as `COMMAND DOCS` has summaries.
+    pub fn summary(&self) -> String {
+        let help = self.help.join(" ");
+        let end = help.find(". ").unwrap_or(help.trim_end_matches('.').len());
+        help[..end].to_owned()
+    }
+
+    /// Its arguments; none if the notation of its syntax cannot be read (a test sees to it that it can).
+    pub fn arguments(&self) -> Vec<Argument> {
+        syntax::arguments(self.syntax).unwrap_or_default()
+    }
+
     fn accepts(&self, argc: usize) -> bool {
         let wanted = usize::from(self.arity.unsigned_abs());
         if self.arity < 0 { argc >= wanted } else { argc == wanted }
@@ -495,7 +589,7 @@ mod tests {
             let titles = lines.iter().filter(|line| line.split(' ').next() == Some(&name)).count();
             assert_eq!(titles, 1, "{name}");
         }
-        assert!(lines.iter().all(|line| line.len() <= 100));
+        assert!(lines.iter().all(|line| line.len() <= 140));
     }
 
     #[test]
@@ -507,6 +601,38 @@ mod tests {
         }
         let rows = table.iter().filter(|row| row.name.starts_with("cache|")).count();
         assert_eq!(rows, SUBCOMMANDS.len());
+    }
+
+    #[test]
+    fn every_row_is_fit_to_be_shown() {
+        for subcommand in SUBCOMMANDS {
+            let Subcommand { name, syntax, .. } = subcommand;
+            assert!(syntax::arguments(syntax).is_ok(), "{name}: the syntax cannot be read: {syntax}");
+            assert_eq!(subcommand.arguments().is_empty(), subcommand.syntax.is_empty(), "{name}");
+            let summary = subcommand.summary();
+            assert!(!summary.is_empty() && !summary.ends_with('.') && !subcommand.complexity.is_empty(), "{name}");
+            // What the syntax demands and what the arity demands are the same.
+            let least = 2 + subcommand.arguments().iter().map(Argument::words_min).sum::<usize>();
+            assert_eq!(usize::from(subcommand.arity.unsigned_abs()), least, "{name}: {syntax}");
+            let names_keys = syntax.contains("<key>");
+            assert_eq!(subcommand.keys != "-", names_keys, "{name}: {syntax}");
+        }
+    }
+
+    #[test]
+    fn the_keys_of_a_request_are_those_that_it_names() {
+        let table = Table::builtin();
+        for (line, keys) in [
+            ("CACHE ENTRY k", &["k"][..]),
+            ("CACHE INVALIDATE KEYS 2 a b LOCAL", &["a", "b"]),
+            ("CACHE INVALIDATE PATTERN KEYS", &[]),
+            ("CACHE STATS", &[]),
+        ] {
+            let args = OwnedArgs::new(line.split_whitespace());
+            let crate::table::Resolved::Known(command) = table.resolve(args.args()) else { panic!("{line}") };
+            let found: Vec<_> = command.keys(args.args()).map(|i| args.args().arg(i)).collect();
+            assert_eq!(found, keys.iter().map(|k| k.as_bytes()).collect::<Vec<_>>(), "{line}");
+        }
     }
 
     proptest! {

@@ -14,6 +14,7 @@ pub mod command;
 pub mod flags;
 mod index;
 pub mod keys;
+mod own;
 pub mod reply;
 mod rows;
 #[cfg(test)]
@@ -53,7 +54,7 @@ impl Table {
     /// The rows that are committed with Larder.
     pub fn builtin() -> Self {
         let mut table = Self { rows: Vec::new(), index: Index::default() };
-        for mut row in rows::parse(rows::BUILTIN).chain(rows::parse(rows::OWN)) {
+        for mut row in rows::parse(rows::BUILTIN).chain(own::rows()) {
             row.on_upstream = row.group != Group::Larder;
             table.push(row);
         }

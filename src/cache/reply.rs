@@ -19,6 +19,17 @@ impl Reply {
         self.line('*', &len.to_string())
     }
 
+    /// A set whose `len` elements follow.
+    pub(super) fn set(&mut self, len: usize) -> &mut Self {
+        self.line('~', &len.to_string())
+    }
+
+    /// Frames that are written already.
+    pub(super) fn frame(&mut self, frame: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(frame);
+        self
+    }
+
     pub(super) fn simple(&mut self, text: &str) -> &mut Self {
         self.line('+', text)
     }
@@ -31,7 +42,7 @@ impl Reply {
         self.bytes(text.as_bytes())
     }
 
-    /// A string of any bytes.
+    /// A bulk string that need not be text: a key.
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.line('$', &bytes.len().to_string());
         self.0.extend_from_slice(bytes);

@@ -9,13 +9,15 @@ use super::core::{Core, Login, Place};
 use super::local::{arity_error, bulk, integer, null};
 use super::tunnel::push_byte;
 use super::{Connection, End, Input, Request};
+use crate::cache::listing;
 use crate::hub::Kind;
-use crate::port::{Failure, Seq};
+use crate::port::{Delivery, Failure, Port, Seq, Taken};
+use crate::redirect::INVALIDATE;
 use crate::session::Muted;
-use crate::upstream::link::OpKind;
+use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::pool::{self, Use};
 use crate::upstream::raw::{self, Identity, RawConnection, RawError};
-use crate::upstream::scope::Scope;
+use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::cache::ReadMode;
@@ -23,6 +25,7 @@ use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Class, Resolved};
+use smallvec::smallvec;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -69,7 +72,9 @@ impl Connection {
             ("hello", _) => self.hello(request).await?,
             ("select", _) => self.select(request).await?,
             ("reset", _) => self.reset().await,
+            ("quit", _) => self.quit().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
+            (name, _) if listing::concerns(name) && self.core.scope().is_some() => self.command(request.args()).await,
             ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
             _ if self.core.scope().is_none() => {
                 let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
@@ -199,6 +204,7 @@ impl Connection {
             }
         };
         if let Some(protocol) = hello.protocol {
+            self.settle_invalidations().await;
             self.core.session.set_protocol(protocol);
             self.core.client.resp.store(if protocol == Protocol::Resp3 { 3 } else { 2 }, Ordering::Relaxed);
         }
@@ -246,34 +252,28 @@ impl Connection {
         Ok(())
     }
 
-    /// Moves the client to another database of its user; the answer to SELECT.
+    /// Moves the client to another database of its user; the answer to SELECT. Whether the user may select it is asked each
+    /// time: the rights to it may be others than when its scope was made.
     async fn enter_database(&mut self, database: u32) -> Vec<u8> {
         let (Some(upstream), Some(identity)) = (self.core.upstream(), self.core.identity()) else {
             return self.core.select_embedded(database);
         };
-        if self.core.scope().is_some_and(|scope| scope.database == database) {
-            return b"+OK\r\n".to_vec();
+        let stays = self.core.scope().is_some_and(|scope| scope.database == database);
+        let is_known = stays || upstream.has_scope(&identity, database);
+        let asked = if is_known { select_on_link(&upstream, &identity, database).await } else { None };
+        let may = match asked {
+            Some(may) => may,
+            None => match (select_elsewhere(&upstream, &identity, database).await, is_known) {
+                // It was allowed once. What is asked for next says what there is to say.
+                (Err(Failure::Down(_)), true) => Ok(()),
+                (may, _) => may,
+            },
+        };
+        if let Err(failure) = may {
+            return format!("-{failure}\r\n").into_bytes();
         }
-        if !upstream.has_scope(&identity, database) {
-            if let Some(failure) = upstream.node().refusal() {
-                return format!("-{failure}\r\n").into_bytes();
-            }
-            let pool = upstream.settings().pool;
-            let tried = async {
-                let endpoint = &upstream.node().endpoint;
-                let mut connection = RawConnection::connect(endpoint, pool.connect_max, pool.replies).await?;
-                // Also for database 0, which set_up would not select.
-                raw::set_up(&mut connection, &identity, Protocol::Resp2, 0).await?;
-                raw::accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)
-            };
-            match within(pool.connect_max, tried).await {
-                Ok(_) => {}
-                Err(RawError::Refused(line)) => return error(&line),
-                Err(cause) => {
-                    let failure = upstream.node().unreachable(&cause.to_string(), Default::default());
-                    return format!("-{failure}\r\n").into_bytes();
-                }
-            }
+        if stays {
+            return b"+OK\r\n".to_vec();
         }
         match upstream.scope(&identity, database) {
             Ok(scope) => match self.enter(scope).await {
@@ -293,7 +293,7 @@ impl Connection {
     }
 
     /// Waits for a fence. A client that is killed meanwhile ends at its next turn.
-    async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
+    pub(super) async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
         let core = &mut self.core;
         let reply_ms = core.shared.config.link.reply_ms_max.as_millis() as u64;
         poll_fn(|cx| {
@@ -375,6 +375,7 @@ impl Connection {
             }
             Ok(_) => self.answer_locally(args),
         }
+        self.bury_killed().await;
     }
 
     fn answer_locally(&mut self, args: Args<'_>) {
@@ -384,6 +385,21 @@ impl Connection {
         {
             self.core.answer(&answer);
         }
+    }
+
+    /// Returns when all who were killed, and whom others redirect to, are gone for the upstream.
+    async fn bury_killed(&mut self) {
+        let shared = self.core.shared.clone();
+        let is_leaving = |id| shared.clients.find(id).is_none_or(|client| client.port.is_killed());
+        for target in shared.redirects.targets(is_leaving) {
+            shared.redirects.end(target).await;
+        }
+    }
+
+    async fn quit(&mut self) {
+        self.core.shared.redirects.end(self.core.client.id).await;
+        self.core.answer(b"+OK\r\n");
+        self.io.state = Input::Closed;
     }
 
     /// CLIENT KILL with USER: whether there is such a user only the upstream knows. It is asked with one filter more,
@@ -441,7 +457,7 @@ impl Connection {
     }
 
     /// INFO: the upstream's, with what it says of clients said of Larder's, and a section about Larder.
-    async fn info(&mut self, args: Args<'_>) {
+    pub(super) async fn info(&mut self, args: Args<'_>) {
         let asks_for_ours = args.len() == 2 && args.arg(1).eq_ignore_ascii_case(b"larder");
         let asks_for_all = args.len() == 1
             || args.iter().skip(1).any(|section| {
@@ -475,6 +491,17 @@ impl Connection {
         self.core.answer(&answer);
     }
 
+    /// COMMAND and its subcommands: the upstream's reply, with CACHE in it.
+    async fn command(&mut self, args: Args<'_>) {
+        let words: Vec<Vec<u8>> = args.iter().map(<[u8]>::to_vec).collect();
+        let reply = match self.ask(words).await {
+            Ok(reply) => reply,
+            Err(failure) => return self.answer_failure(&failure),
+        };
+        let patched = listing::patched(&self.core.table(), args, &reply, self.core.session.protocol());
+        self.core.answer(patched.as_deref().unwrap_or(&reply));
+    }
+
     /// (P|S)SUBSCRIBE and (P|S)UNSUBSCRIBE: one confirmation for each name.
     pub(super) async fn subscribe(&mut self, command: &str, args: Args<'_>) {
         let kind = match command {
@@ -487,6 +514,7 @@ impl Connection {
         if command.contains("unsubscribe") {
             return self.unsubscribe(command, args, kind).await;
         }
+        self.settle_invalidations().await;
         let names: Vec<&[u8]> = args.iter().skip(1).collect();
         if let Err(failure) = self.subscribe_all(kind, &names).await {
             if !muted {
@@ -508,11 +536,23 @@ impl Connection {
         self.answer_locally(args);
     }
 
+    /// What had been sent to the client before is put out.
     async fn settle(&mut self) {
+        self.settle_invalidations().await;
         for hub in self.core.hubs() {
             hub.settle(&self.core.client).await;
             self.core.take_deliveries();
         }
+    }
+
+    /// Invalidations that others redirect to the client, and that had been sent before, are put out, or dropped, as what the
+    /// client is now.
+    async fn settle_invalidations(&mut self) {
+        let Some(stand_in) = self.core.shared.redirects.of(self.core.client.id) else { return };
+        let seq = self.core.await_fences(1);
+        stand_in.settle(&self.core.client.port, seq);
+        // It fails only if the client was killed: its next turn ends it.
+        let _: Result<(), Failure> = self.fenced(seq).await;
     }
 
     async fn subscribe_all(&mut self, kind: Kind, names: &[&[u8]]) -> Result<(), Failure> {
@@ -559,6 +599,19 @@ impl Core {
             Protocol::Resp2 => {
                 self.out.put(b"*");
                 self.out.put_shared(message.slice(1..));
+            }
+        }
+    }
+
+    /// Puts an invalidation out that another client redirects to this one, as the server does: to who speaks RESP3, or
+    /// else has subscribed to anything at all.
+    pub(super) fn put_invalidation(&mut self, push: &Bytes) {
+        match self.session.protocol() {
+            Protocol::Resp3 => self.out.put_shared(push.clone()),
+            Protocol::Resp2 if self.subscriptions.is_empty() => {}
+            Protocol::Resp2 => {
+                self.out.put(b"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n");
+                self.out.put_shared(push.slice(INVALIDATE.len()..));
             }
         }
     }
@@ -652,6 +705,51 @@ impl Hello {
             }
         }
         Ok(hello)
+    }
+}
+
+/// Asks the upstream whether a user may select a database, on the link of its scope, which has it selected anyway. `None` if
+/// there is no such link, or it was lost.
+async fn select_on_link(upstream: &Upstream, identity: &Identity, database: u32) -> Option<Result<(), Failure>> {
+    let scope = upstream.scope(identity, database).ok().filter(|scope| scope.link.is_up())?;
+    let request = OwnedArgs::new(["SELECT".to_string(), database.to_string()]);
+    let bytes = Bytes::copy_from_slice(request.args().bytes());
+    // A box of its own: the session knows nothing of this request.
+    let port: Arc<Port> = Arc::default();
+    let op = Op { seq: Seq(0), bytes: 0..bytes.len() as u32, kind: OpKind::Read };
+    scope.link.submit(Job { port: port.clone(), bytes, ops: smallvec![op] }).ok()?;
+    poll_fn(|cx| port.poll_ready(cx)).await;
+    let mut taken = Taken::default();
+    port.take(&mut taken);
+    let reply = match taken.deliveries.pop()? {
+        Delivery::Small { .. } => Bytes::from(taken.bytes),
+        Delivery::Large(_, reply) => reply,
+        Delivery::Failed(_, failure @ Failure::ReadTimeout(_)) => return Some(Err(failure)),
+        _ => return None,
+    };
+    Some(match raw::accepted(reply) {
+        Err(RawError::Refused(line)) => Err(Failure::Refused(line)),
+        _ => Ok(()),
+    })
+}
+
+/// As [`select_on_link`], on a connection that is made for this.
+async fn select_elsewhere(upstream: &Upstream, identity: &Identity, database: u32) -> Result<(), Failure> {
+    if let Some(failure) = upstream.node().refusal() {
+        return Err(failure);
+    }
+    let pool = upstream.settings().pool;
+    let tried = async {
+        let endpoint = &upstream.node().endpoint;
+        let mut connection = RawConnection::connect(endpoint, pool.connect_max, pool.replies).await?;
+        // Also for database 0, which set_up would not select.
+        raw::set_up(&mut connection, identity, Protocol::Resp2, 0).await?;
+        raw::accepted(connection.call(["SELECT".to_string(), database.to_string()]).await?)
+    };
+    match within(pool.connect_max, tried).await {
+        Ok(_) => Ok(()),
+        Err(RawError::Refused(line)) => Err(Failure::Refused(line)),
+        Err(cause) => Err(upstream.node().unreachable(&cause.to_string(), Default::default())),
     }
 }
 

@@ -6,11 +6,11 @@
 use super::core::{Core, Take};
 use super::local::bulk;
 use super::{Connection, End, Request};
+use crate::cache::listing::in_protocol;
 use crate::cache::{Caller, Done};
 use crate::config::CacheAccess;
 use larder_protocol::args::Args;
 use larder_protocol::cache::CacheCommand;
-use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Group, Resolved, Table};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -49,14 +49,7 @@ impl Core {
     }
 
     fn in_own_protocol(&self, answer: Vec<u8>) -> Vec<u8> {
-        if self.session.protocol() == Protocol::Resp3 {
-            return answer;
-        }
-        let mut resp2 = Vec::with_capacity(answer.len());
-        match shape::to_resp2(Shape::GENERIC, &answer, &mut resp2) {
-            Ok(()) => resp2,
-            Err(_) => answer,
-        }
+        in_protocol(answer, self.session.protocol())
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Core {
     hubs: Vec<(Identity, Arc<Hub>)>,
     /// True while the output ends in the middle of a reply: messages have to wait.
     pub(super) in_reply: bool,
-    messages: Vec<Bytes>,
+    messages: Vec<Delivery>,
     held_message_bytes: usize,
     /// The connection is to be closed behind the answers that are due.
     pub(crate) ends_after_answer: bool,
@@ -310,6 +310,31 @@ impl Core {
         disowned && upstream.zip(identity).is_some_and(|(upstream, identity)| identity != *upstream.default_identity())
     }
 
+    /// True if the client's user is no more, or is refused: the server would have closed the connection.
+    pub(super) fn has_lost_its_user(&self) -> bool {
+        self.scope()
+            .and_then(|scope| scope.link.refused())
+            .is_some_and(|line| self.is_disowned(&Failure::Refused(line)))
+    }
+
+    /// The upstream has removed users: ends the connections of all who are one of them, its own behind the answer.
+    pub(super) fn end_users(&mut self, names: &[Vec<u8>]) {
+        if self.shared.has_own_users() {
+            return;
+        }
+        for client in self.shared.clients.all() {
+            let user = client.with_names(|names| names.user.clone());
+            if user == b"default" || !names.contains(&user) {
+                continue;
+            }
+            if client.id == self.client.id {
+                self.ends_after_answer = true;
+            } else {
+                client.port.kill();
+            }
+        }
+    }
+
     /// Takes everything out of the port and moves on.
     pub(crate) fn take_deliveries(&mut self) {
         let mut taken = std::mem::take(&mut self.taken);
@@ -336,8 +361,9 @@ impl Core {
                     }
                     self.session.fenced(seq);
                 }
-                Delivery::Message(message) if self.in_reply => self.hold_message(message),
+                Delivery::Message(_) | Delivery::Invalidation(_) if self.in_reply => self.hold_message(delivery),
                 Delivery::Message(message) => self.put_message(&message),
+                Delivery::Invalidation(push) => self.put_invalidation(&push),
             }
         }
         taken.recycle();
@@ -396,6 +422,13 @@ impl Core {
         for scope in scopes {
             scope.link.submit_fence(fence_job(&self.client.port, seq, kind));
         }
+        seq
+    }
+
+    /// As [`Core::start_fence`], where the caller asks `answers` others to leave [`Delivery::Fenced`] in the port.
+    pub(super) fn await_fences(&mut self, answers: u32) -> Seq {
+        let seq = self.session.fresh_seq();
+        self.fences.insert(seq, answers);
         seq
     }
 
@@ -464,8 +497,10 @@ impl Core {
         self.hubs.iter().map(|(_, hub)| hub.clone()).collect()
     }
 
-    fn hold_message(&mut self, message: Bytes) {
-        self.held_message_bytes += message.len();
+    fn hold_message(&mut self, message: Delivery) {
+        if let Delivery::Message(bytes) | Delivery::Invalidation(bytes) = &message {
+            self.held_message_bytes += bytes.len();
+        }
         if self.held_message_bytes > self.shared.config.limits.client_output_bytes_max {
             self.client.port.kill();
         }
@@ -477,7 +512,11 @@ impl Core {
         self.in_reply = false;
         self.held_message_bytes = 0;
         for message in std::mem::take(&mut self.messages) {
-            self.put_message(&message);
+            match message {
+                Delivery::Invalidation(push) => self.put_invalidation(&push),
+                Delivery::Message(message) => self.put_message(&message),
+                _ => {}
+            }
         }
     }
 

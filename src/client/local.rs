@@ -36,6 +36,10 @@ impl Core {
             return self.take_cache();
         }
         let name = &*command.name;
+        if name == "quit" && self.shared.redirects.of(self.client.id).is_some() {
+            // Others redirect to it: it is to be gone for the upstream before it is told so.
+            return if self.session.under_way() > 0 { Take::Wait } else { Take::Apart };
+        }
         if name == "quit" {
             self.session.answer(b"+OK\r\n", &mut self.out);
             return Take::Close;
@@ -99,6 +103,8 @@ impl Core {
             return true;
         }
         name == "ping" && self.subscriptions.count() > 0
+            // Those who are killed are to be gone for the upstream before that is said.
+            || name == "client|kill" && !self.shared.redirects.is_empty()
             || name == "client|kill"
                 && matches!(self.place, Place::Upstream(_))
                 && !self.shared.has_own_users()

@@ -20,12 +20,13 @@
 
 mod decide;
 mod swap;
+mod track;
 
 use self::decide::{Next, purpose_of};
 use self::swap::Swap;
-use super::apart::within;
 use super::cache::is_cache;
 use super::core::Core;
+use super::tracking::{Change, Numbered, Redirect};
 use super::{Connection, End, Input, Request};
 use crate::clients::ClientId;
 use crate::port::{Failure, Seq};
@@ -50,7 +51,7 @@ use tokio::time::{Sleep, sleep};
 
 /// While so many bytes wait to be released, nothing is read from the upstream.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
-/// Commands about the client itself in one transaction that are answered by Larder; the upstream answers what is beyond.
+/// Commands about the client itself in one transaction; it fails with more.
 const OWN_IN_TRANSACTION_MAX: usize = 64;
 /// While requests wait, so much more is read from the client.
 const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
@@ -82,8 +83,16 @@ struct Tunnel {
     /// True if the connection has left the database of the client's scope.
     has_selected: bool,
     upstream: Upstream,
-    /// The reply to EXEC, while it is gathered for Larder's own answers to be put in.
+    /// The reply at hand, while it is gathered for what is Larder's own to be put in.
     gathered: BytesMut,
+    /// A push that has begun.
+    pushed: BytesMut,
+    /// Whom the client, which tracks, redirects to.
+    redirect: Option<Redirect>,
+    /// About the request that is put next.
+    numbered: Numbered,
+    /// The state has changed after the next request was looked at.
+    reconsiders: bool,
 }
 
 /// What a transaction holds that Larder must know of when it is executed.
@@ -97,6 +106,8 @@ struct Transaction {
     selects: Option<u32>,
     /// True if databases are swapped, or rights changed.
     swaps: bool,
+    /// Users that are removed.
+    removes: Vec<Vec<u8>>,
 }
 
 /// A command in a transaction that is about Larder's client and not about the upstream's connection.
@@ -104,6 +115,8 @@ struct Own {
     /// Its place in the transaction. (If another is not queued after all, there is no reply to put it into.)
     at: usize,
     request: Request,
+    /// What it changes, if it is CLIENT TRACKING.
+    tracking: Option<Change>,
 }
 
 /// A piece that waits for a fence.
@@ -153,6 +166,12 @@ enum What {
     Exec(Transaction),
     /// The reply to MULTI: an error means that there is no transaction.
     Multi,
+    /// The reply to ACL DELUSER of these.
+    Removal(Vec<Vec<u8>>),
+    /// The reply to CLIENT TRACKING.
+    Tracking(Change),
+    /// The reply to CLIENT TRACKINGINFO or GETREDIR.
+    Redirection,
     /// The upstream's reply is dropped for this one.
     Instead(Bytes),
     /// Nothing comes from the upstream: Larder's own answer, in its place.
@@ -190,8 +209,9 @@ impl Connection {
             }
         };
         let upstream_id = borrowed.upstream_id();
-        self.core.client.upstream_id.store(upstream_id, Ordering::Release);
         let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.config.link.reply_ms_max);
+        let Some(first) = self.number_first(&mut tunnel, first).await else { return Ok(()) };
+        self.core.client.upstream_id.store(upstream_id, Ordering::Release);
         tunnel.take(&mut self.core, first);
         let ended = loop {
             match poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await {
@@ -207,6 +227,7 @@ impl Connection {
         self.core.client.upstream_id.store(0, Ordering::Release);
         self.core.client.blocked.store(false, Ordering::Relaxed);
         self.core.client.in_transaction.store(false, Ordering::Relaxed);
+        self.core.client.tracking.end();
         if let Some(seq) = tunnel.fence {
             self.core.fences.remove(&seq);
         }
@@ -226,18 +247,23 @@ impl Connection {
         let Resolved::Known(command) = table.resolve(request.args()) else { return Ok(()) };
         match &*command.name {
             name if command.class == Class::PubSub => self.subscribe(name, request.args()).await,
+            "info" => self.info(request.args()).await,
+            "client|tracking" => {
+                if let Some(request) = self.number_first(tunnel, request).await {
+                    let next = tunnel.decide(&mut self.core, request.args());
+                    tunnel.put(&mut self.core, request, next);
+                }
+            }
             "hello" | "auth" => {
                 // The connection must speak the client's protocol, and be who the client is.
-                let words: Vec<Vec<u8>> = request.args().iter().map(<[u8]>::to_vec).collect();
                 tunnel.connection.condemn();
-                let same = within(tunnel.reply_max, tunnel.connection.call(words)).await;
+                if let Some(words) = self.words_for_upstream(&command.name, request.args()) {
+                    self.call_tracking(tunnel, words).await?;
+                }
                 if command.name == "hello" {
                     self.hello(request).await?;
                 } else {
                     self.auth(request.args()).await;
-                }
-                if same.is_err() {
-                    return Err(End::Closed);
                 }
             }
             _ => {
@@ -280,7 +306,7 @@ impl Connection {
                 self.core.take_deliveries();
                 moved = true;
             }
-            let fed = self.feed(tunnel, cx)?;
+            let mut fed = self.feed(tunnel, cx)?;
             moved |= fed == Fed::Something;
             match tunnel.exchange(&mut self.core, cx) {
                 Ok(exchanged) => moved |= exchanged,
@@ -289,6 +315,9 @@ impl Connection {
                     tunnel.lost(|owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost });
                     moved = true;
                 }
+            }
+            if self.core.ends_after_answer {
+                self.io.state = Input::Closed;
             }
             match tunnel.release(&mut self.core) {
                 Ok(released) => moved |= released,
@@ -303,6 +332,10 @@ impl Connection {
             moved |= self.core.out.len() < waited;
             if self.has_too_much_output() {
                 return Poll::Ready(Err(End::Closed));
+            }
+            if std::mem::take(&mut tunnel.reconsiders) && fed == Fed::Leave {
+                fed = Fed::Nothing;
+                moved = true;
             }
             if let Some(pause) = self.pause_of(tunnel, fed)? {
                 return Poll::Ready(Ok(pause));
@@ -457,6 +490,10 @@ impl Tunnel {
             has_selected: false,
             upstream: Upstream::There,
             gathered: BytesMut::new(),
+            pushed: BytesMut::new(),
+            redirect: None,
+            numbered: Numbered::No,
+            reconsiders: false,
         }
     }
 
@@ -507,6 +544,7 @@ impl Tunnel {
 
     /// Puts a request, or Larder's answer to it, behind what is owed.
     fn put(&mut self, core: &mut Core, request: Request, next: Next) {
+        let numbered = std::mem::take(&mut self.numbered);
         let mut owed = match next {
             Next::Send(owed) => owed,
             Next::Answer(answer) => return self.answer(core, answer.into()),
@@ -514,7 +552,8 @@ impl Tunnel {
         };
         owed.muted = core.session.take_muted();
         match &mut owed.what {
-            What::Queued => self.queue(&request),
+            What::Queued => self.queue(&request, numbered),
+            What::Tracking(change) => change.redirect = numbered.into_redirect(),
             What::Exec(transaction) => {
                 *transaction = std::mem::take(&mut self.transaction);
                 if transaction.swaps && self.swap.is_none() {
@@ -598,7 +637,15 @@ impl Tunnel {
     /// A piece of a reply, or of a push, has come.
     fn came(&mut self, core: &mut Core, piece: Piece) {
         self.be_patient();
-        if piece.kind == b'>' || self.state.monitoring && self.owed.is_empty() {
+        if piece.kind == b'>' {
+            if let Some(push) = self.whole_push(core, piece) {
+                // It tells of keys in any database.
+                self.fence_widely = true;
+                self.pass(core, push, true, true);
+            }
+            return;
+        }
+        if self.state.monitoring && self.owed.is_empty() {
             return self.pass(core, piece.bytes, piece.ends, true);
         }
         let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
@@ -606,7 +653,9 @@ impl Tunnel {
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
         let fenced = match &owed.what {
-            What::Acknowledgement | What::Multi | What::Queued | What::Select(_) => piece.kind != b'+',
+            What::Acknowledgement | What::Multi | What::Queued | What::Select(_) | What::Tracking(_) => {
+                piece.kind != b'+'
+            }
             _ => true,
         };
         if let (What::Select(database), b'+') = (&owed.what, piece.kind) {
@@ -620,7 +669,19 @@ impl Tunnel {
                 self.state.in_multi = false;
             }
         }
-        let gathers = matches!(&owed.what, What::Exec(transaction) if !transaction.own.is_empty());
+        let gathers = match &owed.what {
+            What::Exec(transaction) => !transaction.own.is_empty(),
+            What::Redirection => true,
+            _ => false,
+        };
+        let mut removed = match &mut owed.what {
+            What::Removal(users) if piece.kind == b':' && piece.ends => std::mem::take(users),
+            _ => Vec::new(),
+        };
+        let change = match &mut owed.what {
+            What::Tracking(change) if piece.kind == b'+' && piece.ends => Some(std::mem::take(change)),
+            _ => None,
+        };
         let transaction = match &mut owed.what {
             What::Exec(transaction) if piece.ends => std::mem::take(transaction),
             _ => Transaction::default(),
@@ -628,6 +689,9 @@ impl Tunnel {
         let executed = piece.kind == b'*' && !(first && piece.bytes.starts_with(b"*-1"));
         if let (true, Some(database)) = (executed, transaction.selects) {
             core.selected_in_transaction = Some(database);
+        }
+        if executed {
+            removed.extend_from_slice(&transaction.removes);
         }
         let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
         // What is read in another database belongs to other scopes than the client's own.
@@ -638,8 +702,14 @@ impl Tunnel {
             self.owed.pop_front();
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
         }
+        if let Some(change) = change {
+            self.track(core, change);
+        }
+        if !removed.is_empty() {
+            core.end_users(&removed);
+        }
         if gathers {
-            return self.gather(core, &transaction.own, piece, muted);
+            return self.gather(core, transaction.own, piece, muted);
         }
         match instead {
             Some(line) if piece.ends && !muted => self.pass(core, line, true, false),
@@ -650,8 +720,8 @@ impl Tunnel {
         }
     }
 
-    /// Gathers the reply to EXEC and puts Larder's own answers into it.
-    fn gather(&mut self, core: &mut Core, own: &[Own], piece: Piece, muted: bool) {
+    /// Gathers the reply to EXEC, or one about redirection, and puts Larder's own answers and numbers into it.
+    fn gather(&mut self, core: &mut Core, own: Vec<Own>, piece: Piece, muted: bool) {
         self.gathered.extend_from_slice(&piece.bytes);
         if !piece.ends {
             return;
@@ -659,16 +729,13 @@ impl Tunnel {
         let reply = self.gathered.split().freeze();
         let mut cursor = Cursor::new(&reply);
         let patched = match cursor.next() {
+            _ if own.is_empty() => self.redirect.as_ref().map_or(reply.clone(), |r| r.with_own_number(&reply).into()),
             Some(Item::Aggregate(b'*', count)) => {
                 let mut out = format!("*{count}\r\n").into_bytes();
+                let mut own = own.into_iter().peekable();
                 for at in 0..count as usize {
                     let theirs = cursor.next_frame().unwrap_or_default();
-                    let ours = own.iter().find(|own| own.at == at).and_then(|own| {
-                        match self.table.resolve(own.request.args()) {
-                            Resolved::Known(command) => core.local_answer(command, own.request.args()),
-                            _ => None,
-                        }
-                    });
+                    let ours = own.next_if(|own| own.at == at).and_then(|own| self.own_answer(core, own, theirs));
                     out.extend_from_slice(ours.as_deref().unwrap_or(theirs));
                 }
                 out.into()

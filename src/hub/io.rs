@@ -395,7 +395,8 @@ impl<'a> Serving<'a> {
                     }
                     // A fence that fails otherwise was not sent: the link is down, and its partition empty.
                     Delivery::Fenced(seq) | Delivery::Failed(seq, _) => core.fenced(seq),
-                    Delivery::Small { .. } | Delivery::Large(..) | Delivery::Message(_) => {}
+                    Delivery::Small { .. } | Delivery::Large(..) | Delivery::Message(_) | Delivery::Invalidation(_) => {
+                    }
                 }
             }
         });

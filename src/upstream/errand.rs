@@ -160,8 +160,8 @@ fn unpack(taken: Taken) -> Vec<(Seq, Outcome)> {
             Delivery::Large(seq, reply) => (seq, Outcome::Reply(reply)),
             Delivery::Failed(seq, failure) => (seq, Outcome::Failed(failure)),
             Delivery::Fenced(seq) => (seq, Outcome::Fenced),
-            // No hub knows of this box.
-            Delivery::Message(_) => continue,
+            // No hub knows of this box, and nobody redirects to it.
+            Delivery::Message(_) | Delivery::Invalidation(_) => continue,
         });
     }
     outcomes

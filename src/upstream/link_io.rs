@@ -250,11 +250,13 @@ impl LinkHandle {
     }
 
     /// The upstream has just accepted the link's identity: a refusal from before does not count any more (the user may
-    /// have been made anew).
+    /// have been made anew), and there is no reason to wait for the next attempt.
     pub fn admit(&self) {
         self.admissions.fetch_add(1, Ordering::AcqRel);
         if self.refused().is_some() {
             self.set_state(LinkState::Connecting);
+        }
+        if !self.is_up.load(Ordering::Acquire) {
             self.admitted.notify_one();
         }
     }
@@ -443,6 +445,7 @@ async fn attempt(
             let line =
                 if unauthenticated { Bytes::from_static(b"NOAUTH Authentication required.") } else { line.clone() };
             handle.set_state(LinkState::Refused(line));
+            node.disowned().notify_one();
         }
         _ => {
             let cause = match &error {

@@ -17,6 +17,7 @@ use larder_protocol::table::Table;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// An upstream server.
 pub struct Node {
@@ -29,6 +30,7 @@ pub struct Node {
     slow: Duration,
     refused: AtomicU64,
     facts: ArcSwap<Facts>,
+    disowned: Notify,
 }
 
 /// What is known of the server since the last connection was set up.
@@ -61,7 +63,13 @@ impl Node {
             slow,
             refused: AtomicU64::new(0),
             facts: ArcSwap::from_pointee(facts),
+            disowned: Notify::new(),
         }
+    }
+
+    /// Told whenever the server refuses a link's identity: it may have admitted it before.
+    pub fn disowned(&self) -> &Notify {
+        &self.disowned
     }
 
     /// What is known of the server.

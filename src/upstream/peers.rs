@@ -234,7 +234,8 @@ impl Peers {
             let endpoint = &self.node.endpoint;
             let mut connection = RawConnection::connect(endpoint, settings.connect_max, settings.replies).await?;
             raw::set_up(&mut connection, &self.identity, Protocol::Resp3, 0).await?;
-            for channel in [&settings.channel, &self.answers_to] {
+            // The one on which others ask comes last: what is heard from then on is heard by `serve`.
+            for channel in [&self.answers_to, &settings.channel] {
                 connection.put_request(OwnedArgs::new(["SSUBSCRIBE", channel.as_str()]).args().bytes());
                 let mut frame = BytesMut::new();
                 raw::accepted(next_frame(&mut connection, &mut frame).await?)?;

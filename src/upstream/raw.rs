@@ -211,6 +211,15 @@ impl RawConnection {
 
     /// Sends a request and waits for its whole reply; pushes in between are dropped.
     pub async fn call<T: AsRef<[u8]>>(&mut self, args: impl IntoIterator<Item = T>) -> Result<Bytes, RawError> {
+        self.call_beside(args, |_| {}).await
+    }
+
+    /// As [`RawConnection::call`]; the pieces of pushes in between go to `push`.
+    pub async fn call_beside<T: AsRef<[u8]>>(
+        &mut self,
+        args: impl IntoIterator<Item = T>,
+        mut push: impl FnMut(Piece),
+    ) -> Result<Bytes, RawError> {
         let request = OwnedArgs::new(args);
         self.put_request(request.args().bytes());
         let mut reply = BytesMut::new();
@@ -221,6 +230,7 @@ impl RawConnection {
             })
             .await?;
             if piece.kind == b'>' {
+                push(piece);
                 continue;
             }
             reply.extend_from_slice(&piece.bytes);

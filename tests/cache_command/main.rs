@@ -9,6 +9,7 @@ mod insight;
 mod invalidate;
 mod jobs;
 mod leases;
+mod listing;
 mod reads;
 mod tag_histories;
 mod tags;

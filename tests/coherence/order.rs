@@ -78,7 +78,7 @@ fn read_in_order(client: &mut Client, rng: &mut Rng, floors: &Floors) {
 }
 
 /// How a consumer hears of new data, by Larder; the producer is at the upstream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum News {
     Blpop,
     Blmove,
@@ -96,6 +96,9 @@ enum News {
     Sort,
     OtherDatabase,
     OtherUser,
+    Redirected2,
+    Redirected3,
+    Tracked,
 }
 
 macro_rules! announcements {
@@ -124,6 +127,9 @@ announcements! {
     what_an_uncached_read_tells_of_is_seen: News::Sort,
     what_another_database_tells_of_is_seen: News::OtherDatabase,
     what_is_told_to_another_user_is_seen: News::OtherUser,
+    what_a_redirected_resp2_invalidation_tells_of_is_seen: News::Redirected2,
+    what_a_redirected_resp3_invalidation_tells_of_is_seen: News::Redirected3,
+    what_an_invalidation_tells_of_is_seen: News::Tracked,
 }
 
 /// The producer writes `data` and `data:n` directly at the upstream and announces n after that. The consumer, and
@@ -212,6 +218,7 @@ fn announce(producer: &mut Client, news: News, n: i64) {
             let script = "redis.call('select', 1); return redis.call('set', 'flag', ARGV[1])";
             encode(&["EVAL", script, "0", &text])
         }
+        News::Redirected2 | News::Redirected3 | News::Tracked => encode(&["SET", &format!("note:{text}"), ""]),
         News::Exec | News::Script | News::ScriptReadOnly | News::Get | News::OtherUser => {
             encode(&["SET", "flag", &text])
         }
@@ -225,6 +232,8 @@ struct Consumer {
     hears: Client,
     /// A RESP2 subscriber cannot read on its own connection.
     reads: Option<Client>,
+    /// Has its invalidations redirected to `hears`.
+    tracks: Option<Client>,
     stream_last: String,
 }
 
@@ -232,9 +241,10 @@ struct Consumer {
 
 impl Consumer {
     fn start(news: News, larder: SocketAddr) -> Self {
-        let protocol = if matches!(news, News::PubSub3 | News::PatternAmongReads | News::Blmove) { 3 } else { 2 };
+        let resp3 = [News::PubSub3, News::PatternAmongReads, News::Blmove, News::Redirected3, News::Tracked];
+        let protocol = if resp3.contains(&news) { 3 } else { 2 };
         let mut hears = Client::speaking(protocol, larder);
-        let mut reads = None;
+        let (mut reads, mut tracks) = (None, None);
         match news {
             News::PubSub2 => {
                 hears.send(&["SUBSCRIBE", "channel"]);
@@ -249,9 +259,26 @@ impl Consumer {
                 hears.send(&["PSUBSCRIBE", "chan*"]);
                 hears.frame();
             }
+            News::Redirected2 | News::Redirected3 => {
+                // A library's connection for invalidations need not be in the database that it reads in.
+                hears.ok(&["SELECT", "9"]);
+                let id = hears.ask("CLIENT ID").int().to_string();
+                if news == News::Redirected2 {
+                    hears.send(&["SUBSCRIBE", "__redis__:invalidate"]);
+                    hears.frame();
+                }
+                let mut tracker = Client::connect(larder);
+                tracker.ok(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "BCAST", "PREFIX", "note:"]);
+                (reads, tracks) = (Some(Client::connect(larder)), Some(tracker));
+            }
+            News::Tracked => {
+                hears.ok(&["SELECT", "9"]);
+                hears.ok(&["CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "note:"]);
+                reads = Some(Client::connect(larder));
+            }
             _ => {}
         }
-        Self { news, hears, reads, stream_last: "0".to_owned() }
+        Self { news, hears, reads, tracks, stream_last: "0".to_owned() }
     }
 
     fn data(&mut self, key: &str) -> i64 {
@@ -260,9 +287,10 @@ impl Consumer {
 
     /// Waits for a number above `last`.
     fn hear(&mut self, last: i64) -> i64 {
-        let is_push = matches!(self.news, News::PubSub2 | News::PubSub3 | News::PatternAmongReads);
-        if is_push {
-            return self.hear_message();
+        match self.news {
+            News::PubSub2 | News::PubSub3 | News::PatternAmongReads => return self.hear_message(),
+            News::Redirected2 | News::Redirected3 | News::Tracked => return self.hear_invalidation(),
+            _ => {}
         }
         let deadline = Instant::now() + GUARD;
         loop {
@@ -286,6 +314,16 @@ impl Consumer {
             _ => self.hears.push(),
         };
         Value::parse(&frame).items().last().expect("a message's text").int()
+    }
+
+    /// The number is in the key, behind `note:`.
+    fn hear_invalidation(&mut self) -> i64 {
+        let frame = Value::parse(&self.hears.frame());
+        let keys = frame.items().last().expect("keys").items();
+        let note = keys.last().expect("a key").text();
+        // Whoever tracks stays connected.
+        assert_eq!(self.tracks.is_some(), self.news != News::Tracked);
+        note.strip_prefix("note:").and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no note: {note}"))
     }
 
     fn ask(&mut self) -> Option<i64> {
@@ -324,6 +362,7 @@ impl Consumer {
                 flag
             }
             News::PubSub2 | News::PubSub3 | News::PatternAmongReads => panic!("messages are not asked for"),
+            News::Redirected2 | News::Redirected3 | News::Tracked => panic!("invalidations are not asked for"),
         };
         reply.int_or_null()
     }

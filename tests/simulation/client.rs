@@ -401,7 +401,7 @@ impl Client {
                     }
                     self.session.fenced(seq);
                 }
-                Delivery::Message(_) => panic!("a message without a subscription"),
+                Delivery::Message(_) | Delivery::Invalidation(_) => panic!("a message without a subscription"),
             }
         }
         taken.recycle();

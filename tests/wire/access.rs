@@ -185,6 +185,99 @@ fn a_user_that_is_removed_directly_reads_no_more() {
     assert!(again.run("AUTH alice alice-pw").starts_with(b"-WRONGPASS"));
 }
 
+/// Idle, subscribed, tracking, blocked: whoever is a user that is removed is disconnected at once, and nobody else.
+#[test]
+fn a_user_that_is_removed_through_larder_is_disconnected_at_once() {
+    for removal in [&["ACL DELUSER nobody alice"][..], &["MULTI", "ACL DELUSER alice", "EXEC"]] {
+        let (_upstream, larder) = start();
+        let mut admin = larder.client();
+        admin.ok(&["AUTH", "secret"]);
+        let [mut idle, mut subscribed, mut tracking, mut watching, mut bob] =
+            ["alice", "alice", "alice", "alice", "bob"].map(|user| through(&larder, user));
+        idle.run("GET a:1");
+        subscribed.run("SUBSCRIBE ch");
+        assert_eq!(tracking.run("CLIENT TRACKING ON"), OK);
+        assert_eq!(watching.run("WATCH a:1"), OK);
+        for line in removal {
+            admin.run(line);
+        }
+        for (client, what) in [
+            (&mut idle, "idle"),
+            (&mut subscribed, "subscribed"),
+            (&mut tracking, "tracking"),
+            (&mut watching, "watching"),
+        ] {
+            assert_eq!(client.rest().escape_ascii().to_string(), "", "{what}");
+        }
+        assert_eq!(bob.run("GET b:1"), bulk("of-b"), "another user stays");
+        assert_eq!(admin.run("PING"), b"+PONG\r\n", "and so does who did it");
+        // The name means somebody else now, who starts as everybody does.
+        assert_eq!(admin.run("ACL SETUSER alice on >alice-pw ~a:* +@all"), OK);
+        assert_eq!(through(&larder, "alice").run("GET a:1"), bulk("of-a"));
+    }
+}
+
+#[test]
+fn who_removes_itself_is_answered_and_disconnected() {
+    let (_upstream, larder) = start();
+    let (mut writer, mut other) = (through(&larder, "writer"), through(&larder, "writer"));
+    writer.send_raw(&[encode(&["ACL", "DELUSER", "writer"]), encode(&["GET", "shared"])].concat());
+    assert_eq!(writer.rest(), b":1\r\n", "the answer, and nothing behind it");
+    assert_eq!(other.rest(), b"");
+}
+
+#[test]
+fn an_idle_client_of_a_user_that_is_removed_directly_is_disconnected() {
+    let (upstream, larder) = start();
+    let (mut alice, mut bob) = (through(&larder, "alice"), through(&larder, "bob"));
+    alice.run("GET a:1");
+    signed_in(&upstream, "default", "secret").run("ACL DELUSER alice");
+    assert_eq!(alice.rest(), b"");
+    assert_eq!(bob.run("GET b:1"), bulk("of-b"));
+}
+
+/// The server does not disconnect users whose rights or passwords change.
+#[test]
+fn a_user_that_is_changed_stays_connected() {
+    let (upstream, larder) = start();
+    let (mut alice, mut direct) = (through(&larder, "alice"), signed_in(&upstream, "alice", "alice-pw"));
+    let mut admin = larder.client();
+    admin.ok(&["AUTH", "secret"]);
+    for change in ["ACL SETUSER alice >another", "ACL SETUSER alice <alice-pw", "ACL SETUSER alice off"] {
+        assert_eq!(admin.run(change), OK);
+        for line in ["GET a:1", "SET a:2 x", "GET a:2", "GET b:1"] {
+            assert_same(&format!("{change}: {line}"), &direct.run(line), &alice.run(line));
+        }
+    }
+}
+
+/// Whether a user may select a database is asked each time, also where it is already, or others have been before.
+#[test]
+fn select_is_refused_as_the_server_refuses_it() {
+    let (upstream, larder) = start();
+    let mut admin = signed_in(&upstream, "default", "secret");
+    let mut earlier = through(&larder, "writer");
+    earlier.run("SELECT 1");
+    for rules in [
+        "on >writer-pw ~* +@all -select",
+        "on >writer-pw ~* +@read",
+        "on >writer-pw ~* +@read +select|1",
+        "on >writer-pw +get (+select ~x)",
+        "on >writer-pw ~* +@all",
+    ] {
+        // Changed and not removed: the scopes stay.
+        assert_eq!(admin.run(&format!("ACL SETUSER writer reset {rules}")), OK);
+        let (mut direct, mut client) = (signed_in(&upstream, "writer", "writer-pw"), through(&larder, "writer"));
+        for line in ["SELECT 1", "SELECT 0", "SELECT 0", "SELECT 1", "SELECT 1", "SELECT 99", "SELECT x", "SELECT 0"] {
+            assert_same(&format!("{rules}: {line}"), &direct.run(line), &client.run(line));
+        }
+        let (mut direct, mut client) = (upstream.client(), larder.client());
+        for line in ["AUTH secret", "SELECT 1", "AUTH writer writer-pw", "SELECT 1", "SELECT 0"] {
+            assert_same(&format!("{rules}, from within: {line}"), &direct.run(line), &client.run(line));
+        }
+    }
+}
+
 #[test]
 fn a_user_without_pttl_is_served_uncached() {
     let (upstream, larder) = start();

@@ -17,6 +17,7 @@ mod pubsub;
 mod reads;
 mod refused;
 mod scripts;
+mod tracking;
 mod transactions;
 
 use support::{Client, Larder, Server, Value, assert_same, wait_until};

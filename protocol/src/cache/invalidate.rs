@@ -1,7 +1,7 @@
 //! `CACHE INVALIDATE`: what is to go, and how far.
 
 use super::tags::parse_tags;
-use super::{CacheCommand, CacheError, KeyList, Subcommand, is};
+use super::{Access, CacheCommand, CacheError, KeyList, Subcommand, is};
 use crate::args::Args;
 
 /// What is to be invalidated.
@@ -43,12 +43,16 @@ pub enum Reach {
 pub(super) const INVALIDATE: Subcommand = Subcommand {
     name: "invalidate",
     arity: -3,
-    syntax: "KEYS <n> <key> ... | PATTERN <glob> [CURSOR <c>] | TAGS [ANY|ALL] <n> <tag> ... | ALL [LOCAL]",
+    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob> [CURSOR <cursor>]|TAGS [ANY|ALL] <numtags> <tag> [<tag> ...]|ALL) [LOCAL]",
     help: &[
         "Delete keys upstream, and so from every cache. With LOCAL, only drop them",
         "from the L1 of this Larder. Return the number of keys; OK for ALL.",
         "With CURSOR, look on from where an earlier call has ended (see CACHE JOBS).",
     ],
+    since: "0.1.0",
+    complexity: "O(N) where N is the number of keys named, or of keys in the database for PATTERN and ALL, or of keys with the tags",
+    keys: "RW,delete/keyword=KEYS,2/keynum=0,1,1",
+    access: Access::Removes,
 };
 
 /// `CACHE INVALIDATE` and at least one argument.

@@ -1,6 +1,6 @@
 //! Tags: `CACHE SET`, `TAG`, `UNTAG`, `TAGS`, `MEMBERS`, `TAGLIST`, and `LEASE`.
 
-use super::{CacheCommand, CacheError, KeyList, Subcommand, invalidate::parse_cursor, is};
+use super::{Access, CacheCommand, CacheError, KeyList, Subcommand, invalidate::parse_cursor, is};
 use crate::args::Args;
 use crate::scan::strict_i64;
 
@@ -78,46 +78,78 @@ const OPTIONS_AT: usize = 4;
 pub(super) const LEASE: Subcommand = Subcommand {
     name: "lease",
     arity: -3,
-    syntax: "<key> [TAGS <n> <tag> ...]",
+    syntax: "<key> [TAGS <numtags> <tag> [<tag> ...]]",
     help: &[
         "For a <key> that is not there: a token for SET, which is void once the key or one",
         "of the tags is invalidated. Others are told to wait.",
     ],
+    since: "0.1.0",
+    complexity: "O(N) where N is the number of tags",
+    keys: "RW,access,update/index=2/range=0,1,0",
+    access: Access::Writes,
 };
 pub(super) const MEMBERS: Subcommand = Subcommand {
     name: "members",
     arity: -3,
     syntax: "<tag> [COUNT <count>] [CURSOR <cursor>]",
     help: &["Return a cursor and keys that have the tag, as SSCAN does; the last cursor is 0."],
+    since: "0.1.0",
+    complexity: "O(N) where N is COUNT",
+    keys: "-",
+    access: Access::Lists,
 };
 pub(super) const SET: Subcommand = Subcommand {
     name: "set",
     arity: -4,
-    syntax: "<key> <value> [<option of SET> ...] [TAGS <n> <tag> ...] [LEASE <token>]",
+    syntax: "<key> <value> [<option> ...] [TAGS <numtags> <tag> [<tag> ...]] [LEASE <token>]",
     help: &[
         "Set a value and its tags in one step; the tags that <key> had before are gone.",
         "With LEASE, fail if the token is void.",
     ],
+    since: "0.1.0",
+    complexity: "O(N) where N is the number of tags, of before and of now",
+    keys: "RW,access,update/index=2/range=0,1,0",
+    access: Access::Writes,
 };
 pub(super) const TAG: Subcommand = Subcommand {
     name: "tag",
     arity: -5,
-    syntax: "<key> <n> <tag> [<tag> ...]",
+    syntax: "<key> <numtags> <tag> [<tag> ...]",
     help: &["Give a key further tags. Return how many are new; 0 if there is no such key."],
+    since: "0.1.0",
+    complexity: "O(N) where N is the number of tags",
+    keys: "RW,update/index=2/range=0,1,0",
+    access: Access::Writes,
 };
 pub(super) const TAGLIST: Subcommand = Subcommand {
     name: "taglist",
     arity: -2,
     syntax: "[MATCH <glob>]",
     help: &["Return all tags, or those that match, each with its number of keys."],
+    since: "0.1.0",
+    complexity: "O(N) where N is the number of tags in use",
+    keys: "-",
+    access: Access::Shows,
 };
-pub(super) const TAGS: Subcommand =
-    Subcommand { name: "tags", arity: 3, syntax: "<key>", help: &["Return the tags of a key."] };
+pub(super) const TAGS: Subcommand = Subcommand {
+    name: "tags",
+    arity: 3,
+    syntax: "<key>",
+    help: &["Return the tags of a key."],
+    since: "0.1.0",
+    complexity: "O(N) where N is the number of tags of the key",
+    keys: "RO,access/index=2/range=0,1,0",
+    access: Access::Reads,
+};
 pub(super) const UNTAG: Subcommand = Subcommand {
     name: "untag",
     arity: -5,
-    syntax: "<key> <n> <tag> [<tag> ...]",
+    syntax: "<key> <numtags> <tag> [<tag> ...]",
     help: &["Take tags off a key. Return how many it had."],
+    since: "0.1.0",
+    complexity: "O(N) where N is the number of tags",
+    keys: "RW,update/index=2/range=0,1,0",
+    access: Access::Writes,
 };
 
 /// One of the subcommands above, with at least as many arguments as it needs.

@@ -7,6 +7,7 @@ use super::swap::Swap;
 use super::{OWN_IN_TRANSACTION_MAX, Owed, Own, Transaction, Tunnel, What};
 use crate::client::Request;
 use crate::client::core::Core;
+use crate::client::tracking::{Change, Numbered, redirect_of};
 use crate::upstream::pool::Use;
 use bytes::Bytes;
 use larder_protocol::args::Args;
@@ -54,11 +55,18 @@ impl Tunnel {
                 owed(What::Instead(Bytes::from_static(b"-ERR Command not allowed inside a transaction\r\n")))
             }
             Class::Local if command.group == Group::Larder => Next::Leave,
+            Class::Local if self.awaits_number(command, args) => Next::Leave,
+            Class::Local if self.state.in_multi && self.transaction.own.len() >= OWN_IN_TRANSACTION_MAX => {
+                owed(What::Instead(Bytes::from_static(
+                    b"-ERR larder: too many commands about the client itself in one transaction\r\n",
+                )))
+            }
             _ if self.state.in_multi => owed(What::Queued),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),
             // INFO has a section of Larder's own.
-            Class::Exclusive if &*command.name == "info" && self.state.is_none() => Next::Leave,
+            Class::Exclusive if &*command.name == "info" && !self.state.monitoring => Next::Leave,
+            Class::Exclusive if &*command.name == "acl|deluser" => owed(What::Removal(users_of(args))),
             Class::Exclusive | Class::Blocking => owed(What::Reply),
             Class::Local => self.decide_local(core, command, args),
             Class::Refused if !command.accepts(args.len()) => owed(What::Reply),
@@ -83,9 +91,14 @@ impl Tunnel {
     fn decide_local(&self, core: &mut Core, command: &Command, args: Args<'_>) -> Next {
         match &*command.name {
             _ if !command.accepts(args.len()) => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
-            "client|tracking" => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
-            "client|caching" | "client|trackinginfo" | "client|getredir" if self.state.tracking => {
+            "client|tracking" => {
+                Next::Send(Owed { what: What::Tracking(Change::of(args)), muted: false, writes: false })
+            }
+            "client|caching" if self.state.tracking => {
                 Next::Send(Owed { what: What::Reply, muted: false, writes: false })
+            }
+            "client|trackinginfo" | "client|getredir" if self.state.tracking || !self.owed.is_empty() => {
+                Next::Send(Owed { what: What::Redirection, muted: false, writes: false })
             }
             "client|pause" | "client|unpause" | "client|unblock" => {
                 Next::Send(Owed { what: What::Reply, muted: false, writes: false })
@@ -104,8 +117,14 @@ impl Tunnel {
         }
     }
 
+    /// True if the request names a client whose number upstream is still to be found out.
+    fn awaits_number(&self, command: &Command, args: Args<'_>) -> bool {
+        let is_numbered = matches!(self.numbered, Numbered::Yes(_));
+        &*command.name == "client|tracking" && !is_numbered && redirect_of(args).is_some()
+    }
+
     /// Notes a command that is being queued.
-    pub(super) fn queue(&mut self, request: &Request) {
+    pub(super) fn queue(&mut self, request: &Request, numbered: Numbered) {
         let at = self.transaction.queued;
         self.transaction.queued += 1;
         let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
@@ -113,9 +132,15 @@ impl Tunnel {
         if command.name == "select" {
             self.transaction.selects = database_of(request.args());
         }
-        if command.class == Class::Local && self.transaction.own.len() < OWN_IN_TRANSACTION_MAX {
+        if &*command.name == "acl|deluser" {
+            self.transaction.removes.extend(users_of(request.args()));
+        }
+        if command.class == Class::Local {
             let request = Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() };
-            self.transaction.own.push(Own { at, request });
+            let is_tracking = &*command.name == "client|tracking";
+            let tracking =
+                is_tracking.then(|| Change { redirect: numbered.into_redirect(), ..Change::of(request.args()) });
+            self.transaction.own.push(Own { at, request, tracking });
         }
     }
 
@@ -140,11 +165,9 @@ impl Tunnel {
             "watch" => state.watching = true,
             "unwatch" => state.watching = false,
             "monitor" => state.monitoring = true,
-            "client|tracking" => {
-                state.tracking = args.get(2).is_some_and(|on| on.eq_ignore_ascii_case(b"on"));
-                self.connection.condemn();
+            "client|tracking" | "select" | "script|debug" | "readonly" | "readwrite" | "asking" => {
+                self.connection.condemn()
             }
-            "select" | "script|debug" | "readonly" | "readwrite" | "asking" => self.connection.condemn(),
             name if changes_without_push(name) && self.swap.is_none() => self.swap = Swap::begin(core),
             _ => {}
         }
@@ -155,6 +178,11 @@ impl Tunnel {
 /// Whole databases, or what users may see, change with these, and no push tells.
 pub(super) fn changes_without_push(name: &str) -> bool {
     matches!(name, "swapdb" | "acl|setuser" | "acl|deluser" | "acl|load")
+}
+
+/// The users that ACL DELUSER names.
+fn users_of(args: Args<'_>) -> Vec<Vec<u8>> {
+    args.iter().skip(2).map(<[u8]>::to_vec).collect()
 }
 
 pub(super) fn database_of(args: Args<'_>) -> Option<u32> {
