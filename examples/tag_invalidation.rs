@@ -64,7 +64,6 @@ struct Latencies(Vec<u64>);
 struct Round {
     normal: Latencies,
     during: Latencies,
-    took: Duration,
     deleted: i64,
     left: i64,
 }
@@ -116,7 +115,7 @@ fn round(options: &Options, larder: SocketAddr, upstream: SocketAddr, n: usize) 
     });
     let first_and_last = [0, options.keys / 2, options.keys - 1].map(key);
     let left = client.value(&["EXISTS", &first_and_last[0], &first_and_last[1], &first_and_last[2]]).int();
-    let round = Round { normal, during, took, deleted, left };
+    let round = Round { normal, during, deleted, left };
     println!(
         "round {n}: {deleted} keys in {:.2} s; GET p50 {} us (normal {}), p99 {} us (normal {}), p99.9 {} us (normal {})",
         took.as_secs_f64(),

@@ -31,7 +31,7 @@ use crate::upstream::link_io::LinkState;
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
-use larder_protocol::cache::{self, CacheCommand, JobsCommand, ReadMode};
+use larder_protocol::cache::{self, CacheCommand, EventsCommand, JobsCommand, ReadMode};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::Table;
 use std::sync::Arc;
@@ -54,6 +54,10 @@ pub(crate) enum Done {
     TellReadMode,
     /// Change it.
     SetReadMode(ReadMode),
+    /// Let it hear of invalidations of keys that match.
+    Listen(Option<Bytes>),
+    /// Let it hear of them no more.
+    Unlisten,
 }
 
 // === impl Caller ===
@@ -82,6 +86,10 @@ impl Caller {
         Ok(Done::Reply(match command {
             CacheCommand::Read(None) => return Ok(Done::TellReadMode),
             CacheCommand::Read(Some(mode)) => return Ok(Done::SetReadMode(mode)),
+            CacheCommand::Events(EventsCommand::Subscribe(glob)) => {
+                return Ok(Done::Listen(glob.map(Bytes::copy_from_slice)));
+            }
+            CacheCommand::Events(EventsCommand::Unsubscribe) => return Ok(Done::Unlisten),
             CacheCommand::Help => help(),
             CacheCommand::Fence => self.fence().await?,
             CacheCommand::Info(section) => inspect::info(self, section),

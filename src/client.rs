@@ -243,7 +243,7 @@ impl Connection {
         let (Some(idle), Some(limit)) = (&mut self.idle, self.core.shared.config.limits.idle_timeout_ms) else {
             return false;
         };
-        if active || self.core.session.under_way() > 0 || !self.core.subscriptions.is_empty() {
+        if active || self.core.session.under_way() > 0 || self.core.is_subscribed() {
             idle.as_mut().reset(Instant::now() + limit);
         }
         idle.as_mut().poll(cx).is_ready()

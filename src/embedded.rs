@@ -4,19 +4,22 @@
 //! store's ([`crate::origin`]), which also words the refusal of what it does not have.
 
 use crate::cache::listing::{self, Filter};
+use crate::l1::Cause;
 use crate::origin::{self, Effect, Origin, OriginLimits, OriginStats, TagIndex, UnixMillis};
 use crate::server::Shared;
+use crate::upstream::feed::Feed;
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
 use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Class, Command, Group, Table};
+use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The store, for all threads.
 pub struct Embedded {
-    store: Mutex<Store>,
+    store: Box<Mutex<Store>>,
     databases: u32,
 }
 
@@ -24,6 +27,10 @@ pub struct Embedded {
 pub(crate) struct Store {
     origin: Origin,
     pub(crate) tags: TagIndex,
+    /// Who hears of changes, by database.
+    feeds: HashMap<u32, Arc<Feed>>,
+    /// Why keys change, for who hears of it.
+    cause: Cause,
 }
 
 /// Keys that one round of expiry takes out at most.
@@ -37,8 +44,13 @@ impl Embedded {
     /// An empty store of this size.
     pub fn new(bytes_max: u64, seed: u64) -> Self {
         let limits = OriginLimits { bytes_max, ..OriginLimits::default() };
-        let store = Store { origin: Origin::new(limits, seed), tags: TagIndex::default() };
-        Self { store: Mutex::new(store), databases: limits.databases }
+        let store = Store {
+            origin: Origin::new(limits, seed),
+            tags: TagIndex::default(),
+            feeds: HashMap::new(),
+            cause: Cause::DataChanged,
+        };
+        Self { store: Box::new(Mutex::new(store)), databases: limits.databases }
     }
 
     /// Executes a command on data; the reply in `protocol`.
@@ -51,10 +63,15 @@ impl Embedded {
         work(&mut self.lock(), unix_now())
     }
 
+    /// Those who hear of changes in a database.
+    pub(crate) fn feed(&self, database: u32) -> Arc<Feed> {
+        self.lock().feeds.entry(database).or_default().clone()
+    }
+
     /// Forgets tags of keys that have gone.
     pub(crate) fn sweep_tags(&self) {
         let (mut store, now) = (self.lock(), unix_now());
-        let Store { origin, tags } = &mut *store;
+        let Store { origin, tags, .. } = &mut *store;
         tags.sweep(TAG_BUDGET, now, |db, key| origin.holds(db, key, now));
     }
 
@@ -84,12 +101,39 @@ impl Store {
         };
         let mut out = Vec::new();
         match self.origin.execute(database, protocol, args, now, &mut out) {
-            Some(Effect::Flushed { db }) => self.tags.flush(Some(db)),
-            Some(Effect::FlushedAll) => self.tags.flush(None),
-            Some(Effect::Swapped { first, second }) => self.tags.swap(first, second),
-            Some(Effect::Keys { .. } | Effect::Moved { .. }) | None => {}
+            Some(Effect::Flushed { db }) => {
+                self.tags.flush(Some(db));
+                self.tell(db, None);
+            }
+            Some(Effect::FlushedAll) => {
+                self.tags.flush(None);
+                self.feeds.values().for_each(|feed| feed.tell(None, self.cause));
+            }
+            Some(Effect::Swapped { first, second }) => {
+                self.tags.swap(first, second);
+                [first, second].into_iter().for_each(|db| self.tell(db, None));
+            }
+            Some(Effect::Moved { from, to }) => [from, to].into_iter().for_each(|db| self.tell(db, args.get(1))),
+            Some(Effect::Keys { db, first, last, step }) => {
+                (first..=last).step_by(step.max(1)).for_each(|at| self.tell(db, args.get(at)));
+            }
+            None => {}
         }
         out
+    }
+
+    /// Works on the store for a reason that those who hear of changes are told.
+    pub(crate) fn because<T>(&mut self, cause: Cause, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.cause = cause;
+        let done = work(self);
+        self.cause = Cause::DataChanged;
+        done
+    }
+
+    fn tell(&self, db: u32, key: Option<&[u8]>) {
+        if let Some(feed) = self.feeds.get(&db) {
+            feed.tell(key, self.cause);
+        }
     }
 
     /// True if a key is there.

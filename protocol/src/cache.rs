@@ -9,11 +9,13 @@
 
 mod invalidate;
 mod jobs;
+mod subscribe;
 pub mod syntax;
 mod tags;
 
 pub use self::invalidate::{Matching, Reach, Target};
 pub use self::jobs::JobsCommand;
+pub use self::subscribe::EventsCommand;
 pub use self::tags::{Condition, TaggedSet, TagsCommand};
 
 use self::syntax::Argument;
@@ -46,6 +48,8 @@ pub enum CacheCommand<'a> {
     Jobs(JobsCommand),
     /// `SET`, `TAG`, `UNTAG`, `TAGS`, `MEMBERS`, `TAGLIST`, `LEASE`
     Tags(TagsCommand<'a>),
+    /// `SUBSCRIBE`, `UNSUBSCRIBE`
+    Events(EventsCommand<'a>),
 }
 
 /// Where the reads of a connection are answered from.
@@ -239,9 +243,11 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         keys: "-",
         access: Access::Shows,
     },
+    subscribe::SUBSCRIBE,
     tags::TAG,
     tags::TAGLIST,
     tags::TAGS,
+    subscribe::UNSUBSCRIBE,
     tags::UNTAG,
     Subcommand {
         name: "help",
@@ -283,6 +289,7 @@ impl<'a> CacheCommand<'a> {
             ("fence", _) => Ok(Self::Fence),
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
             ("invalidate", _) => invalidate::parse(args),
+            ("subscribe" | "unsubscribe", _) => subscribe::parse(subcommand.name, args),
             ("cancel" | "job" | "jobs", _) => jobs::parse(subcommand.name, args),
             ("lease" | "members" | "set" | "tag" | "taglist" | "tags" | "untag", _) => {
                 tags::parse(subcommand.name, args)
@@ -525,6 +532,9 @@ mod tests {
             ("CACHE RESETSTATS", "ResetStats"),
             ("CACHE ENTRY k", "Entry(k)"),
             ("CACHE JOBS", "Jobs(List)"),
+            ("CACHE SUBSCRIBE", "Events(Subscribe(None))"),
+            ("CACHE SUBSCRIBE pattern k", "Events(Subscribe(Some([107])))"),
+            ("CACHE UNSUBSCRIBE", "Events(Unsubscribe)"),
             ("CACHE JOB 7", "Jobs(Show(7))"),
             ("CACHE CANCEL 7", "Jobs(Cancel(7))"),
             ("CACHE INVALIDATE KEYS 2 a b", "Keys(a,b) Everywhere"),
@@ -554,6 +564,10 @@ mod tests {
             ("CACHE ENTRY", "ERR wrong number of arguments for 'cache|entry' command"),
             ("CACHE STATS x", "ERR wrong number of arguments for 'cache|stats' command"),
             ("CACHE RESETSTATS x", "ERR wrong number of arguments for 'cache|resetstats' command"),
+            ("CACHE SUBSCRIBE PATTERN", SYNTAX),
+            ("CACHE SUBSCRIBE k*", SYNTAX),
+            ("CACHE SUBSCRIBE PATTERN a b", "ERR wrong number of arguments for 'cache|subscribe' command"),
+            ("CACHE UNSUBSCRIBE x", "ERR wrong number of arguments for 'cache|unsubscribe' command"),
             ("CACHE JOB", "ERR wrong number of arguments for 'cache|job' command"),
             ("CACHE JOB -1", "ERR value is not an integer or out of range"),
             ("CACHE CANCEL x", "ERR value is not an integer or out of range"),

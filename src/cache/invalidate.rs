@@ -259,7 +259,7 @@ async fn invalidate_embedded(caller: &Caller, target: Target<'_>, reach: Reach) 
     match target {
         Target::Keys(keys) => {
             caller.may_use(table, "UNLINK")?;
-            Ok(Invalidated::Keys(unlink_embedded(caller, keys.iter())?))
+            Ok(Invalidated::Keys(unlink_embedded(caller, keys.iter(), Cause::Manual)?))
         }
         Target::Pattern { glob, from } => {
             caller.may_use(table, "UNLINK")?;
@@ -273,7 +273,7 @@ async fn invalidate_embedded(caller: &Caller, target: Target<'_>, reach: Reach) 
                 cursor = items.next_bytes().unwrap_or(b"0").to_vec();
                 let count = items.next_count().unwrap_or(0);
                 let keys: Vec<&[u8]> = (0..count).map_while(|_| items.next_bytes()).collect();
-                deleted += unlink_embedded(caller, keys.into_iter())?;
+                deleted += unlink_embedded(caller, keys.into_iter(), Cause::PatternBased)?;
                 if cursor == b"0" {
                     return Ok(Invalidated::Keys(deleted));
                 }
@@ -288,21 +288,21 @@ async fn invalidate_embedded(caller: &Caller, target: Target<'_>, reach: Reach) 
         Target::All => {
             caller.may_use(table, "FLUSHDB")?;
             caller.execute_embedded(&[b"FLUSHDB"])?;
-            tags::embedded::end_all_leases(caller);
             Ok(Invalidated::All)
         }
     }
 }
 
-fn unlink_embedded<'k>(caller: &Caller, keys: impl ExactSizeIterator<Item = &'k [u8]>) -> Result<u64, Failure> {
+fn unlink_embedded<'k>(
+    caller: &Caller,
+    keys: impl ExactSizeIterator<Item = &'k [u8]>,
+    cause: Cause,
+) -> Result<u64, Failure> {
     let mut deleted = 0;
     let mut keys = keys;
     while keys.len() > 0 {
-        let words: Vec<&[u8]> =
-            std::iter::once(&b"UNLINK"[..]).chain(keys.by_ref().take(KEYS_PER_REQUEST_MAX)).collect();
-        tags::embedded::end_leases(caller, &words[1..]);
-        let reply = caller.execute_embedded(&words)?;
-        deleted += Cursor::new(&reply).next_integer().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        let chunk: Vec<&[u8]> = keys.by_ref().take(KEYS_PER_REQUEST_MAX).collect();
+        deleted += tags::embedded::unlink(caller, &chunk, cause)?;
     }
     Ok(deleted)
 }

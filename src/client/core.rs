@@ -8,6 +8,7 @@ use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Seq, Taken};
 use crate::server::{Backend, Shared};
 use crate::session::{Advanced, Again, Batch, Flow, Session, Surroundings};
+use crate::upstream::feed::Listening;
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::raw::Identity;
 use crate::upstream::scope::{Scope, Upstream};
@@ -33,6 +34,8 @@ pub(crate) struct Core {
     pub(crate) place: Place,
     pub(crate) login: Login,
     pub(crate) subscriptions: Subscriptions,
+    /// Its place among those who hear of invalidations.
+    pub(super) listening: Option<Listening>,
     /// The hubs that the client's subscriptions are with: one for each user that it has been.
     hubs: Vec<(Identity, Arc<Hub>)>,
     /// True while the output ends in the middle of a reply: messages have to wait.
@@ -97,6 +100,7 @@ impl Core {
             place,
             login,
             subscriptions: Subscriptions::default(),
+            listening: None,
             hubs: Vec::new(),
             in_reply: false,
             messages: Vec::new(),
@@ -261,14 +265,18 @@ impl Core {
             let name = command.name.replace('|', " ");
             return Some(format!("-NOPERM larder: the operator has denied the '{name}' command\r\n"));
         }
-        if self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0 && !may_run_subscribed(command)
-        {
+        if self.session.protocol() == Protocol::Resp2 && self.is_subscribed() && !may_run_subscribed(command) {
             let name = command.name.as_ref();
             return Some(format!(
                 "-ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context\r\n"
             ));
         }
         None
+    }
+
+    /// True if messages may come that it has not asked for one by one.
+    pub(super) fn is_subscribed(&self) -> bool {
+        self.subscriptions.count() > 0 || self.listening.is_some()
     }
 
     /// Answers a request.
@@ -474,6 +482,7 @@ impl Core {
             hub.moved(&self.client, &scope);
         }
         self.place = Place::Upstream(scope);
+        self.listen_here();
     }
 
     /// Who the client is for the upstream.
@@ -522,6 +531,7 @@ impl Core {
 
     /// Ends all subscriptions.
     pub(super) fn leave_hub(&mut self) {
+        self.listening = None;
         for (_, hub) in self.hubs.drain(..) {
             hub.leave(&self.client, &mut self.subscriptions);
         }
@@ -565,5 +575,6 @@ fn unknown(container: Option<&Command>, args: Args<'_>) -> Vec<u8> {
 }
 
 fn may_run_subscribed(command: &Command) -> bool {
-    command.class == Class::PubSub || matches!(&*command.name, "ping" | "quit" | "reset")
+    const ALLOWED: [&str; 5] = ["ping", "quit", "reset", "cache|subscribe", "cache|unsubscribe"];
+    command.class == Class::PubSub || ALLOWED.contains(&&*command.name)
 }

@@ -37,6 +37,7 @@ use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
+use crate::upstream::feed::Feed;
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::cursor::{Cursor, Item};
@@ -139,6 +140,7 @@ pub struct LinkCore {
     big_keys: Vec<Bytes>,
     failures: Vec<FailureCause>,
     counts: LinkCounts,
+    feed: Arc<Feed>,
 }
 
 /// What the next reply belongs to.
@@ -214,7 +216,13 @@ impl LinkCore {
             big_keys: Vec::new(),
             failures: Vec::new(),
             counts: LinkCounts::default(),
+            feed: Arc::default(),
         }
+    }
+
+    /// Who hears of what L1 forgets.
+    pub fn set_feed(&mut self, feed: Arc<Feed>) {
+        self.feed = feed;
     }
 
     /// A connection has been set up; what may be kept from now on.
@@ -361,6 +369,7 @@ impl LinkCore {
     pub fn lost(&mut self) -> Vec<Retry> {
         if !is_planted(Mutation::KeptOverReconnect) {
             self.filler.empty(Cause::FeedLost);
+            self.feed.tell(None, Cause::FeedLost);
         }
         self.counts.emptied += 1;
         self.caching = Caching::Off;
@@ -471,6 +480,7 @@ impl LinkCore {
     /// Everything may have changed: for the keys of flights under way, too.
     fn empty(&mut self) {
         self.filler.empty(Cause::DataChanged);
+        self.feed.tell(None, Cause::DataChanged);
         self.counts.emptied += 1;
         for state in self.keys.values_mut() {
             state.changes += 1;
@@ -481,7 +491,10 @@ impl LinkCore {
         if let Some(state) = self.keys.get_mut(key) {
             state.changes += 1;
         }
-        self.filler.remove(key, cause, now)
+        let removed = self.filler.remove(key, cause, now);
+        // Afterwards: who acts upon the news must not find the entry.
+        self.feed.tell(Some(key), cause);
+        removed
     }
 
     fn remove_keys_of(&mut self, command: CommandId, request: &Bytes, now: Time) {

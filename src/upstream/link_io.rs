@@ -17,6 +17,7 @@
 
 use super::backoff::{Backoff, BackoffSettings};
 use super::breaker::{FailureCause, Outcome};
+use super::feed::Feed;
 use super::link::{Caching, Frame, Job, LinkCore, LinkCounts, OpKind, Retry, Violation};
 use super::node::{Facts, Node};
 use super::peers::Peers;
@@ -75,6 +76,7 @@ pub struct LinkHandle {
     admitted: Notify,
     counts: Mutex<LinkCounts>,
     big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
+    feed: Arc<Feed>,
 }
 
 /// Whether the link is there.
@@ -158,12 +160,18 @@ impl LinkHandle {
             admitted: Notify::new(),
             counts: Mutex::new(LinkCounts::default()),
             big_keys,
+            feed: Arc::default(),
         })
     }
 
     /// The partition that the link fills.
     pub fn partition(&self) -> &Arc<Partition> {
         &self.partition
+    }
+
+    /// Who hears of what the partition forgets.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
     }
 
     /// True while the link's replies are kept.
@@ -362,6 +370,7 @@ impl Queue {
 
 /// Runs a link until its scope ends. One call for each handle.
 pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpose, seed: u64) {
+    core.set_feed(handle.feed.clone());
     let mut backoff = Backoff::new(handle.times.backoff, seed);
     let mut retries: Vec<Retry> = Vec::new();
     while !handle.is_closed() {

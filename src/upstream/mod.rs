@@ -10,12 +10,14 @@
 //! | [`node`] | one server: where it is, whether it is well, what it understands |
 //! | [`breaker`] | CORE of the circuit breaker of one node |
 //! | [`peers`] | other Larders of the same upstream |
+//! | [`feed`] | who wants to hear of invalidations |
 //! | `errand` | requests of Larder's own on links |
 //! | [`backoff`] | how long to wait before the next connect attempt |
 
 pub mod backoff;
 pub mod breaker;
 pub(crate) mod errand;
+pub mod feed;
 pub mod link;
 pub mod link_io;
 pub mod node;

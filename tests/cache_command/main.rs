@@ -5,6 +5,7 @@
 mod support;
 
 mod breaker;
+mod events;
 mod insight;
 mod invalidate;
 mod jobs;

@@ -6,6 +6,7 @@ use super::{lease_reply, list_reply, sorted_reply, too_many_listed, too_many_tag
 use crate::cache::Caller;
 use crate::cache::reply::Reply;
 use crate::embedded::Store;
+use crate::l1::Cause;
 use crate::origin::{Lease, TagsFull, UnixMillis};
 use crate::port::Failure;
 use crate::server::Backend;
@@ -77,7 +78,8 @@ pub(in crate::cache) fn invalidate(caller: &Caller, matching: Matching, tags: &K
     with_store(caller, |store, now| {
         let keys = store.tags.invalidate(db, tags.iter(), matching == Matching::All);
         let gone = keys.iter().filter(|key| {
-            let reply = run(store, db, &OwnedArgs::new([b"UNLINK", &key[..]]), now);
+            let unlink = OwnedArgs::new([b"UNLINK", &key[..]]);
+            let reply = store.because(Cause::TagBased, |store| run(store, db, &unlink, now));
             Cursor::new(&reply).next_integer() == Some(1)
         });
         Ok(gone.count() as u64)
@@ -85,22 +87,15 @@ pub(in crate::cache) fn invalidate(caller: &Caller, matching: Matching, tags: &K
     .unwrap_or(0)
 }
 
-/// The leases of these keys are void.
-pub(in crate::cache) fn end_leases(caller: &Caller, keys: &[&[u8]]) {
-    let ended = with_store(caller, |store, _| {
-        keys.iter().for_each(|key| store.tags.end_lease(caller.database, key));
-        Ok(())
-    });
-    drop(ended);
-}
-
-/// The database has been emptied, and was empty before perhaps: leases are void all the same.
-pub(in crate::cache) fn end_all_leases(caller: &Caller) {
-    let ended = with_store(caller, |store, _| {
-        store.tags.flush(Some(caller.database));
-        Ok(())
-    });
-    drop(ended);
+/// Deletes keys, and their leases: how many there were.
+pub(in crate::cache) fn unlink(caller: &Caller, keys: &[&[u8]], cause: Cause) -> Result<u64, Failure> {
+    let db = caller.database;
+    with_store(caller, |store, now| {
+        keys.iter().for_each(|key| store.tags.end_lease(db, key));
+        let words = std::iter::once(&b"UNLINK"[..]).chain(keys.iter().copied());
+        let reply = store.because(cause, |store| run(store, db, &OwnedArgs::new(words), now));
+        Ok(Cursor::new(&reply).next_integer().map_or(0, i64::unsigned_abs))
+    })
 }
 
 fn with_store<T>(

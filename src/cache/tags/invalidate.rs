@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Keys that one step deletes at most: a small part of a millisecond of the upstream's time.
-pub(super) const STEP_KEYS: &[u8] = b"32";
+pub(super) const STEP_KEYS: &[u8] = b"16";
 /// How long an invalidation is left to who has begun it.
 pub(super) const CLAIM_MS: &[u8] = b"10000";
 /// Shortest and longest rest between two steps.

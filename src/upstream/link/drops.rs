@@ -31,6 +31,7 @@ impl LinkCore {
     /// Empties the partition.
     pub(super) fn drop_all(&mut self, port: &Arc<Port>, seq: Seq, cause: Cause) {
         self.filler.empty(cause);
+        self.feed.tell(None, cause);
         self.counts.emptied += 1;
         let flights: Vec<usize> = self.flights.iter().map(|(flight, _)| flight).collect();
         flights.into_iter().for_each(|flight| self.keep_no_more(flight));
