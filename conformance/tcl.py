@@ -26,8 +26,6 @@ RACE = 'publishes, on another connection, before UNSUBSCRIBE was answered'
 KNOWN = {
     'unit/pubsub: PUBLISH/SUBSCRIBE after UNSUBSCRIBE without arguments': RACE,
     'unit/pubsub: PUBLISH/PSUBSCRIBE after PUNSUBSCRIBE without arguments': RACE,
-    'unit/slowlog: SLOWLOG - logged entry sanity check': OWN_CLIENTS,
-    'unit/slowlog: SLOWLOG - can clean older entries': OWN_CLIENTS,
     'unit/latency-monitor: LATENCY HISTOGRAM sub commands': 'CLIENT ID and CLIENT LIST do not reach the server',
     'unit/replybufsize: verify reply buffer limits': OWN_CLIENTS + '; their buffers grow by other rules',
 }

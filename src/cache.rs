@@ -11,16 +11,19 @@
 //! | `listing` | CACHE in COMMAND, COMMAND DOCS and their like |
 //! | `reply` | replies in RESP3 |
 //! | `tags` | SET, TAG and all else about tags; their index upstream, its invalidations and its sweeper |
+//! | `seen` | HOTKEYS, BIGKEYS, ADVISE |
 
 mod inspect;
 mod invalidate;
 pub mod jobs;
 pub(crate) mod listing;
 mod reply;
+mod seen;
 mod tags;
 
 pub(crate) use self::tags::sweep;
 
+use self::inspect::rounded;
 use self::invalidate::Invalidated;
 use self::reply::Reply;
 use crate::port::Failure;
@@ -98,6 +101,10 @@ impl Caller {
                 self.shared.reset_counters();
                 ok()
             }
+            CacheCommand::Advise => self.advise().await,
+            CacheCommand::BigKeys(max) => self.big_keys(max),
+            CacheCommand::HotKeys(max) => self.hot_keys(max),
+            CacheCommand::Config(order) => inspect::config(self, order)?,
             CacheCommand::Entry(key) => inspect::entry(self, key),
             CacheCommand::Breaker(order) => inspect::breaker(self, order)?,
             CacheCommand::Invalidate(target, reach) => match invalidate::invalidate(self, target, reach).await? {

@@ -18,17 +18,23 @@
 //! one whose client has gone or was killed.
 
 mod apart;
+mod bounds;
 mod cache;
 mod core;
+mod hold;
 mod local;
 mod peek;
 mod tracking;
 mod tunnel;
 
+use self::bounds::Bounds;
 pub(crate) use self::core::Place;
-use self::core::{Core, Take};
+use self::core::{Admission, Core, Take};
+use crate::buffered::Share;
 use crate::clients::{Client, ClientId};
+use crate::insight::latency::Timed;
 use crate::metrics::Counters;
+use crate::pause::Waiting;
 use crate::server::Shared;
 use bytes::{Buf, BytesMut};
 use larder_protocol::args::{ArgRange, Args};
@@ -41,7 +47,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 
 /// The size of the thread's read buffer.
 const READ_BYTES: usize = 64 * 1024;
@@ -49,6 +55,8 @@ const READ_BYTES: usize = 64 * 1024;
 const OUTPUT_PAUSE_BYTES: usize = 256 * 1024;
 /// Reads of one client before others have a turn.
 const TURNS_MAX: usize = 8;
+/// While requests wait, so much more is read from the client.
+const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// A read of a large request asks for this much at most.
 const LARGE_READ_BYTES: usize = 1024 * 1024;
 
@@ -111,7 +119,8 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
     let scanner = RequestScanner::new(shared.request_limits);
     let mut connection = match Core::new(shared.clone(), client, counters) {
         Ok(core) => {
-            let idle = shared.config.limits.idle_timeout_ms.map(|limit| Box::pin(sleep(limit)));
+            let bounds = Bounds::new(&shared.config.limits);
+            let share = shared.buffered.share();
             Connection {
                 io: Io {
                     stream,
@@ -123,7 +132,10 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
                     is_short: true,
                 },
                 core,
-                idle,
+                bounds,
+                turn: None,
+                share,
+                crowd: None,
             }
         }
         Err(line) => {
@@ -155,8 +167,13 @@ impl Drop for Registered {
 struct Connection {
     io: Io,
     core: Core,
-    /// The timer of `limits.idle_timeout_ms`, if there is one.
-    idle: Option<Pin<Box<Sleep>>>,
+    bounds: Bounds,
+    /// The turn of a client that was held by CLIENT PAUSE: the next one goes on when its request has been handed on.
+    turn: Option<Waiting>,
+    /// What it holds of all that waits in the process.
+    share: Share,
+    /// Since so much waits altogether that nothing is read: when that ends by refusals.
+    crowd: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl Connection ===
@@ -191,11 +208,12 @@ impl Connection {
         // What a stalled request waits for may have come to pass with whatever has woken the task.
         let mut moved = true;
         let mut active = false;
-        for _ in 0..TURNS_MAX {
+        self.look_around(cx);
+        for turn in 0..TURNS_MAX {
             if moved && self.io.state == Input::Stalled {
                 self.io.state = Input::Open;
             }
-            active |= std::mem::take(&mut moved);
+            active |= std::mem::take(&mut moved) && turn > 0;
             if self.core.client.port.poll_ready(cx).is_ready() {
                 if self.core.client.port.is_killed() {
                     return Poll::Ready(Ok(Turn::Close));
@@ -218,6 +236,7 @@ impl Connection {
             }
             let waited_for = self.core.session.under_way();
             self.core.submit();
+            self.turn = None;
             // What could not be sent has been answered at once.
             moved |= waited_for > 0 && self.core.session.under_way() == 0;
             if self.core.session.is_head_ready() {
@@ -226,38 +245,62 @@ impl Connection {
             }
             let waited = self.core.out.len();
             let drained = self.flush(cx)?;
+            self.core.time_hits();
             moved |= self.core.out.len() < waited;
-            if self.is_done(drained) || self.has_too_much_output() {
+            self.tell_share(0);
+            if self.is_done(drained) || self.has_too_much_output(cx) || !drained && self.holds_others_up(0) {
                 return Poll::Ready(Ok(Turn::Close));
             }
             if !moved {
-                return if self.is_idle_too_long(active, cx) { Poll::Ready(Ok(Turn::Close)) } else { Poll::Pending };
+                let waits = self.core.session.under_way() > 0;
+                let ends = self.is_idle_too_long(active, waits, cx);
+                return if ends { Poll::Ready(Ok(Turn::Close)) } else { Poll::Pending };
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// True if nothing has moved for `limits.idle_timeout_ms`; subscribers may be silent for ever.
-    fn is_idle_too_long(&mut self, active: bool, cx: &mut Context<'_>) -> bool {
-        let (Some(idle), Some(limit)) = (&mut self.idle, self.core.shared.config.limits.idle_timeout_ms) else {
-            return false;
-        };
-        if active || self.core.session.under_way() > 0 || self.core.is_subscribed() {
-            idle.as_mut().reset(Instant::now() + limit);
+    /// Whether so much waits in the process that nothing is to be read from clients, and for how long that was so.
+    fn look_around(&mut self, cx: &mut Context<'_>) {
+        if !self.share.account().is_full() {
+            if self.core.admission != Admission::Open {
+                self.crowd = None;
+                self.core.admission = Admission::Open;
+            }
+            return;
         }
-        idle.as_mut().poll(cx).is_ready()
+        let wait_max = self.core.shared.config.limits.buffered_wait_ms_max;
+        let crowd = self.crowd.get_or_insert_with(|| Box::pin(sleep(wait_max)));
+        if self.core.admission != Admission::Refusing {
+            let over = crowd.as_mut().poll(cx).is_ready();
+            self.core.admission = if over { Admission::Refusing } else { Admission::Closed };
+        }
+        // Of a request that is not all there nothing can be refused but the connection.
+        if self.core.admission == Admission::Refusing && self.io.is_short && self.io.pending.len() > READ_BYTES {
+            self.core.refuse_for_crowd();
+            self.io.state = Input::Closed;
+        }
     }
 
-    /// True if more waits for the client than it may let wait: it does not read what it has asked for.
-    fn has_too_much_output(&self) -> bool {
-        let too_much = self.core.out.len() > self.core.shared.config.limits.client_output_bytes_max;
+    /// Tells how much waits in this connection; `elsewhere` are bytes in its tunnel.
+    fn tell_share(&mut self, elsewhere: usize) {
+        self.share.set(self.io.pending.len() + self.core.waiting_bytes() + elsewhere);
+    }
+
+    /// True if too much waits in the process, and more than its part for this client, who does not read it.
+    fn holds_others_up(&self, elsewhere: usize) -> bool {
+        let account = self.share.account();
+        if !account.is_full() {
+            return false;
+        }
+        let bytes = self.core.waiting_bytes() + elsewhere;
+        let part = account.bytes_max() / self.core.shared.clients.len().max(1);
+        let too_much = bytes > OUTPUT_PAUSE_BYTES.max(part);
         if too_much {
-            tracing::warn!(
-                client = self.core.client.id.0,
-                bytes = self.core.out.len(),
-                "client closed: it does not read"
-            );
+            account.count_closed();
+            let client = self.core.client.id.0;
+            tracing::warn!(client, bytes, "client closed: too much waits altogether, and it does not read");
         }
         too_much
     }
@@ -437,7 +480,12 @@ impl Core {
     /// Takes requests from `input` as far as possible: how many bytes were taken, and why no more.
     fn take_requests(&mut self, scanner: &mut RequestScanner, input: &[u8]) -> (usize, Pass) {
         scanner.set_authenticated(self.is_authenticated());
+        self.paused = self.shared.pauses.mode();
+        self.is_watched = self.shared.monitors.any();
         let mut at = 0;
+        let came_at = self.shared.clock.now();
+        self.session.begin_batch(came_at);
+        let hits_before = self.counters.hits.value();
         let pass = self.with_surroundings(|core, around| {
             loop {
                 if !core.may_take() {
@@ -446,7 +494,7 @@ impl Core {
                 let step = match scanner.scan(&input[at..]) {
                     Ok(step) => step,
                     Err(error) => {
-                        core.refuse_input(error);
+                        core.refuse_input(error, &input[at..]);
                         return Pass::Closed;
                     }
                 };
@@ -468,7 +516,17 @@ impl Core {
                 }
             }
         });
-        self.client.heard_at_s.store(self.shared.clock.now().as_micros() / 1_000_000, Ordering::Relaxed);
+        self.hits_to_time = (came_at, self.counters.hits.value().wrapping_sub(hits_before));
+        self.client.heard_at_s.store(came_at.as_micros() / 1_000_000, Ordering::Relaxed);
         (at, pass)
+    }
+
+    /// The answers of the last pass have been written: that is how long its hits took. One look at the clock for all.
+    fn time_hits(&mut self) {
+        let (came_at, hits) = std::mem::take(&mut self.hits_to_time);
+        if hits > 0 {
+            let micros = self.shared.clock.now().saturating_since(came_at).as_micros() as u64;
+            self.counters.latencies.record(Timed::Hit, micros, hits);
+        }
     }
 }

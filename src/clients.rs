@@ -8,7 +8,7 @@ use larder_protocol::shape::Protocol;
 use larder_protocol::table::{CommandId, Table};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The number of a client, from 1 in the order of arrival.
@@ -20,7 +20,7 @@ pub struct ClientId(pub u64);
 pub struct Clients {
     connected: Mutex<BTreeMap<ClientId, Arc<Client>>>,
     next_id: AtomicU64,
-    clients_max: usize,
+    clients_max: AtomicUsize,
 }
 
 /// What others may know of a client.
@@ -52,6 +52,10 @@ pub struct Client {
     pub blocked: AtomicBool,
     /// True while it is in a transaction.
     pub in_transaction: AtomicBool,
+    /// True while it watches (MONITOR).
+    pub monitoring: AtomicBool,
+    /// Bytes of its replies and messages that it has not read.
+    pub output_bytes: AtomicU64,
     /// True after `CLIENT NO-EVICT ON`.
     pub no_evict: AtomicBool,
     /// True after `CLIENT NO-TOUCH ON`.
@@ -127,13 +131,13 @@ impl Default for Tracking {
 impl Clients {
     /// An empty registry with room for so many.
     pub fn new(clients_max: usize) -> Self {
-        Self { connected: Mutex::default(), next_id: AtomicU64::new(1), clients_max }
+        Self { connected: Mutex::default(), next_id: AtomicU64::new(1), clients_max: AtomicUsize::new(clients_max) }
     }
 
     /// Registers a client; `None` if there are too many.
     pub fn join(&self, address: SocketAddr, local_address: SocketAddr, now_s: u64) -> Option<Arc<Client>> {
         let mut connected = self.lock();
-        if connected.len() >= self.clients_max {
+        if connected.len() >= self.clients_max() {
             return None;
         }
         let id = ClientId(self.next_id.fetch_add(1, Ordering::Relaxed));
@@ -151,6 +155,8 @@ impl Clients {
             shard_subscriptions: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             in_transaction: AtomicBool::new(false),
+            monitoring: AtomicBool::new(false),
+            output_bytes: AtomicU64::new(0),
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
             last_command: AtomicU16::new(u16::MAX),
@@ -189,7 +195,12 @@ impl Clients {
 
     /// The bound on how many may be connected.
     pub fn clients_max(&self) -> usize {
-        self.clients_max
+        self.clients_max.load(Ordering::Relaxed)
+    }
+
+    /// Changes how many may be. Those who are there stay.
+    pub fn set_clients_max(&self, clients_max: usize) {
+        self.clients_max.store(clients_max, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ClientId, Arc<Client>>> {
@@ -217,18 +228,19 @@ impl Client {
     }
 
     /// Its line in `CLIENT LIST`, with the fields of redis-server 7.0 in their order. `request_bytes` is
-    /// what the client's request at hand takes in its input buffer; of other buffers nothing is told.
+    /// what the client's request at hand takes in its input buffer; of the output `omem` tells.
     pub fn line(&self, now_s: u64, table: &Table, request_bytes: usize) -> Vec<u8> {
         let load = |n: &AtomicU32| n.load(Ordering::Relaxed);
         let names = self.with_names(|names| names.clone());
         let patterns = load(&self.patterns);
         let multi = if self.in_transaction.load(Ordering::Relaxed) { 0 } else { -1 };
+        let output_bytes = self.output_bytes.load(Ordering::Relaxed);
         let mut line =
             format!("id={} addr={} laddr={} fd=0 name=", self.id.0, self.address, self.local_address).into_bytes();
         line.extend_from_slice(&names.name);
         line.extend_from_slice(
             format!(
-                " age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={multi} qbuf={request_bytes} qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd={} user=",
+                " age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={multi} qbuf={request_bytes} qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll={} omem={output_bytes} tot-mem={} events=r cmd={} user=",
                 now_s.saturating_sub(self.connected_at_s),
                 now_s.saturating_sub(self.heard_at_s.load(Ordering::Relaxed)),
                 self.flags(),
@@ -236,6 +248,8 @@ impl Client {
                 load(&self.subscriptions).saturating_sub(patterns),
                 patterns,
                 load(&self.shard_subscriptions),
+                u8::from(output_bytes > 0),
+                output_bytes + request_bytes as u64,
                 table.command(CommandId(self.last_command.load(Ordering::Relaxed))).map_or("NULL", |c| &c.name),
             )
             .as_bytes(),
@@ -253,6 +267,7 @@ impl Client {
     fn flags(&self) -> String {
         let mut flags = String::new();
         for (set, letter) in [
+            (self.monitoring.load(Ordering::Relaxed), 'O'),
             (self.kind() == "pubsub", 'P'),
             (self.in_transaction.load(Ordering::Relaxed), 'x'),
             (self.blocked.load(Ordering::Relaxed), 'b'),

@@ -18,6 +18,7 @@ use self::source::Reader;
 pub use self::source::{ConfigError, ConfigErrors, Origin, Setting, Sources};
 pub use self::tags::TagsConfig;
 pub use self::value::{CacheAccess, Credentials, DenyRule, HostPort, LogFormat, LogLevel, Secret, Upstream};
+use crate::policy::{Policies, Policy};
 
 mod source;
 mod tags;
@@ -57,6 +58,8 @@ pub struct Config {
     pub deny: Vec<DenyRule>,
     /// Who may use the CACHE command.
     pub cache_command: CacheAccess,
+    /// What holds for keys by pattern; the first that matches decides.
+    pub policy: Vec<Policy>,
     /// The in-process cache.
     pub l1: L1Config,
     /// The embedded store, in use when there is no upstream.
@@ -71,6 +74,8 @@ pub struct Config {
     pub breaker: BreakerConfig,
     /// What the CACHE command keeps about tags.
     pub tags: TagsConfig,
+    /// What is watched, for `CACHE HOTKEYS`, `BIGKEYS` and `ADVISE`.
+    pub insight: InsightConfig,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -90,6 +95,8 @@ pub struct L1Config {
     pub touch_interval_ms: Option<Duration>,
     /// Distinct commands and arguments kept of one key.
     pub variants_per_key_max: usize,
+    /// How long after the loss of the upstream what was cached may still be answered; `None`: not at all.
+    pub stale_if_error_ms_max: Option<Duration>,
 }
 
 /// `[store]`: the embedded store.
@@ -112,10 +119,24 @@ pub struct LimitsConfig {
     pub args_max: usize,
     /// Bytes of an inline request, and of a line of the protocol.
     pub inline_bytes_max: usize,
-    /// While more bytes than this wait for a client to read them, nothing is read from it.
+    /// A client that leaves so many bytes unread is closed.
     pub client_output_bytes_max: usize,
+    /// One that leaves so many bytes unread for too long is closed; `None`: it is not.
+    pub client_output_soft_bytes_max: Option<usize>,
+    /// What too long is.
+    pub client_output_soft_ms_max: Duration,
+    /// As `client_output_bytes_max`, for clients that are subscribed or watch with MONITOR.
+    pub subscriber_output_bytes_max: usize,
+    /// As `client_output_soft_bytes_max`, for those.
+    pub subscriber_output_soft_bytes_max: Option<usize>,
+    /// As `client_output_soft_ms_max`, for those.
+    pub subscriber_output_soft_ms_max: Duration,
     /// Unanswered requests of one client; what is beyond them is not read yet.
     pub client_in_flight_max: usize,
+    /// Bytes of requests and replies that wait in the process altogether.
+    pub buffered_bytes_max: usize,
+    /// How long clients are not read from when that is reached, before they are refused.
+    pub buffered_wait_ms_max: Duration,
     /// Pairs of user and database with a link and a partition of their own.
     pub scopes_max: usize,
     /// How long a scope without clients keeps its link and its partition.
@@ -138,8 +159,10 @@ pub struct LimitsConfig {
 pub struct LinkConfig {
     /// Longest wait for a connection, its greeting included.
     pub connect_ms_max: Duration,
-    /// Longest wait for a reply before the client is told of a timeout.
+    /// Longest wait for the reply to a read before the client is told of a timeout.
     pub reply_ms_max: Duration,
+    /// Longest wait for the reply to a write before the client is told of a timeout.
+    pub write_ms_max: Duration,
     /// A link that owes replies and sends nothing for this long is closed.
     pub dead_ms: Duration,
     /// First wait before a reconnect.
@@ -163,6 +186,10 @@ pub struct PoolConfig {
     pub idle_ms_max: Duration,
     /// Longest wait for a free connection.
     pub wait_ms_max: Duration,
+    /// Longest wait for the reply to a script, a transaction or administration.
+    pub reply_ms_max: Duration,
+    /// What a blocking command gets beyond the timeout that it names.
+    pub blocking_grace_ms: Duration,
 }
 
 /// `[breaker]`: when a failing upstream is left alone.
@@ -184,6 +211,15 @@ pub struct BreakerConfig {
     pub open_ms_max: Duration,
     /// Calls let through at once while half-open.
     pub probes_max: usize,
+}
+
+/// `[insight]`: what is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InsightConfig {
+    /// One of so many requests is sampled; 0: none.
+    pub sample_every: usize,
+    /// What was seen for a shorter time gives no reason for advice.
+    pub advise_after_ms: Duration,
 }
 
 /// `[log]`: what is logged, and how.
@@ -235,6 +271,11 @@ impl Config {
         format!("larder {version} serves {what} on {local_addr}; try: redis-cli{host} -p {port} set hello world")
     }
 
+    /// What holds for keys, by pattern and in general.
+    pub fn policies(&self) -> Policies {
+        Policies::new(self.policy.clone(), self.l1.stale_if_error_ms_max.unwrap_or_default())
+    }
+
     fn read(from: &mut Reader<'_>) -> Self {
         let listen = HostPort::new("127.0.0.1", 6380);
         let deny = vec![DenyRule::Command("shutdown".to_owned())];
@@ -256,6 +297,13 @@ impl Config {
                 CacheAccess::to_toml,
                 str::to_owned,
             ),
+            policy: from.compound(
+                "policy",
+                Vec::new(),
+                value::parse_policies,
+                |policies| value::policies_to_toml(policies),
+                str::to_owned,
+            ),
             l1: L1Config::read(from),
             store: StoreConfig { size_bytes_max: from.size("store.size_bytes_max", 256 * MB, MB) },
             limits: LimitsConfig::read(from),
@@ -263,6 +311,7 @@ impl Config {
             pool: PoolConfig::read(from),
             breaker: BreakerConfig::read(from),
             tags: TagsConfig::read(from),
+            insight: InsightConfig::read(from),
             log: LogConfig::read(from),
         }
     }
@@ -319,6 +368,7 @@ impl L1Config {
             untracked_ttl_ms_max: from.millis_or_off("l1.untracked_ttl_ms_max", 0, MONTH_MS),
             touch_interval_ms: from.millis_or_off("l1.touch_interval_ms", MINUTE_MS, MONTH_MS),
             variants_per_key_max: from.count("l1.variants_per_key_max", 64, 1..=65_536),
+            stale_if_error_ms_max: from.millis_or_off("l1.stale_if_error_ms_max", 0, MONTH_MS),
         }
     }
 }
@@ -332,7 +382,14 @@ impl LimitsConfig {
             args_max: from.count("limits.args_max", 1_048_576, 1..=i32::MAX as usize),
             inline_bytes_max: from.size("limits.inline_bytes_max", 64 * KB, 64),
             client_output_bytes_max: from.size("limits.client_output_bytes_max", GB, KB),
+            client_output_soft_bytes_max: from.size_or_off("limits.client_output_soft_bytes_max", 0),
+            client_output_soft_ms_max: from.millis("limits.client_output_soft_ms_max", 0, 0..=HOUR_MS),
+            subscriber_output_bytes_max: from.size("limits.subscriber_output_bytes_max", 32 * MB, KB),
+            subscriber_output_soft_bytes_max: from.size_or_off("limits.subscriber_output_soft_bytes_max", 8 * MB),
+            subscriber_output_soft_ms_max: from.millis("limits.subscriber_output_soft_ms_max", MINUTE_MS, 0..=HOUR_MS),
             client_in_flight_max: from.count("limits.client_in_flight_max", 1024, 1..=1_048_576),
+            buffered_bytes_max: from.size("limits.buffered_bytes_max", GB, MB),
+            buffered_wait_ms_max: from.millis("limits.buffered_wait_ms_max", 2 * SECOND_MS, 0..=HOUR_MS),
             scopes_max: from.count("limits.scopes_max", 64, 1..=65_536),
             scope_idle_ms_max: from.millis("limits.scope_idle_ms_max", MINUTE_MS, 0..=MONTH_MS),
             reply_depth_max: from.count("limits.reply_depth_max", 8192, 8..=65_536),
@@ -349,6 +406,7 @@ impl LinkConfig {
         Self {
             connect_ms_max: from.millis("link.connect_ms_max", 2 * SECOND_MS, 1..=HOUR_MS),
             reply_ms_max: from.millis("link.reply_ms_max", 10 * SECOND_MS, 1..=HOUR_MS),
+            write_ms_max: from.millis("link.write_ms_max", 10 * SECOND_MS, 1..=HOUR_MS),
             dead_ms: from.millis("link.dead_ms", 15 * SECOND_MS, 1..=HOUR_MS),
             reconnect_ms_min: from.millis("link.reconnect_ms_min", 50, 1..=HOUR_MS),
             reconnect_ms_max: from.millis("link.reconnect_ms_max", 2 * SECOND_MS, 1..=HOUR_MS),
@@ -366,6 +424,8 @@ impl PoolConfig {
             blocking_max: from.count("pool.blocking_max", 1024, 1..=65_536),
             idle_ms_max: from.millis("pool.idle_ms_max", 30 * SECOND_MS, 1..=MONTH_MS),
             wait_ms_max: from.millis("pool.wait_ms_max", 2 * SECOND_MS, 1..=HOUR_MS),
+            reply_ms_max: from.millis("pool.reply_ms_max", MINUTE_MS, 1..=24 * HOUR_MS),
+            blocking_grace_ms: from.millis("pool.blocking_grace_ms", 2 * SECOND_MS, 1..=HOUR_MS),
         }
     }
 }
@@ -381,6 +441,15 @@ impl BreakerConfig {
             open_ms_min: from.millis("breaker.open_ms_min", SECOND_MS, 1..=HOUR_MS),
             open_ms_max: from.millis("breaker.open_ms_max", 30 * SECOND_MS, 1..=HOUR_MS),
             probes_max: from.count("breaker.probes_max", 1, 1..=64),
+        }
+    }
+}
+
+impl InsightConfig {
+    fn read(from: &mut Reader<'_>) -> Self {
+        Self {
+            sample_every: from.count("insight.sample_every", 128, 0..=65_536),
+            advise_after_ms: from.millis("insight.advise_after_ms", MINUTE_MS, 1..=HOUR_MS),
         }
     }
 }

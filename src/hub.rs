@@ -285,6 +285,20 @@ impl Hub {
         self.inner.with(|core, now| core.unsubscribe(client.id, kind, name, now));
     }
 
+    /// The client is about to end these subscriptions: from now on it does not count as a receiver.
+    pub fn announce_unsubscribe(&self, client: &Client, kind: Kind, names: &[Vec<u8>]) {
+        self.inner.with(|core, _| names.iter().for_each(|name| core.announce(client.id, kind, name)));
+    }
+
+    /// Ends subscriptions as [`Hub::unsubscribe`], and returns when those that nobody else here has have ended upstream, too:
+    /// whoever publishes there then does not count them.
+    pub async fn unsubscribe_all(&self, client: &Client, kind: Kind, names: &[Vec<u8>]) {
+        if let Some(answer) = self.inner.unsubscribe_all(client.id, kind, names) {
+            // As in [`Hub::settle`].
+            let _: Result<_, oneshot::error::RecvError> = answer.await;
+        }
+    }
+
     /// Returns when all that the upstream had published to the client's subscriptions before this call is in its port, or
     /// the client has been killed. At once if it has none.
     pub async fn settle(&self, client: &Client) {

@@ -21,20 +21,23 @@
 //! The bytes of a store are bounded: keys, replies, headers and what the cache itself needs for an entry are counted.
 
 mod cause;
+mod stale;
 
 pub use self::cause::Cause;
 
 use self::cause::Causes;
+use self::stale::Left;
 use crate::clock::Time;
+use crate::config::L1Config;
+use crate::insight::{Insight, ScopeId};
 use crate::mutation::{Mutation, is_planted};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
 use larder_protocol::shape;
 use larder_protocol::table::CommandId;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
-use std::cell::Cell;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -51,6 +54,17 @@ pub struct L1Settings {
     pub variants_per_key_max: usize,
 }
 
+impl L1Settings {
+    /// As configured.
+    pub fn of(config: &L1Config) -> Self {
+        Self {
+            size_bytes_max: config.size_bytes_max as u64,
+            entry_bytes_max: config.entry_bytes_max,
+            variants_per_key_max: config.variants_per_key_max,
+        }
+    }
+}
+
 /// What the cache crate and the allocator need for an entry beside its own bytes: two pointers, state, list links,
 /// a slot of the hash table and the allocation's header (an estimate from the sizes of its types; the process's growth has not been measured against it).
 const ENTRY_OVERHEAD_BYTES: u64 = 72;
@@ -58,27 +72,36 @@ const ENTRY_OVERHEAD_BYTES: u64 = 72;
 /// The store that all partitions share.
 pub struct L1 {
     cache: Cache<Slot, Slot, ByteWeighter, foldhash::fast::RandomState, EvictionCount>,
-    settings: L1Settings,
+    settings: ArcSwap<L1Settings>,
     evictions: Arc<AtomicU64>,
     causes: Causes,
+    insight: Arc<Insight>,
     partitions: AtomicU64,
 }
 
 /// A scope's part of L1, for reading.
 pub struct Partition {
     l1: Arc<L1>,
+    scope: ScopeId,
     id: AtomicU64,
     /// The id before the suspension at hand, whose entries are still to be swept.
     id_before: AtomicU64,
+    /// True if what is under that id is still what it was: the suspension was a pause.
+    before_is_whole: AtomicBool,
     filled: AtomicBool,
     removals: AtomicU64,
     suspended: AtomicU32,
     peers: ArcSwap<Vec<Weak<Partition>>>,
+    /// What it held when the feed was lost, while that may be answered.
+    left: ArcSwapOption<Left>,
+    peer_fills: [AtomicU64; PEER_FILL_STRIPES],
 }
 
 /// The right to change a partition. There is one for each, held by the reader task of the scope's link.
 pub struct Filler {
     partition: Arc<Partition>,
+    /// What will be left behind.
+    aside: Option<Left>,
 }
 
 /// A read without its key: what tells the variants of a key apart.
@@ -150,6 +173,9 @@ struct ByteWeighter;
 #[derive(Clone)]
 struct EvictionCount(Arc<AtomicU64>);
 
+/// Fills of peers are counted in so many groups of keys. Keys of one group are taken for each other, which costs a fill.
+const PEER_FILL_STRIPES: usize = 64;
+
 /// The id of a suspended partition: no entry has it.
 const NOWHERE: u64 = 0;
 
@@ -167,6 +193,11 @@ const UNTOLD: u32 = 1;
 impl L1 {
     /// A store of the given size, empty.
     pub fn new(settings: L1Settings) -> Arc<Self> {
+        Self::watched(settings, Insight::new(0))
+    }
+
+    /// As [`L1::new`]; what happens to keys is told to `insight`.
+    pub fn watched(settings: L1Settings, insight: Arc<Insight>) -> Arc<Self> {
         // The crate sizes its ghost list and tables by this; far too many items break its weighting (its issue 65),
         // too few cost a rehash. A kilobyte an entry is the middle of the usual.
         let estimated_items = (settings.size_bytes_max / 1024).clamp(64, 50_000_000) as usize;
@@ -182,21 +213,27 @@ impl L1 {
             Ok(options) => Cache::with_options(options, ByteWeighter, hasher, lifecycle),
             Err(_) => Cache::with(estimated_items, settings.size_bytes_max.max(1), ByteWeighter, hasher, lifecycle),
         };
-        Arc::new(Self { cache, settings, evictions, causes: Causes::default(), partitions: AtomicU64::new(1) })
+        let settings = ArcSwap::from_pointee(settings);
+        Arc::new(Self { cache, settings, evictions, causes: Causes::default(), insight, partitions: AtomicU64::new(1) })
     }
 
     /// A new partition, empty, with the one right to fill it.
     pub fn partition(self: &Arc<Self>) -> (Arc<Partition>, Filler) {
+        let id = self.next_id();
         let partition = Arc::new(Partition {
             l1: self.clone(),
-            id: AtomicU64::new(self.next_id()),
+            scope: ScopeId(id),
+            id: AtomicU64::new(id),
             id_before: AtomicU64::new(NOWHERE),
+            before_is_whole: AtomicBool::new(false),
             filled: AtomicBool::new(false),
             removals: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
             peers: ArcSwap::default(),
+            left: ArcSwapOption::empty(),
+            peer_fills: std::array::from_fn(|_| AtomicU64::new(0)),
         });
-        (partition.clone(), Filler { partition })
+        (partition.clone(), Filler { partition, aside: None })
     }
 
     /// Bytes in use.
@@ -222,9 +259,20 @@ impl L1 {
         }
     }
 
+    /// What is seen of the keys.
+    pub fn insight(&self) -> &Arc<Insight> {
+        &self.insight
+    }
+
     /// The limits in force.
-    pub fn settings(&self) -> &L1Settings {
-        &self.settings
+    pub fn settings(&self) -> L1Settings {
+        **self.settings.load()
+    }
+
+    /// Changes the limits. A smaller store evicts at once; entries that are larger than they may be now stay until they go.
+    pub fn resize(&self, settings: L1Settings) {
+        self.settings.store(Arc::new(settings));
+        self.cache.set_capacity(settings.size_bytes_max.max(1));
     }
 
     fn next_id(&self) -> u64 {
@@ -256,6 +304,12 @@ impl Partition {
         Some(Hit { entry, reply, same_in_both })
     }
 
+    /// The partition's number for [`Insight`]: its own for ever, whatever is emptied.
+    #[inline]
+    pub fn scope(&self) -> ScopeId {
+        self.scope
+    }
+
     /// True if the entry of `hit` is still the one in L1 and alive: its key has had the same value from the time of
     /// the hit until now.
     pub fn holds(&self, hit: &Hit, now: Time) -> bool {
@@ -281,6 +335,24 @@ impl Partition {
         self.peers.load().iter().any(differs)
     }
 
+    /// A number that grows when a peer is filled with this key; 0 without peers. A read that was sent before a peer was
+    /// filled may be older than what clients of that peer have been answered since, even if the peer holds it no more: it
+    /// is not to be kept.
+    pub fn peer_fills(&self, key: &[u8]) -> u64 {
+        if self.peers.load().is_empty() { 0 } else { self.peer_fills[stripe_of(key)].load(Ordering::Relaxed) }
+    }
+
+    fn tell_peers(&self, key: &[u8]) {
+        let peers = self.peers.load();
+        if peers.is_empty() {
+            return;
+        }
+        let stripe = stripe_of(key);
+        for peer in peers.iter().filter_map(Weak::upgrade) {
+            peer.peer_fills[stripe].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// A number that grows after each removal and before any later fill. Hits between two equal readings were all true
     /// at once: who sees a fill that came after a removal sees the number that the removal left.
     pub fn removals(&self) -> u64 {
@@ -295,11 +367,28 @@ impl Partition {
     /// From now until as many calls of [`Partition::resume`] nothing is answered from the partition and nothing filled.
     pub fn suspend(&self) {
         self.suspended.fetch_add(1, Ordering::SeqCst);
+        self.before_is_whole.store(false, Ordering::SeqCst);
+        self.hide();
+        self.drop_left();
+    }
+
+    /// As [`Partition::suspend`], where nothing is wrong with what is there: if the feed is lost meanwhile, that can be
+    /// left behind.
+    pub fn pause(&self) {
+        self.suspended.fetch_add(1, Ordering::SeqCst);
+        if self.hide() {
+            self.before_is_whole.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// From now on nothing is found; false if that was so before.
+    fn hide(&self) -> bool {
         let id = self.id.swap(NOWHERE, Ordering::SeqCst);
         if id != NOWHERE {
             self.id_before.store(id, Ordering::SeqCst);
         }
         self.removals.fetch_add(1, Ordering::SeqCst);
+        id != NOWHERE
     }
 
     /// Ends one suspension. What was filled before it stays out of reach.
@@ -316,14 +405,14 @@ impl Partition {
     /// What is known of the entry of `key`, if there is one.
     pub fn facts(&self, key: &[u8]) -> Option<EntryFacts> {
         let entry = self.peek(key)?;
-        let header = &entry.0.header.header;
-        Some(EntryFacts {
-            bytes: ByteWeighter.weight(&entry, &entry),
-            variants: entry.variants().count(),
-            hits: header.hits.load(Ordering::Relaxed) / HIT,
-            filled_at: header.filled_at,
-            deadline: (header.deadline != Time::MAX).then_some(header.deadline),
-        })
+        Some(entry.facts())
+    }
+
+    /// What is known of at most `max` entries. Looks at the whole store: not for a task that others wait for.
+    pub fn some_facts(&self, max: usize) -> Vec<EntryFacts> {
+        let id = self.id.load(Ordering::Acquire);
+        let own = self.l1.cache.iter().filter(|(slot, _)| slot.0.header.header.partition == id);
+        own.take(max).map(|(slot, _)| slot.facts()).collect()
     }
 
     /// The store that the partition is a part of.
@@ -384,12 +473,16 @@ impl Filler {
         if self.partition.is_contradicted(key, variant, reply) {
             return Filled::Contradicted;
         }
+        // The upstream is there: what other users' scopes of this database have left behind is older than this.
+        self.partition.peers.load().iter().filter_map(Weak::upgrade).for_each(|peer| peer.drop_left());
         let l1 = &self.partition.l1;
+        let settings = l1.settings();
+        l1.insight.sized(self.partition.scope, key, reply.len() as u64);
         let old = self.partition.peek(key);
         let kept = old.as_ref().filter(|e| !e.is_dead(now));
-        let kept = kept.map(|e| (e.other_variants(variant, l1.settings.variants_per_key_max), e));
+        let kept = kept.map(|e| (e.other_variants(variant, settings.variants_per_key_max), e));
         let (body, deadline, hits) = match kept {
-            Some((others, e)) if key.len() + others.len() + reply.len() < l1.settings.entry_bytes_max => {
+            Some((others, e)) if key.len() + others.len() + reply.len() < settings.entry_bytes_max => {
                 let header = &e.0.header.header;
                 (
                     encode(key, &others, variant, reply),
@@ -399,7 +492,7 @@ impl Filler {
             }
             _ => (encode(key, &[], variant, reply), deadline, 0),
         };
-        if body.len() > l1.settings.entry_bytes_max {
+        if body.len() > settings.entry_bytes_max {
             return Filled::TooBig;
         }
         let header =
@@ -407,6 +500,7 @@ impl Filler {
         let slot = Slot(ThinArc::from_header_and_slice(header, &body));
         // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
         self.partition.filled.store(true, Ordering::Release);
+        self.partition.tell_peers(key);
         l1.cache.insert(slot.clone(), slot);
         if let Some(old) = old {
             // The crate reports a replacement as an eviction.
@@ -421,11 +515,17 @@ impl Filler {
         if self.partition.is_empty() {
             return false;
         }
-        let partition = self.partition.id.load(Ordering::Acquire);
+        let mut partition = self.partition.id.load(Ordering::Acquire);
+        if partition == NOWHERE {
+            // What is hidden may be left behind, and must then be as the stream says.
+            partition = self.partition.id_before.load(Ordering::Acquire);
+        }
         let removed = self.partition.l1.cache.remove(&SlotRef { partition, key });
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let Some((slot, _)) = removed else { return false };
-        self.partition.l1.causes.add(if slot.is_dead(now) { Cause::TtlExpired } else { cause }, 1);
+        let cause = if slot.is_dead(now) { Cause::TtlExpired } else { cause };
+        self.partition.l1.causes.add(cause, 1);
+        self.partition.l1.insight.removed(self.partition.scope, key, cause, now);
         true
     }
 
@@ -434,28 +534,15 @@ impl Filler {
         if self.partition.is_empty() {
             return;
         }
-        let mut old = self.partition.id.load(Ordering::Acquire);
-        if old == NOWHERE {
-            old = self.partition.id_before.swap(NOWHERE, Ordering::AcqRel);
-        } else {
-            let next = self.partition.l1.next_id();
-            // A failed exchange means a suspension: there is nothing to be found then either.
-            let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);
-        }
-        self.partition.filled.store(false, Ordering::Release);
-        self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        let swept = Cell::new(0);
-        self.partition.l1.cache.retain(|slot, _| {
-            let stays = slot.0.header.header.partition != old;
-            swept.set(swept.get() + u64::from(!stays));
-            stays
-        });
-        self.partition.l1.causes.add(cause, swept.get());
+        let (old, _) = self.take_id();
+        self.partition.l1.sweep(old, cause);
     }
 }
 
 impl Drop for Filler {
     fn drop(&mut self) {
+        self.drop_aside();
+        self.partition.drop_left();
         self.empty(Cause::FeedLost);
     }
 }
@@ -511,6 +598,17 @@ impl Hit {
         &self.entry.0.slice[self.reply.start as usize..self.reply.end as usize]
     }
 
+    /// The key whose entry it is from.
+    pub fn key(&self) -> &[u8] {
+        self.entry.key()
+    }
+
+    /// True if its deadline has not passed. `now` is asked for only if there is one.
+    pub fn is_alive(&self, now: impl FnOnce() -> Time) -> bool {
+        let deadline = self.entry.0.header.header.deadline;
+        deadline == Time::MAX || deadline > now()
+    }
+
     /// True if the reply is the same bytes in RESP2.
     pub fn same_in_both(&self) -> bool {
         self.same_in_both
@@ -523,6 +621,17 @@ impl Slot {
     /// True for the same entry, not just an equal one.
     fn is(&self, other: &Slot) -> bool {
         std::ptr::eq(self.0.slice.as_ptr(), other.0.slice.as_ptr())
+    }
+
+    fn facts(&self) -> EntryFacts {
+        let header = &self.0.header.header;
+        EntryFacts {
+            bytes: ByteWeighter.weight(self, self),
+            variants: self.variants().count(),
+            hits: header.hits.load(Ordering::Relaxed) / HIT,
+            filled_at: header.filled_at,
+            deadline: (header.deadline != Time::MAX).then_some(header.deadline),
+        }
     }
 
     fn is_dead(&self, now: Time) -> bool {
@@ -567,6 +676,10 @@ impl Slot {
     fn number(&self, at: usize) -> Option<u32> {
         Some(u32::from_le_bytes(self.0.slice.get(at..at + 4)?.try_into().ok()?))
     }
+}
+
+fn stripe_of(key: &[u8]) -> usize {
+    (foldhash::fast::FixedState::default().hash_one(key) % PEER_FILL_STRIPES as u64) as usize
 }
 
 fn encode(key: &[u8], others: &[u8], variant: Variant<'_>, reply: &[u8]) -> Vec<u8> {

@@ -36,15 +36,22 @@
 //! | [`client`] | one client's connection: socket, requests, and what is handled apart from the link |
 //! | [`session`] | CORE: which reads L1 answers, which go down the link, in which order replies leave |
 //! | [`port`] | a client's letter box, where other tasks leave replies and messages |
+//! | [`buffered`] | how much waits in the process altogether, and what happens at the bound |
 //! | [`outgoing`] | bytes on their way to a socket |
 //! | [`clients`] | who is connected |
+//! | [`received`] | what peers send that they should not: how the log shows it |
+//! | [`monitors`] | MONITOR: who watches, and what a line says |
+//! | [`pause`] | CORE: CLIENT PAUSE: who is held, until when, who goes on first |
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
 //! | [`upstream`] | links, pools, the breaker, scopes: everything between Larder and its server |
 //! | [`hub`] | subscriptions, one upstream for all clients of a user |
 //! | [`redirect`] | invalidations that a client's tracking redirects to another client |
 //! | [`embedded`] | serving without an upstream |
 //! | [`origin`] | CORE: the embedded store |
+//! | [`policy`] | what the operator lays down for keys by pattern |
+//! | [`insight`] | what is seen of the keys from samples; latencies; recommendations |
 //! | [`metrics`], [`report`] | counters; what INFO says of Larder |
+//! | [`live`] | settings that can change at run time |
 //! | [`clock`] | time as a number, and the one reader of the clock |
 //! | [`mutation`] | bugs that can be planted in the cores, to show that the simulation finds them |
 //!
@@ -53,6 +60,7 @@
 //! `client`, `session`, then `l1` and `upstream`, then `larder_protocol`; only [`server::Shared`], what all clients
 //! share, is used from below it (`client`, `embedded`, `report`).
 
+pub mod buffered;
 pub mod cache;
 pub mod client;
 pub mod clients;
@@ -60,13 +68,19 @@ pub mod clock;
 pub mod config;
 pub mod embedded;
 pub mod hub;
+pub mod insight;
 pub mod l1;
+pub mod live;
 pub mod metrics;
+pub mod monitors;
 #[doc(hidden)]
 pub mod mutation;
 pub mod origin;
 pub mod outgoing;
+pub mod pause;
+pub mod policy;
 pub mod port;
+pub mod received;
 pub mod redirect;
 pub mod report;
 pub mod server;

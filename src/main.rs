@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use larder::config::{self, Config, ConfigErrors, HostPort, LogConfig, LogFormat, LogLevel, Resolved, Sources};
+use larder::config::{self, ConfigErrors, HostPort, LogConfig, LogFormat, LogLevel, Resolved, Sources};
+use larder::live::SetLevel;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{fmt, registry, reload};
 
 mod ping;
 
@@ -77,11 +81,25 @@ enum Command {
     },
 }
 
+/// Plants the bug that the environment names, for the tests that must find it.
+#[cfg(feature = "mutations")]
+fn plant_bug() -> Result<(), String> {
+    let Ok(name) = env::var("PLANTED_BUG") else { return Ok(()) };
+    let bug = larder::mutation::Mutation::named(&name).ok_or(format!("PLANTED_BUG: no such bug: {name}"))?;
+    larder::mutation::plant_everywhere(bug);
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let line = CommandLine::parse();
+    #[cfg(feature = "mutations")]
+    if let Err(refusal) = plant_bug() {
+        eprintln!("larder: {refusal}");
+        return ExitCode::from(EXIT_BAD_CONFIGURATION);
+    }
     match line.command {
         None => match resolve(&line.settings, None) {
-            Ok(resolved) => serve(resolved.config),
+            Ok(resolved) => serve(resolved),
             Err(errors) => refuse(&errors),
         },
         Some(Command::CheckConfig { file }) => match resolve(&line.settings, Some(&file)) {
@@ -95,9 +113,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> ExitCode {
-    start_log(&config.log);
-    match larder::server::run(config) {
+fn serve(resolved: Resolved) -> ExitCode {
+    let set_level = start_log(&resolved.config.log);
+    match larder::server::run(resolved, set_level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }
@@ -150,20 +168,26 @@ fn choose_ping_address(addr: Option<String>, flags: &SettingFlags) -> Result<Hos
     })
 }
 
-/// Log lines go to stderr, in colour only if a person reads them there.
-fn start_log(log: &LogConfig) {
-    let level = match log.level {
+/// Log lines go to stderr, in colour only if a person reads them there. Returns what changes the level.
+fn start_log(log: &LogConfig) -> SetLevel {
+    let (filter, handle) = reload::Layer::new(filter_of(log.level));
+    let lines = fmt::layer().with_writer(io::stderr);
+    match log.format {
+        LogFormat::Text => registry().with(filter).with(lines.with_ansi(io::stderr().is_terminal())).init(),
+        LogFormat::Json => registry().with(filter).with(lines.json()).init(),
+    }
+    // It fails only once there is no subscriber any more.
+    Box::new(move |level| drop(handle.reload(filter_of(level))))
+}
+
+fn filter_of(level: LogLevel) -> LevelFilter {
+    match level {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
-    };
-    let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
-    match log.format {
-        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().init(),
     }
 }
 

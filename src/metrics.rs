@@ -3,6 +3,9 @@
 //! Each worker thread has counters of its own, written only by it (a load and a store, no locked instruction) and read
 //! by whoever sums them up. A sum is therefore never torn, but may miss the last few operations of other threads.
 
+use crate::insight::latency::{Latencies, Timed, histogram};
+use crate::insight::{Insight, Watcher};
+use hdrhistogram::Histogram;
 use larder_protocol::table::Bypass;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +40,12 @@ pub struct Counters {
     pub hits: Counter,
     /// Reads that looked in L1 and did not find.
     pub misses: Counter,
+    /// Reads (for MGET and EXISTS: keys) answered with what was left behind when the feed was lost.
+    pub stale: Counter,
+    /// Reads that the upstream answered with something.
+    pub l2_hits: Counter,
+    /// Reads that the upstream answered with null.
+    pub l2_misses: Counter,
     /// Writes that went through.
     pub writes: Counter,
     /// Requests that borrowed a connection.
@@ -47,6 +56,18 @@ pub struct Counters {
     pub accepted: Counter,
     /// Connections refused at the limit.
     pub refused: Counter,
+    /// How long clients waited.
+    pub latencies: Latencies,
+    /// What is seen of the keys.
+    pub watcher: Watcher,
+    /// Clients closed because they left more unread than the hard limit.
+    pub closed_output_hard: Counter,
+    /// Clients closed because they left more unread than the soft limit for too long.
+    pub closed_output_soft: Counter,
+    /// Clients closed because they were silent for too long.
+    pub closed_idle: Counter,
+    /// Clients closed because what they sent was no request, or beyond a limit of requests.
+    pub closed_protocol: Counter,
     passed: [Counter; Bypass::ALL.len() + 5],
 }
 
@@ -56,6 +77,9 @@ pub struct Metrics {
     workers: Mutex<Vec<Arc<Counters>>>,
 }
 
+/// The seed of the first worker's samples; the others' are multiples.
+const SEED: u64 = 0x9E37_79B9_7F4A_7C15;
+
 // === impl Counter ===
 
 impl Counter {
@@ -63,6 +87,12 @@ impl Counter {
     #[inline]
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Sets a number that is no count; only the owning thread may.
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
     }
 
     /// The count.
@@ -116,11 +146,30 @@ impl Counters {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Counters for a worker thread.
-    pub fn worker(&self) -> Arc<Counters> {
-        let counters = Arc::new(Counters::default());
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(counters.clone());
+    /// Counters for a worker thread, whose samples go to `insight`.
+    pub fn worker(&self, insight: &Arc<Insight>) -> Arc<Counters> {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let seed = SEED.wrapping_mul(workers.len() as u64 + 1);
+        let counters = Counters { watcher: Watcher::new(insight.clone(), seed), ..Counters::default() };
+        let counters = Arc::new(counters);
+        workers.push(counters.clone());
         counters
+    }
+
+    /// What all workers have measured of one thing.
+    pub fn latencies(&self, what: Timed) -> Histogram<u64> {
+        let mut sum = histogram();
+        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            worker.latencies.add_to(what, &mut sum);
+        }
+        sum
+    }
+
+    /// Lets the histograms begin anew.
+    pub fn reset_latencies(&self) {
+        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            worker.latencies.reset();
+        }
     }
 
     /// The sum of one counter over all workers.
@@ -142,7 +191,8 @@ mod tests {
     #[test]
     fn each_reason_has_a_counter_of_its_own() {
         let metrics = Metrics::default();
-        let (a, b) = (metrics.worker(), metrics.worker());
+        let insight = Insight::new(0);
+        let (a, b) = (metrics.worker(&insight), metrics.worker(&insight));
         for reason in Passed::all() {
             a.pass(reason);
             b.pass(reason);

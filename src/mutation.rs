@@ -1,7 +1,8 @@
-//! Bugs that can be planted in the cores, to show that the simulation finds them.
+//! Bugs that can be planted in the cores, to show that the simulation, and the checker of recorded histories, find them.
 //!
 //! Only a build with the feature `mutations` can plant one; in any other [`is_planted`] is the constant `false` and
-//! costs nothing. One bug at a time, in the thread that plants it.
+//! costs nothing. One bug at a time: in the thread that plants it, or in the whole process, named at its start by the
+//! environment variable `PLANTED_BUG`.
 
 /// A bug in a core, one for each rule that coherence rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,13 +25,23 @@ pub enum Mutation {
     DeadlineIgnored,
     /// A write is not fenced on the links of other scopes.
     OtherScopesUnfenced,
+    /// What was left behind when the feed was lost is still answered when there is a feed again.
+    LeftOverReconnect,
+    /// The keys of a write that was lost with the link are left behind with the rest.
+    LostWriteLeft,
+    /// News that come by another connection while the link is down leave what was left behind as it is.
+    LeftInSpiteOfNews,
+    /// What was left behind is answered whatever its age.
+    LeftForEver,
+    /// L1 is not filled where the reply is read but later, as a client's own task would do it.
+    FillFromRequester,
 }
 
 // === impl Mutation ===
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::WriteRemovesNothing,
         Self::FillOutrun,
         Self::NullPushIgnored,
@@ -40,7 +51,17 @@ impl Mutation {
         Self::JoinAnywhere,
         Self::DeadlineIgnored,
         Self::OtherScopesUnfenced,
+        Self::LeftOverReconnect,
+        Self::LostWriteLeft,
+        Self::LeftInSpiteOfNews,
+        Self::LeftForEver,
+        Self::FillFromRequester,
     ];
+
+    /// The bug of this name, as `Debug` writes it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mutation| format!("{mutation:?}") == name)
+    }
 }
 
 #[cfg(feature = "mutations")]
@@ -54,10 +75,19 @@ pub fn plant(mutation: Option<Mutation>) {
     PLANTED.set(mutation);
 }
 
+#[cfg(feature = "mutations")]
+static PLANTED_EVERYWHERE: std::sync::OnceLock<Mutation> = std::sync::OnceLock::new();
+
+/// Plants a bug in all threads, for as long as the process lives. The first call counts.
+#[cfg(feature = "mutations")]
+pub fn plant_everywhere(mutation: Mutation) {
+    let _ = PLANTED_EVERYWHERE.set(mutation);
+}
+
 /// True if this bug is planted in this thread.
 #[cfg(feature = "mutations")]
 pub(crate) fn is_planted(mutation: Mutation) -> bool {
-    PLANTED.get() == Some(mutation)
+    PLANTED.get() == Some(mutation) || PLANTED_EVERYWHERE.get() == Some(&mutation)
 }
 
 /// Nothing is.

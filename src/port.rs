@@ -7,11 +7,11 @@
 //!
 //! Invariants: deliveries keep the order in which they were left; a client is woken only when its box was empty.
 //! Bounds: replies are bounded by the client's requests in flight; messages of subscriptions by
-//! `limits.client_output_bytes_max`, above which the client is disconnected as redis-server would.
+//! `limits.subscriber_output_bytes_max`, above which the client is disconnected as redis-server would.
 
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 /// The number of a client's request: replies are matched by it.
@@ -38,6 +38,17 @@ pub enum Delivery {
     Message(Bytes),
     /// An invalidation that another client's tracking redirects to this one: the push that the upstream has sent.
     Invalidation(Bytes),
+    /// A line for a client that watches (MONITOR).
+    Line(Bytes),
+    /// Somebody waits until this client, which watches, has caught up with the server.
+    CatchUp(CatchUp),
+}
+
+/// Somebody waits for a client that watches: told, as of a fence, when this is dropped, for whatever reason.
+#[derive(Debug)]
+pub struct CatchUp {
+    port: Arc<Port>,
+    seq: Seq,
 }
 
 /// Why a request has no reply. `Display` is the error line without the dash.
@@ -64,6 +75,11 @@ pub enum Failure {
     /// No exclusive connection was free in time; nothing was sent.
     #[error("POOLFULL no exclusive connection to the upstream became free within {0} ms; nothing was sent")]
     PoolFull(u64),
+    /// Too much waits in the process altogether; nothing was sent.
+    #[error(
+        "BUSYBUFFERS too much waits for the upstream and for clients altogether (limits.buffered_bytes_max); nothing was sent"
+    )]
+    Buffered,
     /// Too much is under way already; nothing was sent.
     #[error("BUSYLINK too many requests in flight to the upstream; nothing was sent")]
     Full,
@@ -119,7 +135,7 @@ impl Port {
     pub fn leave(&self, delivery: Delivery) -> bool {
         let mut inbox = self.lock();
         let was_empty = inbox.taken.deliveries.is_empty();
-        if let Delivery::Message(message) | Delivery::Invalidation(message) = &delivery {
+        if let Delivery::Message(message) | Delivery::Invalidation(message) | Delivery::Line(message) = &delivery {
             inbox.message_bytes += message.len();
         }
         inbox.taken.deliveries.push(delivery);
@@ -182,6 +198,23 @@ impl Port {
 
     fn lock(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl CatchUp ===
+
+impl CatchUp {
+    /// `port` is told by `seq`.
+    pub fn new(port: Arc<Port>, seq: Seq) -> Self {
+        Self { port, seq }
+    }
+}
+
+impl Drop for CatchUp {
+    fn drop(&mut self) {
+        if self.port.leave(Delivery::Fenced(self.seq)) {
+            self.port.wake();
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! anew. Each counter has one writer that knows nothing of this, so a reset changes no counter but notes where it
 //! stands, and what is shown is the difference.
 
+use crate::insight::latency::{self, Timed};
 use crate::l1::Cause;
 use crate::metrics::Passed;
 use crate::server::{Backend, Shared};
@@ -22,6 +23,8 @@ pub enum Figure {
     Gauge(u64),
     /// A share between 0 and 1.
     Share(f64),
+    /// A mean.
+    Mean(f64),
     /// A word.
     Text(String),
 }
@@ -51,8 +54,12 @@ impl Shared {
     /// The upstream's INFO as it is told to clients: `connected_clients` are those of Larder.
     pub fn with_own_clients(&self, theirs: &[u8]) -> Vec<u8> {
         let clients = self.clients.all();
-        let tracking = clients.iter().filter(|client| client.tracking.is_on()).count();
-        with_own_clients(theirs, clients.len(), tracking)
+        let figures = OwnClients {
+            connected: clients.len(),
+            tracking: clients.iter().filter(|client| client.tracking.is_on()).count(),
+            held: self.pauses.waiting(),
+        };
+        with_own_clients(theirs, figures)
     }
 
     /// The `# Larder` section of INFO, lines ending as INFO's do.
@@ -77,6 +84,7 @@ impl Shared {
             Figure::Counter(n) => Some((name, n)),
             _ => None,
         });
+        self.metrics.reset_latencies();
         *self.baseline.0.lock().unwrap_or_else(PoisonError::into_inner) = standing.collect();
     }
 
@@ -90,6 +98,12 @@ impl Shared {
         out.gauge("connected_clients", self.clients.len() as u64);
         out.counter("connections_received", metrics.sum(|c| &c.accepted));
         out.counter("connections_refused", metrics.sum(|c| &c.refused));
+        out.gauge("paused_clients", self.pauses.waiting() as u64);
+        let closed_by_others = self.killed_as_slow() + self.monitors.closed();
+        out.counter("clients_closed_output_hard", metrics.sum(|c| &c.closed_output_hard) + closed_by_others);
+        out.counter("clients_closed_output_soft", metrics.sum(|c| &c.closed_output_soft));
+        out.counter("clients_closed_idle", metrics.sum(|c| &c.closed_idle));
+        out.counter("clients_closed_protocol", metrics.sum(|c| &c.closed_protocol));
         out.section("Commands");
         out.counter("commands_processed", metrics.sum(|c| &c.commands));
         out.counter("writes", metrics.sum(|c| &c.writes));
@@ -99,6 +113,7 @@ impl Shared {
         let misses = out.counter("l1_misses", metrics.sum(|c| &c.misses));
         out.figure("l1_hit_rate", Figure::Share(share(hits, hits + misses)));
         out.counter("l1_redone", metrics.sum(|c| &c.redone));
+        out.counter("upstream_commands_saved", metrics.sum(|c| &c.hits).saturating_sub(metrics.sum(|c| &c.redone)));
         match &self.backend {
             Backend::Upstream(upstream) => gather_upstream(&mut out, self, upstream),
             Backend::Embedded(embedded) => {
@@ -113,16 +128,36 @@ impl Shared {
                 out.counter("store_evicted", stats.evicted);
             }
         }
+        gather_latencies(&mut out, self);
+        out.section("Jobs");
+        out.gauge("jobs_running", self.jobs.running() as u64);
+        out.section("Buffers");
+        out.gauge("buffered_bytes", self.buffered.bytes() as u64);
+        out.gauge("buffered_bytes_max", self.buffered.bytes_max() as u64);
+        out.counter("buffered_refused", self.buffered.refused());
+        out.counter("buffered_clients_closed", self.buffered.closed());
         out.sections
     }
 }
 
+/// What INFO tells of clients.
+#[derive(Clone, Copy)]
+struct OwnClients {
+    connected: usize,
+    tracking: usize,
+    /// Those whom Larder holds in a pause: blocked, like those whom the upstream holds.
+    held: usize,
+}
+
 /// The upstream's INFO, with Larder's clients in the place of Larder's own connections.
-fn with_own_clients(theirs: &[u8], connected: usize, tracking: usize) -> Vec<u8> {
+fn with_own_clients(theirs: &[u8], own: OwnClients) -> Vec<u8> {
+    let OwnClients { connected, tracking, held } = own;
     let mut text = Vec::with_capacity(theirs.len());
     for line in theirs.split_inclusive(|b| *b == b'\n') {
         if line.starts_with(b"connected_clients:") {
             text.extend_from_slice(format!("connected_clients:{connected}\r\n").as_bytes());
+        } else if let Some(blocked) = number_after(b"blocked_clients:", line) {
+            text.extend_from_slice(format!("blocked_clients:{}\r\n", blocked.saturating_add(held)).as_bytes());
         } else if line.starts_with(b"tracking_clients:") {
             text.extend_from_slice(format!("tracking_clients:{tracking}\r\n").as_bytes());
         } else {
@@ -132,12 +167,33 @@ fn with_own_clients(theirs: &[u8], connected: usize, tracking: usize) -> Vec<u8>
     text
 }
 
+/// Means and percentiles of what clients waited for, in microseconds, since the last reset.
+fn gather_latencies(out: &mut Gatherer<'_>, shared: &Shared) {
+    out.section("Latency");
+    for what in Timed::ALL {
+        let (label, shown) = (what.label(), latency::summary(&shared.metrics.latencies(what)));
+        out.gauge(&format!("latency_{label}_count"), shown.count);
+        out.figure(&format!("latency_{label}_us_mean"), Figure::Mean(shown.mean));
+        for ((name, _), value) in Timed::PERCENTILES.iter().zip(shown.percentiles) {
+            out.gauge(&format!("latency_{label}_us_{name}"), value);
+        }
+    }
+}
+
+fn number_after(name: &[u8], line: &[u8]) -> Option<usize> {
+    std::str::from_utf8(line.strip_prefix(name)?.trim_ascii()).ok()?.parse().ok()
+}
+
 fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream) {
     let l1 = upstream.l1();
     out.gauge("l1_entries", l1.entries() as u64);
     out.gauge("l1_bytes", l1.bytes());
     out.gauge("l1_bytes_max", l1.settings().size_bytes_max);
     out.counter("l1_evictions", l1.evictions());
+    out.section("L2");
+    let hits = out.counter("l2_hits", shared.metrics.sum(|c| &c.l2_hits));
+    let misses = out.counter("l2_misses", shared.metrics.sum(|c| &c.l2_misses));
+    out.figure("l2_hit_rate", Figure::Share(share(hits, hits + misses)));
     out.section("Passed");
     for reason in Passed::all() {
         out.counter(&format!("l1_passed_{}", reason.label()), shared.metrics.passed(reason));
@@ -146,10 +202,18 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     for cause in Cause::ALL {
         out.counter(&format!("l1_removed_{}", cause.label()), l1.removed(cause));
     }
+    out.section("Stale");
+    out.counter("stale_hits_feed_lost", shared.metrics.sum(|c| &c.stale));
+    let now = shared.clock.now();
+    let left: Vec<_> = upstream.scopes().iter().filter_map(|scope| scope.link.partition().left_since()).collect();
+    out.gauge("stale_scopes", left.len() as u64);
+    let oldest = left.into_iter().min().map_or(0, |since| now.saturating_since(since).as_millis() as u64);
+    out.gauge("stale_age_ms", oldest);
     out.section("Upstream");
     out.text("upstream", &upstream.node().endpoint.to_string());
     let scopes = upstream.scopes();
     out.gauge("scopes", scopes.len() as u64);
+    out.gauge("links_up", scopes.iter().filter(|scope| scope.link.is_up()).count() as u64);
     let counts = scopes.iter().map(|scope| scope.pools.counts());
     let (used, idle) = counts.fold((0, 0), |(used, idle), (u, i)| (used + u64::from(u), idle + u64::from(i)));
     out.gauge("pool_in_use", used);
@@ -223,6 +287,7 @@ impl fmt::Display for Figure {
         match self {
             Self::Counter(n) | Self::Gauge(n) => write!(f, "{n}"),
             Self::Share(share) => write!(f, "{share:.4}"),
+            Self::Mean(mean) => write!(f, "{mean:.1}"),
             Self::Text(text) => f.write_str(text),
         }
     }
@@ -247,10 +312,12 @@ mod tests {
     #[test]
     fn info_tells_of_larders_clients_and_leaves_the_rest_alone() {
         let theirs =
-            b"# Clients\r\nconnected_clients:7\r\nmaxclients:10000\r\ntracking_clients:5\r\n\r\n# Memory\r\nx:1\r\n";
+            b"# Clients\r\nconnected_clients:7\r\nblocked_clients:2\r\ntracking_clients:5\r\n\r\n# Memory\r\nx:1\r\n";
         let ours =
-            b"# Clients\r\nconnected_clients:12\r\nmaxclients:10000\r\ntracking_clients:3\r\n\r\n# Memory\r\nx:1\r\n";
-        assert_eq!(with_own_clients(theirs, 12, 3), ours);
-        assert_eq!(with_own_clients(b"no lines", 12, 3), b"no lines");
+            b"# Clients\r\nconnected_clients:12\r\nblocked_clients:6\r\ntracking_clients:3\r\n\r\n# Memory\r\nx:1\r\n";
+        let own = OwnClients { connected: 12, tracking: 3, held: 4 };
+        assert_eq!(with_own_clients(theirs, own), ours);
+        assert_eq!(with_own_clients(b"no lines", own), b"no lines");
+        assert_eq!(with_own_clients(b"blocked_clients:x", own), b"blocked_clients:x");
     }
 }

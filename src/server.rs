@@ -4,15 +4,22 @@
 //! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
 //! worker. A stop closes the listeners, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
+use crate::buffered::Buffered;
 use crate::cache::{self, jobs::Jobs};
 use crate::client::{self, Place};
 use crate::clients::Clients;
 use crate::clock::Clock;
-use crate::config::{Config, Credentials, DenyRule};
+use crate::config::{Config, Credentials, DenyRule, Resolved};
 use crate::embedded::Embedded;
 use crate::hub::{Hub, HubSettings, Kind};
+use crate::insight::Insight;
 use crate::l1::{L1, L1Settings};
+use crate::live::{Live, SetLevel};
 use crate::metrics::{Counters, Metrics};
+use crate::monitors::Monitors;
+use crate::pause::Pauses;
+use crate::policy::Policies;
+use crate::received::Ration;
 use crate::redirect::Redirects;
 use crate::report::Baseline;
 use crate::upstream::backoff::BackoffSettings;
@@ -23,12 +30,13 @@ use crate::upstream::node::Node;
 use crate::upstream::peers::PeersSettings;
 use crate::upstream::pool::PoolLimits;
 use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
-use crate::upstream::scope::{Upstream, UpstreamSettings};
+use crate::upstream::scope::{ReplyTimes, Upstream, UpstreamSettings};
 use larder_protocol::scan::{ReplyLimits, RequestLimits};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Categories, Command, Table};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
+use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -66,18 +74,30 @@ pub enum RunError {
 
 /// What all clients share.
 pub struct Shared {
-    /// The settings in force.
+    /// The settings at the start.
     pub config: Config,
+    /// The settings that can change, as they are now.
+    pub live: Live,
     /// The clock.
     pub clock: Clock,
     /// Where data comes from.
     pub backend: Backend,
     /// Who is connected.
     pub clients: Clients,
+    /// Who watches with MONITOR.
+    pub monitors: Arc<Monitors>,
+    /// Who is held by CLIENT PAUSE.
+    pub pauses: Arc<Pauses>,
     /// Counters of all workers.
     pub metrics: Metrics,
+    /// What is seen of the keys that clients use.
+    pub insight: Arc<Insight>,
     /// What clients may not call.
     pub denied: Denied,
+    /// How much waits altogether.
+    pub buffered: Arc<Buffered>,
+    /// What holds for keys, by pattern and in general.
+    pub policies: Policies,
     /// The built-in command table.
     pub table: Arc<Table>,
     /// Bounds of requests.
@@ -86,12 +106,15 @@ pub struct Shared {
     pub jobs: Jobs,
     /// How often the index of tags was written to through this process.
     tag_uses: AtomicU64,
+    /// How many lines of the log may be about what clients send.
+    pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
     pub(crate) baseline: Baseline,
     /// Who stands upstream for the clients that others redirect their invalidations to.
     pub(crate) redirects: Arc<Redirects>,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
-    runtime: Handle,
+    /// The runtimes of the worker threads.
+    workers: Vec<Handle>,
     draining: AtomicBool,
 }
 
@@ -112,22 +135,26 @@ pub struct Denied {
 
 /// How often the embedded store looks for keys that have expired.
 const EXPIRY_EVERY: Duration = Duration::from_millis(100);
+/// How often clients that wait because of `limits.buffered_bytes_max` look whether they may go on.
+const BUFFERED_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Connections that may wait to be accepted (the system may hold fewer).
 const BACKLOG: i32 = 4096;
 /// How long accepting pauses when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until a signal asks for the end.
+/// Serves until a signal asks for the end. `set_level` changes what is logged.
 ///
 /// # Errors
 /// The address, a thread or a required upstream cannot be had.
-pub fn run(config: Config) -> Result<(), RunError> {
+pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
+    let Resolved { config, settings } = resolved;
+    let live = Live::new(settings, set_level);
     let clock = Clock::start();
     let threads = config.threads;
     let runtimes: Vec<Runtime> = (0..threads).map(|_| runtime()).collect::<Result<_, _>>()?;
     let Some(first) = runtimes.first() else { return Ok(()) };
-    let handle = first.handle().clone();
-    let shared = Arc::new(Shared::new(config, clock, handle));
+    let workers = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
+    let shared = Arc::new(Shared::new(config, live, clock, first.handle(), workers));
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
@@ -154,11 +181,13 @@ pub fn run(config: Config) -> Result<(), RunError> {
 // === impl Shared ===
 
 impl Shared {
-    fn new(config: Config, clock: Clock, runtime: Handle) -> Self {
+    fn new(config: Config, live: Live, clock: Clock, first: &Handle, workers: Vec<Handle>) -> Self {
         let table = Arc::new(Table::builtin());
+        let buffered = Buffered::new(config.limits.buffered_bytes_max);
+        let insight = Insight::new(config.insight.sample_every as u32);
         let backend = match &config.upstream {
             None => Backend::Embedded(Embedded::new(config.store.size_bytes_max as u64, seed())),
-            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &runtime)),
+            Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &buffered, &insight, first)),
         };
         let limits = &config.limits;
         let request_limits = RequestLimits {
@@ -170,17 +199,24 @@ impl Shared {
         Self {
             clients: Clients::new(limits.clients_max),
             denied: Denied::new(&config.deny),
+            policies: config.policies(),
+            buffered,
             backend,
             clock,
+            monitors: Arc::new(Monitors::new(limits.subscriber_output_bytes_max)),
+            pauses: Arc::default(),
             metrics: Metrics::default(),
+            insight,
+            live,
             table,
             request_limits,
             jobs: Jobs::default(),
             tag_uses: AtomicU64::new(0),
+            lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
             redirects: Arc::default(),
             hubs: Mutex::default(),
-            runtime,
+            workers,
             draining: AtomicBool::new(false),
             config,
         }
@@ -199,6 +235,26 @@ impl Shared {
     /// A number that grows with each write to the index.
     pub(crate) fn tag_uses(&self) -> u64 {
         self.tag_uses.load(Ordering::Relaxed)
+    }
+
+    /// How long replies may take.
+    pub fn reply_times(&self) -> ReplyTimes {
+        reply_times_of(&self.config)
+    }
+
+    /// Runs a task on the first worker.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(first) = self.workers.first() {
+            drop(first.spawn(task));
+        }
+    }
+
+    /// Returns when every worker has ended the turn that it is in: what was stored before is seen by all turns that follow.
+    pub(crate) async fn let_all_workers_see(&self) {
+        for worker in &self.workers {
+            // A worker that has ended has no turns any more.
+            let _: Result<(), tokio::task::JoinError> = worker.spawn(async {}).await;
+        }
     }
 
     /// True if clients authenticate with Larder and not with the upstream.
@@ -229,9 +285,13 @@ impl Shared {
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         let hub = hubs.entry(identity.clone()).or_insert_with(|| {
             let pool = upstream.settings().pool;
-            let settings =
-                HubSettings { connect_max: pool.connect_max, replies: pool.replies, ..HubSettings::default() };
-            Hub::new(upstream.node().clone(), identity.clone(), settings, self.runtime.clone())
+            let settings = HubSettings {
+                connect_max: pool.connect_max,
+                replies: pool.replies,
+                message_bytes_max: self.config.limits.subscriber_output_bytes_max,
+                ..HubSettings::default()
+            };
+            Hub::new(upstream.node().clone(), identity.clone(), settings, upstream.runtime().clone())
         });
         Some(hub.clone())
     }
@@ -243,6 +303,12 @@ impl Shared {
         let receivers = hubs.iter().map(|hub| hub.receivers(channel));
         let sums = receivers.fold((0, 0), |(up, here), r| (up + r.upstream as i64, here + r.here as i64));
         (sums != (0, 0)).then_some(sums)
+    }
+
+    /// Clients that the hubs have disconnected because they left too much unread.
+    pub fn killed_as_slow(&self) -> u64 {
+        let hubs: Vec<Arc<Hub>> = self.hubs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        hubs.iter().map(|hub| hub.counts().killed_as_slow).sum()
     }
 
     /// Who is subscribed through Larder to exactly this: as [`Shared::receivers`].
@@ -306,7 +372,14 @@ pub(crate) fn seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
-fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Handle) -> Arc<Upstream> {
+fn upstream_of(
+    config: &Config,
+    clock: Clock,
+    table: &Arc<Table>,
+    buffered: &Arc<Buffered>,
+    insight: &Arc<Insight>,
+    runtime: &Handle,
+) -> Arc<Upstream> {
     let (endpoint, identity, database) = match &config.upstream {
         Some(upstream) => (
             Endpoint { host: upstream.address.host.clone(), port: upstream.address.port },
@@ -317,12 +390,19 @@ fn upstream_of(config: &Config, clock: Clock, table: &Arc<Table>, runtime: &Hand
     };
     let breaker = breaker_of(config);
     let node = Arc::new(Node::new(endpoint, clock, breaker, table.clone(), seed()));
-    let l1 = L1::new(L1Settings {
-        size_bytes_max: config.l1.size_bytes_max as u64,
-        entry_bytes_max: config.l1.entry_bytes_max,
-        variants_per_key_max: config.l1.variants_per_key_max,
-    });
-    Upstream::new(node, l1, settings_of(config), peers_of(config), identity, database, runtime.clone(), seed())
+    let l1 = L1::watched(L1Settings::of(&config.l1), insight.clone());
+    let buffered = buffered.clone();
+    Upstream::new(
+        node,
+        l1,
+        settings_of(config),
+        peers_of(config),
+        identity,
+        database,
+        buffered,
+        runtime.clone(),
+        seed(),
+    )
 }
 
 fn identity_of(credentials: &Credentials) -> Identity {
@@ -333,7 +413,8 @@ fn identity_of(credentials: &Credentials) -> Identity {
     }
 }
 
-fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSettings {
+/// The breaker's settings as configured.
+pub(crate) fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSettings {
     let breaker = &config.breaker;
     let settings = BreakerSettings {
         window: breaker.window_ms,
@@ -362,7 +443,9 @@ fn settings_of(config: &Config) -> UpstreamSettings {
             in_flight_max: link.in_flight_max,
             in_flight_bytes_max: link.in_flight_bytes_max,
             reply_max: link.reply_ms_max,
+            write_max: link.write_ms_max,
             untracked_ttl: config.l1.untracked_ttl_ms_max,
+            stale_longest: config.policies().stale_if_error_longest(),
         },
         times: LinkTimes {
             connect_max: link.connect_ms_max,
@@ -402,6 +485,15 @@ fn peers_of(config: &Config) -> Option<PeersSettings> {
         dead_after: config.link.dead_ms,
         replies: ReplyLimits::default(),
     })
+}
+
+fn reply_times_of(config: &Config) -> ReplyTimes {
+    ReplyTimes {
+        read_max: config.link.reply_ms_max,
+        write_max: config.link.write_ms_max,
+        exclusive_max: config.pool.reply_ms_max,
+        blocking_grace: config.pool.blocking_grace_ms,
+    }
 }
 
 /// A listener for each worker, all on the same address.
@@ -444,12 +536,13 @@ async fn work(
     mut stopped: watch::Receiver<bool>,
     signal: Option<watch::Sender<bool>>,
 ) -> io::Result<()> {
-    let counters = shared.metrics.worker();
+    let counters = shared.metrics.worker(&shared.insight);
     let listener = TcpListener::from_std(listener)?;
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
         tokio::spawn(cache::sweep::run(shared.clone()));
+        tokio::spawn(watch_buffered(shared.clone()));
         tokio::spawn(wake_disowned(shared.clone()));
     }
     loop {
@@ -519,6 +612,23 @@ async fn wait_for_signal(stop: watch::Sender<bool>) {
     }
     tracing::info!("stopping");
     let _ = stop.send(true);
+}
+
+/// While too much waits altogether, and once when that is over, all clients look at what they hold and whether they may
+/// go on.
+async fn watch_buffered(shared: Arc<Shared>) {
+    let mut was_full = false;
+    loop {
+        tokio::time::sleep(BUFFERED_LOOK_EVERY).await;
+        let is_full = shared.buffered.is_full();
+        if is_full && !was_full {
+            tracing::warn!(bytes = shared.buffered.bytes(), "limits.buffered_bytes_max is reached: clients wait");
+        }
+        if is_full || was_full {
+            shared.clients.all().iter().for_each(|client| client.port.wake());
+        }
+        was_full = is_full;
+    }
 }
 
 /// Wakes clients when the upstream refuses a user, so that those who are that user notice without a request.

@@ -18,10 +18,12 @@
 //! Bounds: the shell takes no more requests while [`Session::under_way`] is at `limits.client_in_flight_max`.
 
 use crate::clock::Time;
+use crate::insight::latency::Timed;
 use crate::l1::{Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
+use crate::policy::Policies;
 use crate::port::{Failure, Seq};
 use crate::upstream::link::{Each, Job, Op, OpKind};
 use bytes::{Bytes, BytesMut};
@@ -39,6 +41,8 @@ pub struct Surroundings<'a> {
     pub table: &'a Table,
     /// The scope's part of L1; `None` while nothing is kept.
     pub partition: Option<&'a Partition>,
+    /// What may be answered in spite of an outage; `None` while the feed is there, or where nothing may.
+    pub stale: Option<Stale<'a>>,
     /// True if the upstream speaks RESP2 only: its replies are passed on as they are.
     pub upstream_is_resp2: bool,
     /// True if the upstream has hash-field TTLs: replies that show fields are kept only where there can be none.
@@ -46,12 +50,24 @@ pub struct Surroundings<'a> {
     /// True if other users' scopes may hold keys of this database: what the link has told is to be fenced there, or a
     /// client of theirs could still read what this reply shows to be gone.
     pub fences: bool,
+    /// False while a pause holds writes: the server then tells of a key that has expired that it is not there, and keeps it.
+    /// If that were kept here, reading the key when the pause is over would not remove it there.
+    pub keeps: bool,
     /// Whether the reply to a read of a key is known to be large.
     pub is_big: &'a dyn Fn(&[u8]) -> bool,
     /// The clock.
     pub now: &'a dyn Fn() -> Time,
     /// The thread's counters.
     pub counters: &'a Counters,
+}
+
+/// What a scope's partition held when its feed was lost, and how long that may be answered.
+#[derive(Clone, Copy)]
+pub struct Stale<'a> {
+    /// The scope's part of L1.
+    pub partition: &'a Partition,
+    /// What the operator allows.
+    pub policies: &'a Policies,
 }
 
 /// What became of a request.
@@ -82,10 +98,14 @@ pub struct Session {
     writes_out: usize,
     /// Slots that are held.
     held: usize,
+    /// Bytes of replies of the link that wait for their turn.
+    kept_bytes: usize,
     /// Reads that are not held but sent down the link: what a client that mixes reads and writes is better served by.
     follows: u32,
     muted: Muted,
     reads: ReadMode,
+    /// When the bytes came in which the requests at hand stand.
+    batch_at: Time,
 }
 
 /// `CLIENT REPLY`.
@@ -109,6 +129,10 @@ struct Slot {
     /// The request, where it may have to be done again.
     request: Option<Bytes>,
     fence: Fence,
+    /// What its reply is to be counted as; `None` for nothing.
+    timed: Option<Timed>,
+    /// When the bytes came in which it stood.
+    came_at: Time,
     /// For PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
     receivers: Option<(i64, i64)>,
 }
@@ -139,6 +163,7 @@ enum State {
 #[derive(Debug)]
 struct Held {
     what: HeldKind,
+    source: Source,
     hits: Vec<Option<Hit>>,
     missing: Missing,
 }
@@ -148,6 +173,15 @@ enum HeldKind {
     Single,
     Mget,
     Exists,
+}
+
+/// Where the hits of a held answer are from, and must still be when it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// L1 as the feed keeps it.
+    Feed,
+    /// What was left behind when the feed was lost.
+    LeftBehind,
 }
 
 #[derive(Debug)]
@@ -199,10 +233,17 @@ impl Session {
             next_seq: 1,
             writes_out: 0,
             held: 0,
+            kept_bytes: 0,
             follows: 0,
             muted: Muted::No,
             reads: ReadMode::Cached,
+            batch_at: Time::ZERO,
         }
+    }
+
+    /// The requests that are taken from now on came at this time.
+    pub fn begin_batch(&mut self, at: Time) {
+        self.batch_at = at;
     }
 
     /// Where reads are answered from.
@@ -241,6 +282,12 @@ impl Session {
     #[inline]
     pub fn under_way(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Bytes of replies of the link that wait for their turn.
+    #[inline]
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes
     }
 
     /// A number for something that is not a request (a fence of the shell's).
@@ -284,6 +331,8 @@ impl Session {
             muted,
             request: None,
             fence: Fence::Done,
+            timed: None,
+            came_at: self.batch_at,
             receivers: None,
         });
     }
@@ -340,7 +389,7 @@ impl Session {
         let Some(command) = command(args).and_then(|id| around.table.command(id)) else { return };
         let kind = match command.classify(args, self.protocol) {
             Class::Read(Cacheability::Single) => fill_of(command, args, false, around),
-            Class::Read(Cacheability::PerKey(per_key)) => OpKind::FillEach(each_of(per_key, command, around.table)),
+            Class::Read(Cacheability::PerKey(per_key)) => fill_each(each_of(per_key, command, around.table), around),
             _ => OpKind::Read,
         };
         let held_before = std::mem::replace(&mut self.muted, if muted { Muted::Next } else { Muted::No });
@@ -369,7 +418,7 @@ impl Session {
         };
         let kind = match command.classify(args, self.protocol) {
             _ if self.reads == ReadMode::Bypass => OpKind::Read,
-            Class::Read(Cacheability::PerKey(per_key)) => OpKind::FillEach(each_of(per_key, command, around.table)),
+            Class::Read(Cacheability::PerKey(per_key)) => fill_each(each_of(per_key, command, around.table), around),
             // What is there is dropped by a push if it is not right; it need not be kept twice.
             _ if command.keys(args).next().is_some_and(is_there) => OpKind::Read,
             _ => fill_of(command, args, false, around),
@@ -391,6 +440,9 @@ impl Session {
             return Flow::Taken;
         };
         let Some(partition) = around.partition else {
+            if let Some(hit) = self.read_stale(command, args, key_at, around) {
+                return self.found(command, args, (hit, Source::LeftBehind), around, batch, out);
+            }
             // The link decides whether it keeps the reply: it may be about to connect.
             around.counters.pass(Passed::NotTracked);
             self.send(command, args, fill_of(command, args, self.writes_out == 0, around), around, batch);
@@ -398,6 +450,7 @@ impl Session {
         };
         let key = args.arg(key_at);
         let hit = partition.read(key, Variant::new(command.id, args, key_at), around.now);
+        around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
         if self.writes_out > 0 {
             around.counters.pass(Passed::UnansweredWrite);
             let kind = if hit.is_some() { OpKind::Read } else { fill_of(command, args, false, around) };
@@ -406,7 +459,7 @@ impl Session {
         }
         if let Some(hit) = hit {
             around.counters.hits.add(1);
-            return self.found(command, args, hit, around, batch, out);
+            return self.found(command, args, (hit, Source::Feed), around, batch, out);
         }
         around.counters.misses.add(1);
         if (around.is_big)(key) {
@@ -422,7 +475,7 @@ impl Session {
         &mut self,
         command: &Command,
         args: Args<'_>,
-        hit: Hit,
+        (hit, source): (Hit, Source),
         around: &Surroundings<'_>,
         batch: &mut Batch,
         out: &mut Outgoing,
@@ -443,7 +496,7 @@ impl Session {
             self.send(command, args, OpKind::Read, around, batch);
             return Flow::Taken;
         }
-        let held = Held { what: HeldKind::Single, hits: vec![Some(hit)], missing: Missing::Nothing };
+        let held = Held { what: HeldKind::Single, source, hits: vec![Some(hit)], missing: Missing::Nothing };
         self.hold(command, args, held, around);
         Flow::Taken
     }
@@ -459,42 +512,93 @@ impl Session {
     ) -> Flow {
         let each = each_of(per_key, command, around.table);
         let (Some(partition), 0) = (around.partition, self.writes_out) else {
+            if let Some(hits) = self.read_each_stale(each, args, around) {
+                return self.found_each(command, per_key, args, hits, Source::LeftBehind, around, out);
+            }
             let reason = if self.writes_out > 0 { Passed::UnansweredWrite } else { Passed::NotTracked };
             around.counters.pass(reason);
-            self.send(command, args, OpKind::FillEach(each), around, batch);
+            self.send(command, args, fill_each(each, around), around, batch);
             return Flow::Taken;
         };
         let removals = partition.removals();
         let hits: Vec<Option<Hit>> =
             args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
+        for (key, hit) in args.iter().skip(1).zip(&hits) {
+            around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
+        }
         let found = hits.iter().flatten().count();
         around.counters.hits.add(found as u64);
         around.counters.misses.add((hits.len() - found) as u64);
         if found == 0 {
-            self.send(command, args, OpKind::FillEach(each), around, batch);
-            return Flow::Taken;
-        }
-        let what = if per_key == PerKey::Mget { HeldKind::Mget } else { HeldKind::Exists };
-        if found == hits.len() && self.slots.is_empty() {
-            // A removal came in between: the hits may not have been there at once, and a held answer with nothing
-            // in front of it would never be looked at again.
-            if partition.removals() != removals {
-                self.send(command, args, OpKind::FillEach(each), around, batch);
-            } else if !self.take_muted() {
-                let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
-            }
+            self.send(command, args, fill_each(each, around), around, batch);
             return Flow::Taken;
         }
         if found == hits.len() {
-            self.hold(command, args, Held { what, hits, missing: Missing::Nothing }, around);
-            return Flow::Taken;
+            // If a removal came in between, or a deadline, the hits may not have been there at once; a held answer with
+            // nothing in front of it would never be looked at again.
+            let were_alive_at_once = hits.iter().flatten().all(|hit| hit.is_alive(around.now));
+            if self.slots.is_empty() && (partition.removals() != removals || !were_alive_at_once) {
+                self.send(command, args, fill_each(each, around), around, batch);
+                return Flow::Taken;
+            }
+            return self.found_each(command, per_key, args, hits, Source::Feed, around, out);
         }
         let missing = args.iter().skip(1).zip(&hits).filter(|(_, hit)| hit.is_none()).map(|(key, _)| key);
         let words = std::iter::once(args.arg(0)).chain(missing);
         let part = larder_protocol::args::OwnedArgs::new(words);
-        let seq = self.hold(command, args, Held { what, hits, missing: Missing::AskedFor }, around);
-        batch.push(seq, part.args().bytes(), OpKind::FillEach(each));
+        let held = Held { what: HeldKind::of(per_key), source: Source::Feed, hits, missing: Missing::AskedFor };
+        let seq = self.hold(command, args, held, around);
+        batch.push(seq, part.args().bytes(), fill_each(each, around));
         Flow::Taken
+    }
+
+    /// All keys of a read of several were found.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request, and what was found for it")]
+    fn found_each(
+        &mut self,
+        command: &Command,
+        per_key: PerKey,
+        args: Args<'_>,
+        hits: Vec<Option<Hit>>,
+        source: Source,
+        around: &Surroundings<'_>,
+        out: &mut Outgoing,
+    ) -> Flow {
+        let what = HeldKind::of(per_key);
+        if !self.slots.is_empty() {
+            self.hold(command, args, Held { what, source, hits, missing: Missing::Nothing }, around);
+        } else if !self.take_muted() {
+            let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
+        }
+        Flow::Taken
+    }
+
+    /// What was left behind for a read, while the upstream is away. A client with an unanswered write waits for that.
+    fn read_stale(&self, command: &Command, args: Args<'_>, key_at: usize, around: &Surroundings<'_>) -> Option<Hit> {
+        let stale = around.stale.filter(|_| self.writes_out == 0)?;
+        let key = args.arg(key_at);
+        let age_max = stale.policies.stale_if_error(key);
+        let hit = stale.partition.read_left(key, Variant::new(command.id, args, key_at), age_max, (around.now)())?;
+        around.counters.stale.add(1);
+        Some(hit)
+    }
+
+    /// As [`Session::read_stale`], for a read of several keys: all of them, or none.
+    fn read_each_stale(&self, each: Each, args: Args<'_>, around: &Surroundings<'_>) -> Option<Vec<Option<Hit>>> {
+        let stale = around.stale.filter(|_| self.writes_out == 0)?;
+        let now = (around.now)();
+        let read = |key: &[u8]| {
+            let age_max = stale.policies.stale_if_error(key);
+            read_one_as(each, |variant| stale.partition.read_left(key, variant, age_max, now)).map(Some)
+        };
+        let hits: Vec<Option<Hit>> = args.iter().skip(1).map(read).collect::<Option<_>>()?;
+        // What was given up in between may have been given up for news.
+        let hold = |hit: &Hit| stale.partition.holds_left(hit, stale.policies.stale_if_error(hit.key()), now);
+        if !hits.iter().flatten().all(hold) {
+            return None;
+        }
+        around.counters.stale.add(hits.len() as u64);
+        Some(hits)
     }
 
     fn write(
@@ -510,6 +614,10 @@ impl Session {
             return Flow::Wait;
         }
         around.counters.writes.add(1);
+        if let Some(partition) = around.partition {
+            let keys = command.written_keys(args).map(|at| args.arg(at));
+            around.counters.watcher.write(partition.scope(), keys, around.now);
+        }
         self.send(command, args, kind, around, batch);
         Flow::Taken
     }
@@ -524,6 +632,12 @@ impl Session {
             muted: self.take_muted(),
             request: (self.held > 0).then(|| Bytes::copy_from_slice(args.bytes())),
             fence: Fence::Wanted,
+            timed: match kind {
+                OpKind::Fill { .. } | OpKind::FillEach(_) => Some(Timed::Miss),
+                OpKind::Write(_) | OpKind::Effect => Some(Timed::Write),
+                _ => None,
+            },
+            came_at: self.batch_at,
             receivers: None,
         };
         self.writes_out += usize::from(writes);
@@ -541,6 +655,8 @@ impl Session {
             muted: self.take_muted(),
             request: Some(Bytes::copy_from_slice(args.bytes())),
             fence,
+            timed: None,
+            came_at: self.batch_at,
             receivers: None,
         };
         self.held += 1;
@@ -565,9 +681,13 @@ impl Session {
         match &mut slot.state {
             State::Waiting { writes } => {
                 self.writes_out -= usize::from(*writes);
+                self.kept_bytes += reply.len();
                 slot.state = State::Arrived(reply);
             }
-            State::Held(held) => held.missing = Missing::Came(reply),
+            State::Held(held) => {
+                self.kept_bytes += reply.len();
+                held.missing = Missing::Came(reply);
+            }
             _ => {}
         }
     }
@@ -584,6 +704,7 @@ impl Session {
             State::Arrived(_) if matches!(slot.fence, Fence::Missing(_)) => {}
             State::Arrived(_) | State::Ready(_) => return,
         }
+        self.kept_bytes = self.kept_bytes.saturating_sub(slot.kept_bytes());
         slot.fence = Fence::Done;
         slot.state = State::Ready(line);
     }
@@ -615,6 +736,7 @@ impl Session {
     /// Moves what may leave to `out`, in order.
     pub fn advance(&mut self, around: &Surroundings<'_>, out: &mut Outgoing) -> Advanced {
         let mut advanced = Advanced::default();
+        let mut waited: SmallVec<[(Timed, Time); 8]> = SmallVec::new();
         let fences = around.fences && !is_planted(Mutation::OtherScopesUnfenced);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
@@ -622,6 +744,8 @@ impl Session {
                 _ if matches!(slot.fence, Fence::Missing(_)) => break,
                 _ if slot.fence == Fence::Wanted && fences => break,
                 State::Arrived(reply) => {
+                    waited.extend(slot.timed.map(|what| (what, slot.came_at)));
+                    count_level(slot.timed, reply, around.counters);
                     if !slot.muted {
                         match (slot.receivers, Cursor::new(reply).next()) {
                             (Some((upstream, here)), Some(Item::Integer(n))) => {
@@ -644,7 +768,14 @@ impl Session {
                     self.held -= 1;
                 }
             }
-            self.slots.pop_front();
+            if let Some(slot) = self.slots.pop_front() {
+                self.kept_bytes = self.kept_bytes.saturating_sub(slot.kept_bytes());
+            }
+        }
+        if !waited.is_empty() {
+            let now = (around.now)();
+            let micros = |came_at: Time| now.saturating_since(came_at).as_micros() as u64;
+            around.counters.latencies.record_all(waited.iter().map(|(what, at)| (*what, micros(*at))));
         }
         if fences {
             let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
@@ -657,6 +788,7 @@ impl Session {
     fn take_back(&mut self, counters: &Counters) -> Vec<Again> {
         self.held = 0;
         self.writes_out = 0;
+        self.kept_bytes = 0;
         counters.redone.add(self.slots.len() as u64);
         let again = |slot: Slot| match (slot.state, slot.request) {
             (State::Ready(answer), _) => Some(Again::Answer { answer, muted: slot.muted }),
@@ -680,9 +812,25 @@ impl Default for Session {
     }
 }
 
+// === impl HeldKind ===
+
+impl HeldKind {
+    fn of(per_key: PerKey) -> Self {
+        if per_key == PerKey::Mget { Self::Mget } else { Self::Exists }
+    }
+}
+
 // === impl Slot ===
 
 impl Slot {
+    /// Bytes of the reply that it keeps.
+    fn kept_bytes(&self) -> usize {
+        match &self.state {
+            State::Arrived(reply) | State::Held(Held { missing: Missing::Came(reply), .. }) => reply.len(),
+            _ => 0,
+        }
+    }
+
     /// True if what was asked of the link has come.
     fn has_arrived(&self) -> bool {
         matches!(&self.state, State::Arrived(_) | State::Held(Held { missing: Missing::Came(_), .. }))
@@ -714,14 +862,26 @@ impl Batch {
     }
 }
 
+/// Whether the upstream had what was asked for.
+fn count_level(timed: Option<Timed>, reply: &[u8], counters: &Counters) {
+    if timed == Some(Timed::Miss) {
+        let is_null = matches!(reply, b"_\r\n" | b"$-1\r\n" | b"*-1\r\n");
+        if is_null { counters.l2_misses.add(1) } else { counters.l2_hits.add(1) }
+    }
+}
+
 fn fill_of(command: &Command, args: Args<'_>, may_join: bool, around: &Surroundings<'_>) -> OpKind {
     let asks_encoding = around.has_field_ttls && command.reads_hash_fields();
     // A flight that began before this read may bring what another user's client was just told to be gone.
     let may_join = may_join && !around.fences;
-    match command.keys(args).next() {
+    match command.keys(args).next().filter(|_| around.keeps) {
         Some(key_at) => OpKind::Fill { command: command.id, key_at: key_at as u16, may_join, asks_encoding },
         None => OpKind::Read,
     }
+}
+
+fn fill_each(each: Each, around: &Surroundings<'_>) -> OpKind {
+    if around.keeps { OpKind::FillEach(each) } else { OpKind::Read }
 }
 
 fn each_of(per_key: PerKey, command: &Command, table: &Table) -> Each {
@@ -732,12 +892,14 @@ fn each_of(per_key: PerKey, command: &Command, table: &Table) -> Each {
 }
 
 fn read_one(partition: &Partition, each: Each, key: &[u8], now: &dyn Fn() -> Time) -> Option<Hit> {
+    read_one_as(each, |variant| partition.read(key, variant, now))
+}
+
+/// Looks for one key of several under each of the variants that it may be held as.
+fn read_one_as(each: Each, look: impl Fn(Variant<'static>) -> Option<Hit>) -> Option<Hit> {
     match each {
-        Each::Exists(exists) => partition.read(key, Variant::bare(exists), now),
-        Each::Mget { get, mget } => {
-            let value = partition.read(key, Variant::bare(get), now);
-            value.or_else(|| partition.read(key, Variant::bare(mget), now))
-        }
+        Each::Exists(exists) => look(Variant::bare(exists)),
+        Each::Mget { get, mget } => look(Variant::bare(get)).or_else(|| look(Variant::bare(mget))),
     }
 }
 
@@ -767,8 +929,14 @@ fn put_resp2(shape: Shape, reply: &[u8], out: &mut Outgoing) {
 /// Puts a held answer, if what it rests on is still true.
 fn put_held(held: &Held, shape: Option<Shape>, muted: bool, around: &Surroundings<'_>, out: &mut Outgoing) -> bool {
     let now = (around.now)();
-    let Some(partition) = around.partition else { return false };
-    let hold = held.hits.iter().flatten().all(|hit| partition.holds(hit, now));
+    let mut hits = held.hits.iter().flatten();
+    let hold = match (held.source, around.partition, around.stale) {
+        (Source::Feed, Some(partition), _) => hits.all(|hit| partition.holds(hit, now)),
+        (Source::LeftBehind, _, Some(Stale { partition, policies })) => {
+            hits.all(|hit| partition.holds_left(hit, policies.stale_if_error(hit.key()), now))
+        }
+        _ => return false,
+    };
     if !hold && !is_planted(Mutation::HeldUnchecked) {
         return false;
     }

@@ -3,6 +3,7 @@
 mod support;
 
 use bytes::Bytes;
+use larder::buffered::Buffered;
 use larder::clients::{Client, Clients};
 use larder::clock::Clock;
 use larder::hub::{Hub, HubSettings, Kind, Subscriptions};
@@ -47,8 +48,17 @@ impl House {
         let endpoint = Endpoint { host: address.ip().to_string(), port: address.port() };
         let node = Arc::new(Node::new(endpoint, clock, breaker, Arc::new(Table::builtin()), 1));
         let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 4096, variants_per_key_max: 4 });
-        let upstream =
-            Upstream::new(node.clone(), l1, upstream_settings(), None, identity.clone(), 0, Handle::current(), 1);
+        let upstream = Upstream::new(
+            node.clone(),
+            l1,
+            upstream_settings(),
+            None,
+            identity.clone(),
+            0,
+            Buffered::new(1 << 30),
+            Handle::current(),
+            1,
+        );
         let scope = upstream.default_scope().expect("the first scope");
         let hub = Hub::new(node, identity, settings, Handle::current());
         let house = Self { hub, upstream, scope, clients: Clients::new(100_000), clock };
@@ -100,7 +110,9 @@ fn upstream_settings() -> UpstreamSettings {
             in_flight_max: 10_000,
             in_flight_bytes_max: 1 << 24,
             reply_max: Duration::from_millis(800),
+            write_max: Duration::from_millis(800),
             untracked_ttl: None,
+            stale_longest: None,
         },
         times: LinkTimes {
             connect_max: Duration::from_secs(5),

@@ -7,6 +7,7 @@
 //!
 //! Invariants: nothing is copied and nothing allocated but in errors; no arguments make it panic.
 
+pub mod insight;
 mod invalidate;
 mod jobs;
 mod subscribe;
@@ -18,6 +19,7 @@ pub use self::jobs::JobsCommand;
 pub use self::subscribe::EventsCommand;
 pub use self::tags::{Condition, TaggedSet, TagsCommand};
 
+pub use self::insight::ConfigOrder;
 use self::syntax::Argument;
 use crate::args::Args;
 use crate::scan::strict_i64;
@@ -42,6 +44,14 @@ pub enum CacheCommand<'a> {
     ResetStats,
     /// `ENTRY key`
     Entry(&'a [u8]),
+    /// `ADVISE`
+    Advise,
+    /// `BIGKEYS [n]`
+    BigKeys(usize),
+    /// `CONFIG GET|SET`
+    Config(ConfigOrder<'a>),
+    /// `HOTKEYS [n]`
+    HotKeys(usize),
     /// `INVALIDATE ...`
     Invalidate(Target<'a>, Reach),
     /// `JOBS`, `JOB`, `CANCEL`
@@ -162,6 +172,8 @@ pub enum Access {
 
 /// All subcommands, by name; `HELP` is the last, as Redis has it.
 pub const SUBCOMMANDS: &[Subcommand] = &[
+    insight::ADVISE,
+    insight::BIGKEYS,
     Subcommand {
         name: "breaker",
         arity: -2,
@@ -173,6 +185,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         access: Access::Administers,
     },
     jobs::CANCEL,
+    insight::CONFIG,
     Subcommand {
         name: "entry",
         arity: 3,
@@ -193,6 +206,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         keys: "-",
         access: Access::Connection,
     },
+    insight::HOTKEYS,
     Subcommand {
         name: "info",
         arity: -2,
@@ -286,6 +300,7 @@ impl<'a> CacheCommand<'a> {
             ("breaker", 2) => Ok(Self::Breaker(BreakerOrder::Show)),
             ("breaker", 3) => BreakerOrder::parse(args.arg(2)).map(Self::Breaker),
             ("entry", _) => Ok(Self::Entry(args.arg(2))),
+            ("advise" | "bigkeys" | "config" | "hotkeys", _) => insight::parse(subcommand.name, args),
             ("fence", _) => Ok(Self::Fence),
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
             ("invalidate", _) => invalidate::parse(args),
@@ -531,6 +546,12 @@ mod tests {
             ("CACHE STATS", "Stats"),
             ("CACHE RESETSTATS", "ResetStats"),
             ("CACHE ENTRY k", "Entry(k)"),
+            ("CACHE ADVISE", "Advise"),
+            ("CACHE BIGKEYS", "BigKeys(10)"),
+            ("CACHE bigkeys 1000", "BigKeys(1000)"),
+            ("CACHE HOTKEYS 1", "HotKeys(1)"),
+            ("CACHE CONFIG GET l1.*", "Config(Get([108, 49, 46, 42]))"),
+            ("CACHE config set a b", "Config(Set([97], [98]))"),
             ("CACHE JOBS", "Jobs(List)"),
             ("CACHE SUBSCRIBE", "Events(Subscribe(None))"),
             ("CACHE SUBSCRIBE pattern k", "Events(Subscribe(Some([107])))"),
@@ -559,6 +580,15 @@ mod tests {
             ("CACHE READ STRICT x", "ERR wrong number of arguments for 'cache|read' command"),
             ("CACHE READ fast", SYNTAX),
             ("CACHE BREAKER HALF", SYNTAX),
+            ("CACHE CONFIG NOSUCH x", SYNTAX),
+            ("CACHE CONFIG GET a b", "ERR wrong number of arguments for 'cache|config' command"),
+            ("CACHE CONFIG SET a", "ERR wrong number of arguments for 'cache|config' command"),
+            ("CACHE CONFIG", "ERR wrong number of arguments for 'cache|config' command"),
+            ("CACHE HOTKEYS 0", "ERR value is not an integer or out of range"),
+            ("CACHE HOTKEYS 1001", "ERR value is not an integer or out of range"),
+            ("CACHE BIGKEYS x", "ERR value is not an integer or out of range"),
+            ("CACHE BIGKEYS 1 2", "ERR wrong number of arguments for 'cache|bigkeys' command"),
+            ("CACHE ADVISE x", "ERR wrong number of arguments for 'cache|advise' command"),
             ("CACHE BREAKER OPEN x", "ERR wrong number of arguments for 'cache|breaker' command"),
             ("CACHE INFO a b", "ERR wrong number of arguments for 'cache|info' command"),
             ("CACHE ENTRY", "ERR wrong number of arguments for 'cache|entry' command"),

@@ -70,8 +70,9 @@ impl<'a> Cursor<'a> {
         let mut missing: u64 = 1;
         while missing > 0 {
             match self.next()? {
-                Item::Aggregate(b'|', n) => missing += n,
-                Item::Aggregate(_, n) => missing = missing - 1 + n,
+                // Counts are the peer's word: their sum may be more than there are numbers.
+                Item::Aggregate(b'|', n) => missing = missing.checked_add(n)?,
+                Item::Aggregate(_, n) => missing = (missing - 1).checked_add(n)?,
                 _ => missing -= 1,
             }
         }
@@ -136,6 +137,12 @@ mod tests {
         assert_eq!(c.next_frame(), Some(&b"*1\r\n$1\r\nk\r\n"[..]));
         assert_eq!(c.next_integer(), Some(5));
         assert_eq!(c.next(), None);
+    }
+
+    #[test]
+    fn counts_that_overflow_end_the_walk() {
+        let bomb = b"%4611686018427387904\r\n".repeat(3);
+        assert_eq!(Cursor::new(&bomb).next_frame(), None);
     }
 
     proptest! {

@@ -99,6 +99,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_long_is_so_whole_and_in_pieces() {
+        let line = |head: &str, len: usize, end: &str| format!("{head}{}{end}", "1".repeat(len)).into_bytes();
+        for (bytes, refusal) in [
+            (line("", 201, "\n"), RequestError::InlineTooBig),
+            (line("*", 201, "\r\n"), RequestError::CountLine),
+            (line("*1\r\n$", 201, "\r\n"), RequestError::BulkLine),
+        ] {
+            assert_eq!(scan_all(&bytes, &[]), Err(refusal));
+            assert_eq!(scan_all(&bytes, &vec![1; bytes.len()]), Err(refusal));
+        }
+        assert_eq!(scan_all(&line("", 200, "\n"), &[]).map(|requests| requests.len()), Ok(1));
+        let mut scanner = RequestScanner::new(RequestLimits { args_max: 2, ..RequestLimits::default() });
+        assert_eq!(scanner.scan(b"a b c\r\n"), Err(RequestError::MultibulkLength));
+        for cut in [1, 9] {
+            let mut scanner = ReplyScanner::new(ReplyLimits { line_bytes_max: 5, ..ReplyLimits::default() });
+            let mut outcomes = b"+123456\n".chunks(cut).map(|piece| scanner.advance(piece));
+            assert!(outcomes.any(|outcome| outcome == Err(ReplyError::TooBig)), "in pieces of {cut}");
+        }
+    }
+
+    #[test]
     fn bounds_what_the_unauthenticated_may_send() {
         let mut scanner = RequestScanner::new(RequestLimits::default());
         scanner.set_authenticated(false);

@@ -7,7 +7,7 @@ use crate::port::Failure;
 use crate::report::breaker_word;
 use crate::upstream::breaker::{BreakerSnapshot, CauseNote, Forced, Release};
 use bytes::Bytes;
-use larder_protocol::cache::BreakerOrder;
+use larder_protocol::cache::{BreakerOrder, ConfigOrder};
 use std::fmt::Write;
 
 /// `CACHE INFO [section]`
@@ -47,7 +47,11 @@ pub(super) fn entry(caller: &Caller, key: &[u8]) -> Vec<u8> {
     let Some(facts) = facts.filter(|facts| facts.deadline.is_none_or(|deadline| deadline > now)) else {
         return reply.null().take();
     };
-    reply.map(6);
+    let removal = caller.scope.as_ref().and_then(|scope| {
+        let partition = scope.link.partition();
+        caller.shared.insight.last_removal(partition.scope(), key)
+    });
+    reply.map(7);
     reply.bulk("level").bulk("l1");
     reply.bulk("age_ms").integer(ms_between(facts.filled_at, now));
     match facts.deadline {
@@ -60,7 +64,36 @@ pub(super) fn entry(caller: &Caller, key: &[u8]) -> Vec<u8> {
     reply.bulk("size_bytes").integer(facts.bytes);
     reply.bulk("variants").integer(facts.variants as u64);
     reply.bulk("hits").integer(facts.hits);
+    reply.bulk("last_invalidation");
+    match removal {
+        Some(removal) => {
+            reply.map(2).bulk("cause").bulk(removal.cause.label());
+            reply.bulk("ms_ago").integer(ms_between(removal.at, now));
+        }
+        None => drop(reply.null()),
+    }
     reply.take()
+}
+
+/// `CACHE CONFIG GET pattern` and `SET name value`
+pub(super) fn config(caller: &Caller, order: ConfigOrder<'_>) -> Result<Vec<u8>, Failure> {
+    let mut reply = Reply::default();
+    match order {
+        ConfigOrder::Get(pattern) => {
+            let found = caller.shared.live.matching(pattern);
+            reply.map(found.len());
+            for (name, value) in &found {
+                reply.bulk(name).bulk(value);
+            }
+        }
+        ConfigOrder::Set(name, value) => {
+            let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
+            let changed = caller.shared.change(&name, &value);
+            changed.map_err(|error| Failure::Refused(error.to_string().into()))?;
+            reply.simple("OK");
+        }
+    }
+    Ok(reply.take())
 }
 
 /// `CACHE BREAKER [OPEN|CLOSE|RELEASE]`
@@ -137,6 +170,6 @@ fn ms_between(then: Time, now: Time) -> u64 {
     now.saturating_since(then).as_millis() as u64
 }
 
-fn rounded(rate: f64) -> f64 {
+pub(super) fn rounded(rate: f64) -> f64 {
     (rate * 10_000.0).round() / 10_000.0
 }

@@ -14,6 +14,7 @@ use super::jobs::Job;
 use super::{Caller, tags};
 use crate::l1::Cause;
 use crate::port::Failure;
+use crate::upstream::breaker::FailureCause;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::Use;
@@ -164,8 +165,14 @@ impl<'a> Deletion<'a> {
         let mut borrowed = self.scope.pools.borrow(Use::Short, Protocol::Resp2).await?;
         let reply = match timeout(reply_max, borrowed.call(words)).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(_)) => return Err(Failure::ReadLost),
-            Err(_) => return Err(Failure::ReadTimeout(reply_max.as_millis() as u64)),
+            Ok(Err(error)) => {
+                self.upstream.node().record_loss(error.cause());
+                return Err(Failure::ReadLost);
+            }
+            Err(_) => {
+                self.upstream.node().record_failures(FailureCause::Timeout, 1);
+                return Err(Failure::ReadTimeout(reply_max.as_millis() as u64));
+            }
         };
         drop(borrowed);
         let mut items = Cursor::new(&reply);

@@ -338,7 +338,7 @@ mod tests {
         let info = ask("COMMAND INFO nosuch cache|fence", "*2\r\n_\r\n_\r\n", Resp3).unwrap();
         assert_eq!(
             info,
-            "*2\r\n_\r\n*10\r\n$11\r\ncache|fence\r\n:2\r\n~3\r\n+noscript\r\n+loading\r\n+stale\r\n:0\r\n:0\r\n:0\r\n~2\r\n+@connection\r\n+@slow\r\n~0\r\n~0\r\n~0\r\n"
+            "*2\r\n_\r\n*10\r\n$11\r\ncache|fence\r\n:2\r\n~3\r\n+noscript\r\n+loading\r\n+stale\r\n:0\r\n:0\r\n:0\r\n~2\r\n+@slow\r\n+@connection\r\n~0\r\n~0\r\n~0\r\n"
         );
         let info = ask("COMMAND INFO cache|fence", "*1\r\n*-1\r\n", Resp2).unwrap();
         assert!(info.starts_with("*1\r\n*10\r\n$11\r\ncache|fence\r\n:2\r\n*3\r\n+noscript\r\n"), "{info}");
@@ -369,7 +369,7 @@ mod tests {
         for (line, reply) in [
             ("COMMAND GETKEYS CACHE ENTRY k", "*1\r\n$1\r\nk\r\n"),
             ("COMMAND GETKEYS cache invalidate keys 2 a b", "*2\r\n$1\r\na\r\n$1\r\nb\r\n"),
-            ("COMMAND GETKEYSANDFLAGS CACHE ENTRY k", "*1\r\n*2\r\n$1\r\nk\r\n*2\r\n+RO\r\n+access\r\n"),
+            ("COMMAND GETKEYSANDFLAGS CACHE ENTRY k", "*1\r\n*2\r\n$1\r\nk\r\n*1\r\n+RO\r\n"),
             ("COMMAND GETKEYS CACHE STATS", "-ERR The command has no key arguments\r\n"),
             ("COMMAND GETKEYS CACHE INVALIDATE ALL", "-ERR Invalid arguments specified for command\r\n"),
             ("COMMAND GETKEYS CACHE ENTRY", "-ERR Invalid number of arguments specified for command\r\n"),

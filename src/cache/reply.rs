@@ -71,6 +71,7 @@ impl Reply {
         match figure {
             Figure::Counter(n) | Figure::Gauge(n) => self.integer(*n),
             Figure::Share(share) => self.double((share * 10_000.0).round() / 10_000.0),
+            Figure::Mean(mean) => self.double((mean * 10.0).round() / 10.0),
             Figure::Text(text) => self.bulk(text),
         }
     }

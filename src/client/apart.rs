@@ -5,7 +5,7 @@
 //! the new scope's L1 knows, too.
 
 use super::cache::is_cache;
-use super::core::{Core, Login, Place};
+use super::core::{Core, Knowledge, Login, Place};
 use super::local::{arity_error, bulk, integer, null};
 use super::tunnel::push_byte;
 use super::{Connection, End, Input, Request};
@@ -14,6 +14,7 @@ use crate::hub::Kind;
 use crate::port::{Delivery, Failure, Port, Seq, Taken};
 use crate::redirect::INVALIDATE;
 use crate::session::Muted;
+use crate::upstream::breaker::FailureCause;
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::pool::{self, Use};
 use crate::upstream::raw::{self, Identity, RawConnection, RawError};
@@ -46,11 +47,14 @@ struct Hello {
 impl Connection {
     /// Handles the request at the start of the input.
     pub(super) async fn apart(&mut self) -> Result<(), End> {
+        if self.wait_for_unpause().await? {
+            return Ok(());
+        }
         let request = match self.io.next_request() {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) => {
-                self.core.refuse_input(error);
+                self.core.refuse_input(error, &self.io.pending);
                 self.io.state = Input::Closed;
                 return Ok(());
             }
@@ -59,6 +63,9 @@ impl Connection {
         if is_cache(&table, request.args()) {
             return self.cache(&request).await;
         }
+        self.core.is_told_by_upstream = false;
+        let watched = self.core.shared.monitors.any();
+        let shown = watched.then(|| Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() });
         let (name, class, accepts) = match table.resolve(request.args()) {
             Resolved::Known(c) if c.on_upstream || self.core.upstream().is_none() => {
                 (c.name.to_string(), c.class, c.accepts(request.args().len()))
@@ -67,15 +74,27 @@ impl Connection {
         };
         match (&name[..], class) {
             (_, Class::Local | Class::PubSub) if !accepts => self.refuse_arity(&name, request).await?,
-            (_, Class::PubSub) => self.subscribe(&name, request.args()).await,
+            (_, Class::PubSub) => {
+                self.core.knowledge = Knowledge::Something;
+                self.subscribe(&name, request.args()).await;
+            }
             ("auth", _) => self.auth(request.args()).await,
             ("hello", _) => self.hello(request).await?,
             ("select", _) => self.select(request).await?,
             ("reset", _) => self.reset().await,
+            ("client|pause", _) => self.pause(request).await?,
+            ("client|unpause", _) => self.unpause().await,
             ("quit", _) => self.quit().await,
             ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
             (name, _) if listing::concerns(name) && self.core.scope().is_some() => self.command(request.args()).await,
             ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
+            ("monitor", _) if self.core.scope().is_none() && accepts => {
+                let (monitors, client) = (&self.core.shared.monitors, &self.core.client);
+                if self.core.watching.is_none() {
+                    self.core.watching = Some(monitors.watch(client));
+                    self.core.answer(b"+OK\r\n");
+                }
+            }
             _ if self.core.scope().is_none() => {
                 let name = String::from_utf8_lossy(request.args().arg(0)).to_uppercase();
                 let way_out = "start larder with --upstream redis://host:port";
@@ -86,6 +105,11 @@ impl Connection {
             ("pubsub|shardnumsub", _) => self.count_subscribers(request.args(), Kind::Shard).await,
             ("script|kill" | "function|kill" | "function|stats", _) => self.call_while_busy(request.args()).await,
             _ => self.tunnel(request).await?,
+        }
+        if let Some(request) = shown.filter(|_| !self.core.is_told_by_upstream)
+            && let Resolved::Known(command) = table.resolve(request.args())
+        {
+            self.core.tell_watchers(command, request.args());
         }
         if let Some(database) = self.core.selected_in_transaction.take()
             && self.enter_database(database).await != b"+OK\r\n"
@@ -148,12 +172,10 @@ impl Connection {
             return Err(failure.to_string().into());
         }
         let limits = upstream.settings().pool;
-        match within(limits.connect_max, pool::try_identity(upstream.node(), &identity, limits)).await {
+        match pool::try_identity(upstream.node(), &identity, limits).await {
             Ok(Ok(())) => {}
             Ok(Err(line)) => return Err(line),
-            Err(cause) => {
-                return Err(upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into());
-            }
+            Err(cause) => return Err(upstream.node().not_reached(&cause).to_string().into()),
         }
         let database = self.core.scope().map_or(0, |scope| scope.database);
         // Where the default user needs no password, it is who the client was before: the same rights, the same scope.
@@ -235,7 +257,7 @@ impl Connection {
         };
         within(upstream.settings().pool.connect_max, asked).await.map_err(|cause| match cause {
             RawError::Refused(line) => line,
-            cause => upstream.node().unreachable(&cause.to_string(), Default::default()).to_string().into(),
+            cause => upstream.node().not_reached(&cause).to_string().into(),
         })
     }
 
@@ -284,8 +306,13 @@ impl Connection {
         }
     }
 
-    /// Enters a scope, behind a fence on its link.
+    /// Enters a scope, behind a fence on its link. A client that knows nothing yet needs none; while the link is down one
+    /// would take what may be answered stale away from all.
     async fn enter(&mut self, scope: Arc<Scope>) -> Result<(), Failure> {
+        if self.core.knowledge == Knowledge::Nothing && !scope.link.is_up() {
+            self.core.enter(scope);
+            return Ok(());
+        }
         let seq = self.core.start_fence(std::slice::from_ref(&scope), OpKind::Fence);
         self.fenced(seq).await?;
         self.core.enter(scope);
@@ -323,6 +350,7 @@ impl Connection {
         core.client.resp.store(2, Ordering::Relaxed);
         core.client.no_evict.store(false, Ordering::Relaxed);
         core.client.no_touch.store(false, Ordering::Relaxed);
+        core.watching = None;
         core.client.with_names(|names| {
             names.name.clear();
             names.user = b"default".to_vec();
@@ -344,21 +372,26 @@ impl Connection {
     }
 
     /// Calls a command on a connection of the scope's, outside of what is fenced: it must not tell of keys.
-    async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
+    pub(super) async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
         let Some(scope) = self.core.scope().cloned() else { return Err(Failure::ReadLost) };
         let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
         let reply_max = self.core.shared.config.link.reply_ms_max;
         match timeout(reply_max, borrowed.call(words)).await {
-            Ok(reply) => reply.map_err(|_| Failure::ReadLost),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) => {
+                scope.link.node().record_loss(error.cause());
+                Err(Failure::ReadLost)
+            }
             Err(_) => {
                 // The reply is still to come, and not for the next borrower.
                 borrowed.condemn();
+                scope.link.node().record_failures(FailureCause::Timeout, 1);
                 Err(Failure::ReadTimeout(reply_max.as_millis() as u64))
             }
         }
     }
 
-    fn answer_failure(&mut self, failure: &Failure) {
+    pub(super) fn answer_failure(&mut self, failure: &Failure) {
         self.core.answer(format!("-{failure}\r\n").as_bytes());
     }
 
@@ -452,7 +485,7 @@ impl Connection {
             Err(_) => self.answer_failure(&Failure::WriteTimeout(reply_max.as_millis() as u64)),
             Ok(Ok(reply)) => drop(self.core.answer(&reply)),
             Ok(Err(RawError::Refused(line))) => drop(self.core.answer(&error(&line))),
-            Ok(Err(cause)) => self.answer_failure(&upstream.node().unreachable(&cause.to_string(), Default::default())),
+            Ok(Err(cause)) => self.answer_failure(&upstream.node().not_reached(&cause)),
         }
     }
 
@@ -569,12 +602,13 @@ impl Connection {
         if names.is_empty() {
             names = self.core.subscriptions.iter(kind).map(|name| name.to_vec()).collect();
         }
+        for hub in self.core.hubs() {
+            hub.announce_unsubscribe(&self.core.client, kind, &names);
+        }
         // What was published before is still delivered.
         self.settle().await;
         for hub in self.core.hubs() {
-            for name in &names {
-                hub.unsubscribe(&self.core.client, kind, name);
-            }
+            hub.unsubscribe_all(&self.core.client, kind, &names).await;
             self.core.take_deliveries();
         }
         let nothing = names.is_empty();

@@ -1,13 +1,18 @@
 //! What a connection knows and decides, without its socket.
 
 use crate::clients::Client;
+use crate::clock::Time;
 use crate::hub::{Hub, Subscriptions};
-use crate::l1::Partition;
+use crate::insight::ScopeId;
+use crate::l1::{Cause, Partition};
 use crate::metrics::Counters;
+use crate::monitors::{self, Watching};
 use crate::outgoing::Outgoing;
-use crate::port::{Delivery, Failure, Seq, Taken};
+use crate::pause::Mode;
+use crate::port::{CatchUp, Delivery, Failure, Seq, Taken};
+use crate::received::Received;
 use crate::server::{Backend, Shared};
-use crate::session::{Advanced, Again, Batch, Flow, Session, Surroundings};
+use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings};
 use crate::upstream::feed::Listening;
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::raw::Identity;
@@ -16,11 +21,12 @@ use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestError, RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Command, Group, Resolved, Table};
+use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
 use smallvec::smallvec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A client, as the server sees it.
 pub(crate) struct Core {
@@ -33,6 +39,8 @@ pub(crate) struct Core {
     taken: Taken,
     pub(crate) place: Place,
     pub(crate) login: Login,
+    pub(crate) knowledge: Knowledge,
+    pub(crate) admission: Admission,
     pub(crate) subscriptions: Subscriptions,
     /// Its place among those who hear of invalidations.
     pub(super) listening: Option<Listening>,
@@ -46,8 +54,20 @@ pub(crate) struct Core {
     pub(crate) ends_after_answer: bool,
     /// Fences that something else than a slot waits for, with how many links are still to answer.
     pub(crate) fences: BTreeMap<Seq, u32>,
+    /// When the bytes of the last pass came, and how many of its reads L1 has answered: still to be timed.
+    pub(super) hits_to_time: (Time, u64),
     /// The database that a transaction has selected.
     pub(crate) selected_in_transaction: Option<u32>,
+    /// Who is held by CLIENT PAUSE, as of the beginning of the pass over the input.
+    pub(super) paused: Mode,
+    /// True if somebody watches (MONITOR), as of the same moment.
+    pub(super) is_watched: bool,
+    /// True if the upstream tells those who watch of the request at hand.
+    pub(super) is_told_by_upstream: bool,
+    /// This client's own place among those who watch the embedded store.
+    pub(super) watching: Option<Watching>,
+    /// Who waits for this client, which watches, to catch up.
+    pub(super) catch_ups: Vec<CatchUp>,
 }
 
 /// Where a client's data is.
@@ -65,6 +85,26 @@ pub(crate) enum Login {
     Done,
     /// It has not.
     Missing,
+}
+
+/// Whether a client can have been told anything of the upstream's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Knowledge {
+    /// It has asked for nothing yet.
+    Nothing,
+    /// It may have been.
+    Something,
+}
+
+/// Whether requests are taken, as far as all that waits in the process allows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// They are.
+    Open,
+    /// Not for the moment.
+    Closed,
+    /// They are, and those for the upstream are answered with an error.
+    Refusing,
 }
 
 /// What became of a request.
@@ -99,6 +139,8 @@ impl Core {
             taken: Taken::default(),
             place,
             login,
+            knowledge: Knowledge::Nothing,
+            admission: Admission::Open,
             subscriptions: Subscriptions::default(),
             listening: None,
             hubs: Vec::new(),
@@ -107,13 +149,20 @@ impl Core {
             held_message_bytes: 0,
             ends_after_answer: false,
             fences: BTreeMap::new(),
+            hits_to_time: (Time::ZERO, 0),
             selected_in_transaction: None,
+            paused: Mode::Off,
+            is_watched: false,
+            is_told_by_upstream: false,
+            watching: None,
+            catch_ups: Vec::new(),
         })
     }
 
     /// True while another request may be taken.
     pub(crate) fn may_take(&self) -> bool {
-        self.session.under_way() < self.shared.config.limits.client_in_flight_max
+        self.admission != Admission::Closed
+            && self.session.under_way() < self.shared.config.limits.client_in_flight_max
             && self.out.len() < super::OUTPUT_PAUSE_BYTES
             && self.batch.len() < super::OUTPUT_PAUSE_BYTES
             && self.scope().is_none_or(|scope| scope.link.has_room(&self.client.port))
@@ -152,9 +201,11 @@ impl Core {
                 let around = Surroundings {
                     table: &shared.table,
                     partition: None,
+                    stale: None,
                     upstream_is_resp2: false,
                     has_field_ttls: false,
                     fences: false,
+                    keeps: false,
                     is_big: &|_| false,
                     now: &now,
                     counters: &counters,
@@ -164,12 +215,17 @@ impl Core {
         };
         let facts = upstream.node().facts();
         let partition: Option<&Partition> = scope.link.caches().then(|| &**scope.link.partition());
+        let shared = self.shared.clone();
+        let has_left = partition.is_none() && scope.link.partition().has_left();
+        let stale = has_left.then(|| Stale { partition: scope.link.partition(), policies: &shared.policies });
         let around = Surroundings {
             table: &facts.table,
             partition,
+            stale,
             upstream_is_resp2: facts.is_known && facts.hello.is_none(),
             has_field_ttls: facts.has_field_ttls,
             fences: upstream.has_peers(&scope),
+            keeps: self.shared.pauses.mode() == Mode::Off,
             is_big: &|key| upstream.is_big(key),
             now: &now,
             counters: &counters,
@@ -195,12 +251,24 @@ impl Core {
         if (is_foreign || is_malformed) && matches!(self.place, Place::Upstream(_)) {
             return self.take_unknown(None, args);
         }
+        if self.paused != Mode::Off && self.is_held(self.paused, command, args) {
+            return if self.session.under_way() > 0 { Take::Wait } else { Take::Apart };
+        }
+        let took = self.take_by_class(command, args, around);
+        if self.is_watched && matches!(took, Take::Taken) {
+            self.tell_watchers(command, args);
+        }
+        took
+    }
+
+    fn take_by_class(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
         match command.class {
             Class::Local => self.take_local(command, args, around),
             Class::Refused => {
                 let name = String::from_utf8_lossy(args.arg(0)).to_uppercase();
                 self.answer(format!("-ERR '{name}' is refused: a proxy cannot take part in replication\r\n").as_bytes())
             }
+            Class::Monitor if matches!(self.place, Place::Embedded(_)) => Take::Apart,
             Class::PubSub if self.session.under_way() == 0 => Take::Apart,
             Class::PubSub => Take::Wait,
             _ => match &self.place {
@@ -211,6 +279,10 @@ impl Core {
     }
 
     fn take_shared(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+        if self.admission == Admission::Refusing {
+            return self.refuse_for_crowd();
+        }
+        self.knowledge = Knowledge::Something;
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
             Flow::Taken => {
                 if matches!(&*command.name, "publish" | "spublish")
@@ -245,7 +317,22 @@ impl Core {
 
     fn take_embedded(&mut self, database: u32, args: Args<'_>) -> Take {
         let answer = self.shared.execute_embedded(database, self.session.protocol(), args);
+        self.watch_embedded(ScopeId(u64::from(database)), args, answer.len());
         self.answer(&answer)
+    }
+
+    fn watch_embedded(&self, scope: ScopeId, args: Args<'_>, answer_bytes: usize) {
+        let Resolved::Known(command) = self.shared.table.resolve(args) else { return };
+        let (watcher, clock) = (&self.counters.watcher, self.shared.clock);
+        let now = move || clock.now();
+        let keys = || command.keys(args).map(|at| args.arg(at));
+        if command.flags.contains(Flags::WRITE) {
+            return watcher.write(scope, keys(), &now);
+        }
+        keys().for_each(|key| watcher.read(scope, key, true, &now));
+        if let (Some(key), None) = (keys().next(), keys().nth(1)) {
+            self.shared.insight.sized(scope, key, answer_bytes as u64);
+        }
     }
 
     /// Why a command may not be used now, as an error reply; `None` if it may.
@@ -265,6 +352,9 @@ impl Core {
             let name = command.name.replace('|', " ");
             return Some(format!("-NOPERM larder: the operator has denied the '{name}' command\r\n"));
         }
+        if self.watching.is_some() && command.flags.intersects(Flags::READONLY | Flags::WRITE) {
+            return Some("-ERR Replica can't interact with the keyspace\r\n".into());
+        }
         if self.session.protocol() == Protocol::Resp2 && self.is_subscribed() && !may_run_subscribed(command) {
             let name = command.name.as_ref();
             return Some(format!(
@@ -279,16 +369,49 @@ impl Core {
         self.subscriptions.count() > 0 || self.listening.is_some()
     }
 
+    /// Tells those who watch of a request that the upstream does not tell them of.
+    pub(super) fn tell_watchers(&self, command: &Command, args: Args<'_>) {
+        if monitors::is_shown(command, args) {
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let database = self.client.database.load(Ordering::Relaxed);
+            self.shared.monitors.tell(&monitors::line(at, database, self.client.address, command, args));
+        }
+    }
+
+    /// Bytes of replies and messages that the client has not read.
+    pub(super) fn output_bytes(&self) -> usize {
+        self.out.len() + self.held_message_bytes
+    }
+
     /// Answers a request.
     pub(crate) fn answer(&mut self, answer: &[u8]) -> Take {
         self.session.answer(answer, &mut self.out);
         Take::Taken
     }
 
+    /// Refuses a request because too much waits altogether.
+    pub(super) fn refuse_for_crowd(&mut self) -> Take {
+        self.shared.buffered.count_refused();
+        self.answer(format!("-{}\r\n", Failure::Buffered).as_bytes())
+    }
+
+    /// Bytes that wait here: for the link, for their turn, for the client to read them.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.out.len() + self.batch.len() + self.session.kept_bytes()
+    }
+
     /// Answers bytes that are no request.
-    pub(super) fn refuse_input(&mut self, error: RequestError) {
-        tracing::debug!(client = self.client.id.0, cause = %error, "protocol error");
+    pub(super) fn refuse_input(&mut self, error: RequestError, input: &[u8]) {
+        self.tell_of_refused(error, input);
+        self.counters.closed_protocol.add(1);
         self.session.answer(format!("-ERR {error}\r\n").as_bytes(), &mut self.out);
+    }
+
+    /// Tells the log what a client has sent that is no request.
+    pub(super) fn tell_of_refused(&self, error: RequestError, input: &[u8]) {
+        let Some(left_out) = self.shared.lines_about_clients.admit(self.shared.clock.now()) else { return };
+        let (id, address) = (self.client.id.0, self.client.address);
+        tracing::info!(client = id, %address, cause = %error, received = %Received::of(input), left_out, "not a request");
     }
 
     /// Hands what was gathered to the link.
@@ -369,7 +492,14 @@ impl Core {
                     }
                     self.session.fenced(seq);
                 }
-                Delivery::Message(_) | Delivery::Invalidation(_) if self.in_reply => self.hold_message(delivery),
+                Delivery::Message(_) | Delivery::Invalidation(_) | Delivery::Line(_) if self.in_reply => {
+                    self.hold_message(delivery);
+                }
+                Delivery::Line(line) => self.out.put_shared(line),
+                Delivery::CatchUp(catch_up) if self.client.monitoring.load(Ordering::Relaxed) => {
+                    self.catch_ups.push(catch_up);
+                }
+                Delivery::CatchUp(_) => {}
                 Delivery::Message(message) => self.put_message(&message),
                 Delivery::Invalidation(push) => self.put_invalidation(&push),
             }
@@ -507,11 +637,8 @@ impl Core {
     }
 
     fn hold_message(&mut self, message: Delivery) {
-        if let Delivery::Message(bytes) | Delivery::Invalidation(bytes) = &message {
+        if let Delivery::Message(bytes) | Delivery::Invalidation(bytes) | Delivery::Line(bytes) = &message {
             self.held_message_bytes += bytes.len();
-        }
-        if self.held_message_bytes > self.shared.config.limits.client_output_bytes_max {
-            self.client.port.kill();
         }
         self.messages.push(message);
     }
@@ -524,6 +651,7 @@ impl Core {
             match message {
                 Delivery::Invalidation(push) => self.put_invalidation(&push),
                 Delivery::Message(message) => self.put_message(&message),
+                Delivery::Line(line) => self.out.put_shared(line),
                 _ => {}
             }
         }
@@ -552,6 +680,12 @@ pub(super) fn scan_again(request: &Bytes) -> Option<Vec<ArgRange>> {
 /// A job that fences one link.
 pub(super) fn fence_job(port: &Arc<crate::port::Port>, seq: Seq, kind: OpKind) -> Job {
     Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![Op { seq, bytes: 0..0, kind }] }
+}
+
+/// A job that drops the keys that `named` names behind its first word.
+pub(super) fn drop_job(port: &Arc<crate::port::Port>, named: Bytes, cause: Cause) -> Job {
+    let op = Op { seq: Seq(0), bytes: 0..named.len() as u32, kind: OpKind::Drop(cause) };
+    Job { port: port.clone(), bytes: named, ops: smallvec![op] }
 }
 
 /// What redis-server says to a command that it does not know.

@@ -19,47 +19,53 @@
 //! if it held state: as with the server itself, what was watched or queued is gone.
 
 mod decide;
+mod monitor;
+mod owed;
+mod patience;
 mod swap;
 mod track;
+mod transaction;
 
-use self::decide::{Next, purpose_of};
+use self::decide::{Next, purpose_of, unblock_request};
+use self::owed::{Owed, Reach, What, bound_of};
+use self::patience::Patience;
 use self::swap::Swap;
+use self::transaction::{Own, Transaction};
 use super::cache::is_cache;
-use super::core::Core;
-use super::tracking::{Change, Numbered, Redirect};
-use super::{Connection, End, Input, Request};
-use crate::clients::ClientId;
-use crate::port::{Failure, Seq};
+use super::core::{Core, Knowledge, drop_job, fence_job};
+use super::hold::pause_request;
+use super::tracking::{Numbered, Redirect};
+use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request};
+use crate::l1::Cause;
+use crate::monitors::Watching;
+use crate::pause::{self, Beginning, Mode};
+use crate::port::{CatchUp, Failure, Seq};
+use crate::received::Received;
+use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::{Borrowed, Use};
 use crate::upstream::raw::{Piece, RawError};
-use crate::upstream::scope::Scope;
+use crate::upstream::scope::{ReplyTimes, Scope};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::{Args, OwnedArgs};
-use larder_protocol::cursor::{Cursor, Item};
-use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Class, Resolved, Table};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{Sleep, sleep};
 
 /// While so many bytes wait to be released, nothing is read from the upstream.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// Commands about the client itself in one transaction; it fails with more.
 const OWN_IN_TRANSACTION_MAX: usize = 64;
-/// While requests wait, so much more is read from the client.
-const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// Requests that may be owed a reply at a time.
 const OWED_MAX: usize = 1024;
 
 /// A client's time on a connection of its own.
-struct Tunnel {
+pub(super) struct Tunnel {
     connection: Borrowed,
     scope: Arc<Scope>,
     table: Arc<Table>,
@@ -72,8 +78,12 @@ struct Tunnel {
     fence: Option<Seq>,
     /// The pieces that came after the last fence hold the reply to a request that may have changed keys.
     fence_widely: bool,
-    patience: Pin<Box<Sleep>>,
-    reply_max: Duration,
+    patience: Patience,
+    times: ReplyTimes,
+    /// True if it matters what a lost request may have changed: stale answers are allowed.
+    heeds_reach: bool,
+    /// Replies that came as they should, not yet told to the breaker.
+    answered: u32,
     /// What is queued so far.
     transaction: Transaction,
     /// SWAPDB was sent: all partitions are suspended until it is over.
@@ -85,6 +95,14 @@ struct Tunnel {
     upstream: Upstream,
     /// The reply at hand, while it is gathered for what is Larder's own to be put in.
     gathered: BytesMut,
+    /// The place of a client that is held by CLIENT PAUSE.
+    pub(super) turn: Option<pause::Waiting>,
+    /// The pause that the transaction at hand holds, from before its EXEC is sent until its reply.
+    pub(super) beginning: Option<Beginning>,
+    /// A line of the server's MONITOR, while it comes.
+    line: BytesMut,
+    /// The client's place among those who watch.
+    watching: Option<Watching>,
     /// A push that has begun.
     pushed: BytesMut,
     /// Whom the client, which tracks, redirects to.
@@ -95,35 +113,13 @@ struct Tunnel {
     reconsiders: bool,
 }
 
-/// What a transaction holds that Larder must know of when it is executed.
-#[derive(Default)]
-struct Transaction {
-    /// Commands queued.
-    queued: usize,
-    /// Those that Larder answers.
-    own: Vec<Own>,
-    /// The database that the last SELECT names.
-    selects: Option<u32>,
-    /// True if databases are swapped, or rights changed.
-    swaps: bool,
-    /// Users that are removed.
-    removes: Vec<Vec<u8>>,
-}
-
-/// A command in a transaction that is about Larder's client and not about the upstream's connection.
-struct Own {
-    /// Its place in the transaction. (If another is not queued after all, there is no reply to put it into.)
-    at: usize,
-    request: Request,
-    /// What it changes, if it is CLIENT TRACKING.
-    tracking: Option<Change>,
-}
-
 /// A piece that waits for a fence.
 struct Waiting {
     bytes: Bytes,
     /// True if a reply ends with it.
     ends: bool,
+    /// Who waits until the client has been told.
+    catch_ups: Vec<CatchUp>,
 }
 
 /// Whether the connection can still be used.
@@ -143,41 +139,6 @@ struct Held {
     monitoring: bool,
 }
 
-/// A reply that is owed to the client.
-struct Owed {
-    what: What,
-    muted: bool,
-    /// True if the request may have changed keys.
-    writes: bool,
-}
-
-enum What {
-    /// Whatever the upstream says.
-    Reply,
-    /// As `Reply`; nothing that L1 could contradict.
-    Acknowledgement,
-    /// As `Reply`, and it may take as long as it takes.
-    Blocking,
-    /// The reply to SELECT on a connection that keeps state.
-    Select(Option<u32>),
-    /// The reply to a command that is being queued.
-    Queued,
-    /// The reply to EXEC.
-    Exec(Transaction),
-    /// The reply to MULTI: an error means that there is no transaction.
-    Multi,
-    /// The reply to ACL DELUSER of these.
-    Removal(Vec<Vec<u8>>),
-    /// The reply to CLIENT TRACKING.
-    Tracking(Change),
-    /// The reply to CLIENT TRACKINGINFO or GETREDIR.
-    Redirection,
-    /// The upstream's reply is dropped for this one.
-    Instead(Bytes),
-    /// Nothing comes from the upstream: Larder's own answer, in its place.
-    Answer(Bytes),
-}
-
 /// Why the exchange over the tunnel pauses.
 enum Pause {
     /// The tunnel is at rest.
@@ -192,9 +153,11 @@ impl Connection {
     /// Handles `first`, and what belongs to it, on a connection of its own.
     pub(super) async fn tunnel(&mut self, first: Request) -> Result<(), End> {
         let Some(scope) = self.core.scope().cloned() else { return Ok(()) };
+        self.core.is_told_by_upstream = true;
         let table = self.core.table();
-        let purpose = purpose_of(&table, first.args());
+        let purpose = purpose_of(&table, first.args(), self.core.shared.pauses.mode() != Mode::Off);
         self.core.counters.exclusive.add(1);
+        self.core.knowledge = Knowledge::Something;
         if let Some(failure) = scope.link.node().refusal() {
             scope.link.node().count_refused(1);
             self.core.answer(format!("-{failure}\r\n").as_bytes());
@@ -209,9 +172,15 @@ impl Connection {
             }
         };
         let upstream_id = borrowed.upstream_id();
-        let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.config.link.reply_ms_max);
+        if !self.watchers_have_caught_up().await {
+            return Err(End::Closed);
+        }
+        borrowed.lease(Some(self.core.client.address));
+        let heeds_reach = self.core.shared.policies.stale_if_error_longest().is_some();
+        let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.reply_times(), heeds_reach);
         let Some(first) = self.number_first(&mut tunnel, first).await else { return Ok(()) };
         self.core.client.upstream_id.store(upstream_id, Ordering::Release);
+        tunnel.put_name(&self.core);
         tunnel.take(&mut self.core, first);
         let ended = loop {
             match poll_fn(|cx| self.poll_tunnel(&mut tunnel, cx)).await {
@@ -231,14 +200,39 @@ impl Connection {
         if let Some(seq) = tunnel.fence {
             self.core.fences.remove(&seq);
         }
+        self.core.catch_ups.clear();
+        if self.core.shared.monitors.any() {
+            // What the server tells of this client may still be on its way: the address stays this client's.
+            tunnel.connection.condemn();
+        } else {
+            tunnel.connection.lease(None);
+        }
         if ended.is_err() && !tunnel.state.is_none() {
             tunnel.connection.condemn();
         }
         ended
     }
 
+    /// Returns when those who watch have been told of all that was done on the borrowed connection before: that is not the
+    /// client's. False if the client has been killed meanwhile.
+    async fn watchers_have_caught_up(&mut self) -> bool {
+        let core = &mut self.core;
+        if core.shared.monitors.any() {
+            let seq = core.start_fence(&[], OpKind::Fence);
+            let asked = core.shared.monitors.ask_to_catch_up(core.client.id, &core.client.port, seq);
+            core.fences.insert(seq, asked);
+            // Nothing in it can fail; whoever does not answer is gone.
+            let _: Result<(), Failure> = self.fenced(seq).await;
+        }
+        !self.core.client.port.is_killed()
+    }
+
     /// Handles a request that has nothing to do with the connection, while that keeps its state.
     async fn step_out(&mut self, tunnel: &mut Tunnel) -> Result<(), End> {
+        if let Some(wanted) = tunnel.pause_to_begin() {
+            tunnel.beginning = Some(self.begin_pause(wanted.mode).await);
+            return Ok(());
+        }
         let Ok(Some(request)) = self.io.next_request() else { return Ok(()) };
         if is_cache(&tunnel.table, request.args()) {
             return self.cache(&request).await;
@@ -246,8 +240,16 @@ impl Connection {
         let table = tunnel.table.clone();
         let Resolved::Known(command) = table.resolve(request.args()) else { return Ok(()) };
         match &*command.name {
-            name if command.class == Class::PubSub => self.subscribe(name, request.args()).await,
-            "info" => self.info(request.args()).await,
+            name if command.class == Class::PubSub => {
+                self.subscribe(name, request.args()).await;
+                self.core.tell_watchers(command, request.args());
+            }
+            "client|pause" => self.pause(request).await?,
+            "client|unpause" => self.unpause().await,
+            "info" => {
+                self.info(request.args()).await;
+                self.core.tell_watchers(command, request.args());
+            }
             "client|tracking" => {
                 if let Some(request) = self.number_first(tunnel, request).await {
                     let next = tunnel.decide(&mut self.core, request.args());
@@ -297,6 +299,7 @@ impl Connection {
     }
 
     fn poll_tunnel(&mut self, tunnel: &mut Tunnel, cx: &mut Context<'_>) -> Poll<Result<Pause, End>> {
+        let mut has_moved = false;
         loop {
             let mut moved = false;
             if self.core.client.port.poll_ready(cx).is_ready() {
@@ -306,13 +309,16 @@ impl Connection {
                 self.core.take_deliveries();
                 moved = true;
             }
+            tunnel.ask_for_mark(&mut self.core);
             let mut fed = self.feed(tunnel, cx)?;
             moved |= fed == Fed::Something;
             match tunnel.exchange(&mut self.core, cx) {
                 Ok(exchanged) => moved |= exchanged,
                 Err(error) => {
-                    tracing::debug!(client = self.core.client.id.0, cause = %error, "exclusive connection lost");
-                    tunnel.lost(|owed| if owed.writes { Failure::WriteLost } else { Failure::ReadLost });
+                    tell_of_loss(&self.core, tunnel, &error);
+                    tunnel.lost(&self.core, error.cause(), |owed| {
+                        if owed.writes { Failure::WriteLost } else { Failure::ReadLost }
+                    });
                     moved = true;
                 }
             }
@@ -330,7 +336,9 @@ impl Connection {
             self.flush(cx).map_err(End::Io)?;
             // What was drained makes room for more.
             moved |= self.core.out.len() < waited;
-            if self.has_too_much_output() {
+            self.tell_share(tunnel.waiting_bytes());
+            if self.has_too_much_output(cx) || !self.core.out.is_empty() && self.holds_others_up(tunnel.waiting_bytes())
+            {
                 return Poll::Ready(Err(End::Closed));
             }
             if std::mem::take(&mut tunnel.reconsiders) && fed == Fed::Leave {
@@ -340,13 +348,18 @@ impl Connection {
             if let Some(pause) = self.pause_of(tunnel, fed)? {
                 return Poll::Ready(Ok(pause));
             }
-            if tunnel.is_out_of_patience(cx) {
-                let ms = tunnel.reply_max.as_millis() as u64;
-                tunnel.lost(|owed| if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) });
+            if tunnel.is_out_of_patience(&self.core, cx) {
+                let ms = tunnel.bound().unwrap_or_default().as_millis() as u64;
+                tunnel.lost(&self.core, FailureCause::Timeout, |owed| {
+                    if owed.writes { Failure::WriteTimeout(ms) } else { Failure::ReadTimeout(ms) }
+                });
                 moved = true;
             }
+            has_moved |= moved;
             if !moved {
-                return Poll::Pending;
+                let waits = !tunnel.is_quiet();
+                let ends = self.is_idle_too_long(has_moved, waits, cx);
+                return if ends { Poll::Ready(Err(End::Closed)) } else { Poll::Pending };
             }
         }
     }
@@ -381,18 +394,27 @@ impl Connection {
             if self.io.state == Input::Closed {
                 return Ok(Fed::Abandon);
             }
-            if !tunnel.has_room() {
+            if !tunnel.has_room() || self.share.account().is_full() {
                 self.read_ahead(tunnel, cx)?;
                 return Ok(fed);
             }
             match self.io.peek() {
                 Err(error) => {
+                    self.core.tell_of_refused(error, &self.io.pending);
                     tunnel.answer(&mut self.core, format!("-ERR {error}\r\n").into());
                     self.io.state = Input::Closed;
                     return Ok(Fed::Something);
                 }
+                Ok(Some(_)) if self.is_held_in_tunnel(tunnel, cx)? => return Ok(fed),
                 Ok(Some(len)) => {
-                    let next = tunnel.decide(&mut self.core, self.io.scanner.args(&self.io.pending));
+                    let args = self.io.scanner.args(&self.io.pending);
+                    let next = tunnel.decide(&mut self.core, args);
+                    if let (Next::Answer(_), true, Resolved::Known(command)) =
+                        (&next, self.core.shared.monitors.any(), tunnel.table.resolve(args))
+                        && command.class == Class::Local
+                    {
+                        self.core.tell_watchers(command, args);
+                    }
                     let outside = match next {
                         Next::Leave => Some(Fed::Leave),
                         Next::Abandon => Some(Fed::Abandon),
@@ -456,6 +478,16 @@ impl Connection {
     }
 }
 
+/// What a server never sends is told to the operator; that connections end is nothing new.
+fn tell_of_loss(core: &Core, tunnel: &Tunnel, error: &RawError) {
+    let (client, upstream) = (core.client.id.0, &tunnel.scope.link.node().endpoint);
+    if let RawError::Reply(_) = error {
+        tracing::warn!(client, %upstream, cause = %error, "exclusive connection lost");
+    } else {
+        tracing::debug!(client, %upstream, cause = %error, "exclusive connection lost");
+    }
+}
+
 /// What came from the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fed {
@@ -470,7 +502,7 @@ enum Fed {
 // === impl Tunnel ===
 
 impl Tunnel {
-    fn new(connection: Borrowed, scope: Arc<Scope>, table: Arc<Table>, reply_max: Duration) -> Self {
+    fn new(connection: Borrowed, scope: Arc<Scope>, table: Arc<Table>, times: ReplyTimes, heeds_reach: bool) -> Self {
         Self {
             connection,
             scope,
@@ -482,14 +514,20 @@ impl Tunnel {
             waiting_bytes: 0,
             fence: None,
             fence_widely: false,
-            patience: Box::pin(sleep(reply_max)),
-            reply_max,
+            patience: Patience::new(times.exclusive_max),
+            times,
+            heeds_reach,
+            answered: 0,
             transaction: Transaction::default(),
             swap: None,
             in_reply: false,
             has_selected: false,
             upstream: Upstream::There,
             gathered: BytesMut::new(),
+            turn: None,
+            beginning: None,
+            line: BytesMut::new(),
+            watching: None,
             pushed: BytesMut::new(),
             redirect: None,
             numbered: Numbered::No,
@@ -513,8 +551,18 @@ impl Tunnel {
             && self.upstream == Upstream::There
     }
 
+    /// Bytes that wait in it, on either way.
+    fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes + self.gathered.len() + self.connection.outgoing.len()
+    }
+
     /// The connection is given up: everything that is owed is answered with an error, behind what has come.
-    fn lost(&mut self, failure: impl Fn(&Owed) -> Failure) {
+    fn lost(&mut self, core: &Core, cause: FailureCause, failure: impl Fn(&Owed) -> Failure) {
+        self.tell_breaker();
+        if self.connection.owed() > 0 {
+            self.scope.link.node().record_loss(cause);
+        }
+        self.doubt(core);
         self.connection.condemn();
         self.connection.outgoing = crate::outgoing::Outgoing::default();
         self.upstream = Upstream::Gone;
@@ -532,11 +580,53 @@ impl Tunnel {
         }
     }
 
+    /// What the requests that are owed a reply may have changed must not be answered stale, as if they had not.
+    fn doubt(&mut self, core: &Core) {
+        let reaches = self.owed.iter_mut().map(|owed| std::mem::take(&mut owed.reach));
+        let (keys, scopes) = match (reaches.fold(Reach::Nothing, Reach::and), core.upstream()) {
+            (Reach::Nothing, _) | (_, None) => return,
+            (Reach::Keys(keys), _) if !self.has_selected => (keys, vec![self.scope.clone()]),
+            (_, Some(upstream)) => (Vec::new(), upstream.scopes()),
+        };
+        let nobody = Arc::default();
+        let words = std::iter::once(Bytes::from_static(b"DROP")).chain(keys.iter().cloned());
+        let named = Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes());
+        for scope in scopes {
+            scope.link.submit_fence(match keys.is_empty() {
+                true => fence_job(&nobody, Seq(0), OpKind::DropAll(Cause::DataChanged)),
+                false => drop_job(&nobody, named.clone(), Cause::DataChanged),
+            });
+        }
+    }
+
+    /// How long the reply at the front may take.
+    fn bound(&self) -> Option<Duration> {
+        self.owed.front().and_then(|owed| owed.within)
+    }
+
+    /// Tells the breaker of replies that have come. How long they took is the client's business: it has chosen what is
+    /// executed, and it alone waits.
+    fn tell_breaker(&mut self) {
+        if self.answered > 0 {
+            self.scope.link.node().record_successes(std::mem::take(&mut self.answered));
+        }
+    }
+
+    /// The server is to know the connection by its client's name, in SLOWLOG say. (Who watches would see it.)
+    fn put_name(&mut self, core: &Core) {
+        let name = core.client.with_names(|names| names.name.clone());
+        if name != self.connection.name() && !core.shared.monitors.any() {
+            self.connection.put_name(name);
+            self.owed.push_back(Owed::of_larder(&self.times));
+            self.be_patient();
+        }
+    }
+
     /// Takes the request that opened the tunnel.
     fn take(&mut self, core: &mut Core, first: Request) {
         let next = match self.decide(core, first.args()) {
             // It was found to need a connection of its own: whatever it is, it is sent.
-            Next::Leave | Next::Abandon => Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
+            Next::Leave | Next::Abandon => Next::Send(Owed::new(What::Reply, true)),
             next => next,
         };
         self.put(core, first, next);
@@ -551,27 +641,36 @@ impl Tunnel {
             Next::Leave | Next::Abandon => return,
         };
         owed.muted = core.session.take_muted();
+        owed.within = bound_of(&self.table, request.args(), &owed.what, &self.times);
         match &mut owed.what {
             What::Queued => self.queue(&request, numbered),
             What::Tracking(change) => change.redirect = numbered.into_redirect(),
             What::Exec(transaction) => {
                 *transaction = std::mem::take(&mut self.transaction);
+                owed.reach = std::mem::take(&mut transaction.reach);
                 if transaction.swaps && self.swap.is_none() {
                     self.swap = Swap::begin(core);
                 }
             }
+            What::Reply | What::Blocking if self.heeds_reach => owed.reach = Reach::of(&self.table, request.args()),
             _ => {}
         }
         // What is refused here never gets there.
         if !matches!(owed.what, What::Instead(_)) {
             self.note_state(core, request.args());
         }
+        let asks_replicas = ["wait", "waitaof"].iter().any(|name| self.is_call_of(name, request.args()));
         let request = match &owed.what {
-            What::Reply if self.is_unblock(request.args()) => unblock_request(core, request.args()),
+            What::Reply if self.is_call_of("client|unblock", request.args()) => unblock_request(core, request.args()),
+            What::Queued if self.is_call_of("client|pause", request.args()) => pause_request(request.args()),
             _ => request.bytes,
         };
-        if self.owed.is_empty() {
-            self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
+        let is_first = self.owed.is_empty();
+        if asks_replicas && !self.state.in_multi {
+            // WAIT counts replicas that have what was written before the connection's last command: with one more, it counts
+            // what came by the link, too.
+            self.connection.put_request(b"*1\r\n$5\r\nHELLO\r\n");
+            self.owed.push_back(Owed::of_larder(&self.times));
         }
         match owed.what {
             // Not a command of any server: it marks the transaction as failed.
@@ -582,6 +681,9 @@ impl Tunnel {
             core.client.blocked.store(true, Ordering::Relaxed);
         }
         self.owed.push_back(owed);
+        if is_first {
+            self.be_patient();
+        }
     }
 
     fn answer(&mut self, core: &mut Core, answer: Bytes) {
@@ -592,7 +694,7 @@ impl Tunnel {
             }
             return;
         }
-        self.owed.push_back(Owed { what: What::Answer(answer), muted, writes: false });
+        self.owed.push_back(Owed { muted, ..Owed::new(What::Answer(answer), false) });
     }
 
     /// Writes what waits and takes what has come.
@@ -604,7 +706,13 @@ impl Tunnel {
         if let Poll::Ready(flushed) = self.connection.poll_flush(cx) {
             flushed?;
         }
-        while self.waiting_bytes + core.out.len() < WAITING_BYTES_MAX {
+        // A client that watches is closed when it does not read: the server is not to gather its lines.
+        let most = if self.watching.is_some() {
+            core.shared.config.limits.subscriber_output_bytes_max
+        } else {
+            WAITING_BYTES_MAX
+        };
+        while self.waiting_bytes + core.out.len() < most {
             match self.connection.poll_piece(cx) {
                 Poll::Pending => return Ok(moved),
                 Poll::Ready(piece) => self.came(core, piece?),
@@ -615,10 +723,6 @@ impl Tunnel {
         // It is the client that does not read.
         self.be_patient();
         Ok(moved)
-    }
-
-    fn be_patient(&mut self) {
-        self.patience.as_mut().reset(tokio::time::Instant::now() + self.reply_max);
     }
 
     /// Larder's own answers whose turn it is.
@@ -645,19 +749,35 @@ impl Tunnel {
             }
             return;
         }
-        if self.state.monitoring && self.owed.is_empty() {
-            return self.pass(core, piece.bytes, piece.ends, true);
-        }
-        let Some(owed) = self.owed.front_mut() else { return self.connection.condemn() };
+        let Some(piece) = self.take_line(core, piece) else { return };
+        let Some(owed) = self.owed.front_mut() else {
+            let (upstream, received) = (&self.scope.link.node().endpoint, Received::of(&piece.bytes));
+            tracing::warn!(%upstream, %received, "a reply that nothing had asked for, on an exclusive connection");
+            return self.connection.condemn();
+        };
         let first = !self.in_reply;
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
         let fenced = match &owed.what {
+            What::Monitor => false,
+            // Who watches is to hear of it first.
+            _ if core.shared.monitors.any() => true,
             What::Acknowledgement | What::Multi | What::Queued | What::Select(_) | What::Tracking(_) => {
                 piece.kind != b'+'
             }
             _ => true,
         };
+        match &mut owed.what {
+            What::Mark(_) if !piece.ends => return,
+            What::Mark(catch_ups) => {
+                let catch_ups = std::mem::take(catch_ups);
+                self.uncovered.push_back(Waiting { bytes: Bytes::new(), ends: true, catch_ups });
+                return drop(self.owed.pop_front());
+            }
+            What::Monitor if piece.ends => self.watch(core, piece.kind == b'+'),
+            _ => {}
+        }
+        let Some(owed) = self.owed.front_mut() else { return };
         if let (What::Select(database), b'+') = (&owed.what, piece.kind) {
             core.selected_in_transaction = *database;
             self.has_selected = true;
@@ -698,8 +818,16 @@ impl Tunnel {
         if first && fenced && (writes || self.has_selected) {
             self.fence_widely = true;
         }
+        let is_the_servers = matches!(owed.what, What::Acknowledgement | What::Multi | What::Queued | What::Blocking);
+        if first && piece.kind == b'-' && is_the_servers {
+            self.heed_error(&piece.bytes);
+        } else if piece.ends {
+            self.answered += 1;
+        }
         if piece.ends {
             self.owed.pop_front();
+            self.be_patient();
+            self.pause_or_unpause(core, &transaction, executed);
             core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
         }
         if let Some(change) = change {
@@ -720,33 +848,17 @@ impl Tunnel {
         }
     }
 
-    /// Gathers the reply to EXEC, or one about redirection, and puts Larder's own answers and numbers into it.
-    fn gather(&mut self, core: &mut Core, own: Vec<Own>, piece: Piece, muted: bool) {
-        self.gathered.extend_from_slice(&piece.bytes);
-        if !piece.ends {
-            return;
+    /// An error reply that no script can have made up: it may tell that the upstream does not serve, or is another's.
+    fn heed_error(&mut self, reply: &[u8]) {
+        match classify_error(reply) {
+            ErrorKind::Failure(cause) => self.scope.link.node().record_failures(cause, 1),
+            ErrorKind::Reconnect => self.scope.moved(),
+            ErrorKind::PassThrough => {}
         }
-        let reply = self.gathered.split().freeze();
-        let mut cursor = Cursor::new(&reply);
-        let patched = match cursor.next() {
-            _ if own.is_empty() => self.redirect.as_ref().map_or(reply.clone(), |r| r.with_own_number(&reply).into()),
-            Some(Item::Aggregate(b'*', count)) => {
-                let mut out = format!("*{count}\r\n").into_bytes();
-                let mut own = own.into_iter().peekable();
-                for at in 0..count as usize {
-                    let theirs = cursor.next_frame().unwrap_or_default();
-                    let ours = own.next_if(|own| own.at == at).and_then(|own| self.own_answer(core, own, theirs));
-                    out.extend_from_slice(ours.as_deref().unwrap_or(theirs));
-                }
-                out.into()
-            }
-            _ => reply,
-        };
-        self.pass(core, if muted { Bytes::new() } else { patched }, true, true);
     }
 
-    fn is_unblock(&self, args: Args<'_>) -> bool {
-        matches!(self.table.resolve(args), Resolved::Known(command) if &*command.name == "client|unblock")
+    fn is_call_of(&self, name: &str, args: Args<'_>) -> bool {
+        matches!(self.table.resolve(args), Resolved::Known(command) if command.name == name && command.accepts(args.len()))
     }
 
     fn is_blocked(&self) -> bool {
@@ -755,7 +867,7 @@ impl Tunnel {
 
     /// Passes a piece to the client, or lets it wait for a fence. `ends` tells whether a reply ends with it.
     fn pass(&mut self, core: &mut Core, bytes: Bytes, ends: bool, fenced: bool) {
-        let piece = Waiting { bytes, ends };
+        let piece = Waiting { bytes, ends, catch_ups: Vec::new() };
         if !fenced && self.covered.is_empty() && self.uncovered.is_empty() {
             return piece.put(core);
         }
@@ -771,7 +883,7 @@ impl Tunnel {
                 None => return Ok(false),
                 Some(fenced) => {
                     self.fence = None;
-                    fenced.map_err(|()| Failure::WriteTimeout(self.reply_max.as_millis() as u64))?;
+                    fenced.map_err(|()| Failure::WriteTimeout(self.times.write_max.as_millis() as u64))?;
                     for piece in self.covered.drain(..) {
                         self.waiting_bytes -= piece.bytes.len();
                         piece.put(core);
@@ -792,19 +904,16 @@ impl Tunnel {
                 core.start_fence(&scopes, OpKind::Fence)
             }
         };
+        self.fence_monitors(core, seq);
         self.fence = Some(seq);
         Ok(true)
-    }
-
-    fn is_out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
-        let endless = self.owed.is_empty() || self.is_blocked() || self.upstream == Upstream::Gone;
-        !endless && self.patience.as_mut().poll(cx).is_ready()
     }
 
     /// Nothing is left to do: the client goes back to its link.
     fn leave(&mut self, core: &mut Core) {
         core.client.in_transaction.store(false, Ordering::Relaxed);
         drop(self.swap.take());
+        self.tell_breaker();
         tracing::trace!(database = self.scope.database, "tunnel closed");
     }
 }
@@ -819,6 +928,7 @@ impl Waiting {
         } else {
             core.in_reply = true;
         }
+        drop(self.catch_ups);
     }
 }
 
@@ -833,16 +943,4 @@ impl Held {
 /// The first byte of a push in a protocol.
 pub(super) fn push_byte(protocol: Protocol) -> u8 {
     if protocol == Protocol::Resp3 { b'>' } else { b'*' }
-}
-
-/// CLIENT UNBLOCK with the number that the upstream knows the client's connection by.
-fn unblock_request(core: &Core, args: Args<'_>) -> Bytes {
-    let id = strict_i64(args.arg(2)).and_then(|id| u64::try_from(id).ok());
-    let Some(id) = id else { return Bytes::copy_from_slice(args.bytes()) };
-    let target = core.shared.clients.find(ClientId(id)).filter(|client| client.blocked.load(Ordering::Relaxed));
-    // 0 is nobody: the upstream answers that nobody was unblocked.
-    let upstream_id = target.map_or(0, |client| client.upstream_id.load(Ordering::Acquire)).to_string();
-    let word = |(i, word): (usize, &[u8])| if i == 2 { upstream_id.clone().into_bytes() } else { word.to_vec() };
-    let words: Vec<Vec<u8>> = args.iter().enumerate().map(word).collect();
-    Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes())
 }

@@ -344,6 +344,11 @@ impl<'a> Reader<'a> {
         self.read(key, default, parse, |bytes| show_bytes(*bytes), str::to_owned)
     }
 
+    /// As [`Reader::size`]; 0 is off.
+    pub(super) fn size_or_off(&mut self, key: &'static str, default: usize) -> Option<usize> {
+        Some(self.size(key, default, 0)).filter(|bytes| *bytes > 0)
+    }
+
     /// A time in whole milliseconds.
     pub(super) fn millis(&mut self, key: &'static str, default_ms: u64, range_ms: RangeInclusive<u64>) -> Duration {
         let parse = |given: &Given<'_>| {

@@ -200,6 +200,14 @@ fn each_kind_refuses_what_it_cannot_be() {
         ("cache_command = { users = [] }", "expected \"everyone\", \"local\" or { users = [\"name\", ...] }"),
         ("users = 'alice'", "expected a table such as"),
         ("users = { alice = '' }", "expected a table such as"),
+        ("policy = 'session:*'", "expected a list of at most 256 tables such as [[policy]] match = "),
+        ("policy = [{ stale_if_error_ms_max = 1 }]", "expected a list of at most 256 tables such as"),
+        ("policy = [{ match = '', stale_if_error_ms_max = 1 }]", "expected a list of at most 256 tables such as"),
+        (
+            "policy = [{ match = 'a', stale_if_error_ms_max = -1 }]",
+            "with milliseconds up to 2592000000 and no other keys",
+        ),
+        ("policy = [{ match = 'a', stale = 1 }]", "expected a list of at most 256 tables such as"),
     ];
     for (text, expected) in cases {
         let message = refusal(from_file(text));
@@ -468,4 +476,19 @@ fn banner_says_what_is_served_and_how_to_try_it() {
         )
     );
     assert!(banner("upstream = 'redis://cache'\nl1.enabled = false", "0.0.0.0:1").contains("cache:6379 without L1"));
+}
+
+// === rules by key pattern ===
+
+#[test]
+fn rules_by_key_pattern_stand_as_tables_or_on_one_line() {
+    let file = "[l1]\nstale_if_error_ms_max = 7\n\n[[policy]]\nmatch = 'a:*'\nstale_if_error_ms_max = 0\n\n[[policy]]\nmatch = 'b'\n";
+    let from_tables = from_file(file).unwrap();
+    let ms = |key: &[u8]| from_tables.config.policies().stale_if_error(key).as_millis();
+    assert_eq!([ms(b"a:1"), ms(b"b"), ms(b"c")], [0, 7, 7]);
+    let again = from_file(&from_tables.to_toml()).unwrap();
+    assert_eq!(again.config, from_tables.config, "what is printed can be read");
+    let many = |count: usize| format!("policy = [{}]", "{ match = 'a' },".repeat(count));
+    assert!(from_file(&many(256)).is_ok());
+    assert!(refusal(from_file(&many(257))).contains("at most 256"));
 }

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv6Addr;
 
+use crate::policy::{POLICIES_MAX, Policy};
+use std::time::Duration;
 use url::{Host, Url};
 
 /// The port of an upstream whose URL names none: the registered port of Redis.
@@ -380,6 +382,30 @@ pub(super) fn parse_users(value: &toml::Value) -> Result<BTreeMap<String, Secret
     table.iter().map(user).collect()
 }
 
+/// A list of rules for keys by pattern: `[[policy]]` in a file.
+pub(super) fn parse_policies(value: &toml::Value) -> Result<Vec<Policy>, String> {
+    let expected = || {
+        format!(
+            "expected a list of at most {POLICIES_MAX} tables such as [[policy]] match = \"session:*\" \
+             stale_if_error_ms_max = 0, with milliseconds up to {} and no other keys",
+            super::MONTH_MS
+        )
+    };
+    let rule = |value: &toml::Value| -> Option<Policy> {
+        let table = value.as_table()?;
+        let keys = table.get("match")?.as_str().filter(|pattern| !pattern.is_empty())?.to_owned();
+        let stale = match table.get("stale_if_error_ms_max") {
+            None => None,
+            Some(ms) => Some(u64::try_from(ms.as_integer()?).ok().filter(|ms| *ms <= super::MONTH_MS)?),
+        };
+        let is_known = |name: &String| matches!(&name[..], "match" | "stale_if_error_ms_max");
+        let stale_if_error = stale.map(Duration::from_millis);
+        table.keys().all(is_known).then_some(Policy { keys, stale_if_error })
+    };
+    let rules = value.as_array().filter(|rules| rules.len() <= POLICIES_MAX).ok_or_else(expected)?;
+    rules.iter().map(|value| rule(value).ok_or_else(expected)).collect()
+}
+
 /// ACL names in Redis hold neither spaces nor NUL bytes.
 fn is_user_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c == '\0')
@@ -408,6 +434,15 @@ pub(super) fn deny_to_toml(rules: &[DenyRule]) -> String {
         DenyRule::Command(name) => toml::Value::from(name.as_str()),
     };
     toml::Value::Array(rules.iter().map(entry).collect()).to_string()
+}
+
+/// The list of `policy`, as it is written on one line.
+pub(super) fn policies_to_toml(policies: &[Policy]) -> String {
+    let entry = |policy: &Policy| {
+        let stale = policy.stale_if_error.map(|max| format!(", stale_if_error_ms_max = {}", max.as_millis()));
+        format!("{{ match = {}{} }}", quote(&policy.keys), stale.unwrap_or_default())
+    };
+    format!("[{}]", policies.iter().map(entry).collect::<Vec<_>>().join(", "))
 }
 
 impl CacheAccess {

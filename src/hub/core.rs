@@ -21,6 +21,7 @@ use crate::clients::ClientId;
 use crate::clock::Time;
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
+use crate::received::Received;
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::cursor::Cursor;
@@ -65,8 +66,15 @@ pub(super) struct Pending {
 pub(super) type Answer = (Ticket, Result<(), Failure>);
 
 /// The upstream has sent what no upstream sends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{fault}: {received}")]
+pub(super) struct Violation {
+    fault: Fault,
+    received: Received,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Violation {
+enum Fault {
     #[error("an answer that nothing had asked for")]
     Unexpected,
     #[error("a message that makes no sense")]
@@ -157,6 +165,8 @@ enum UnderWay {
 #[derive(Debug)]
 struct Member {
     port: Arc<Port>,
+    /// True once the client has begun to unsubscribe: it gets what was published before, and counts no more.
+    leaves: bool,
     /// The position of the confirmation.
     joined_at: u64,
     /// Messages behind this position come by the queue of the present scope.
@@ -330,6 +340,30 @@ impl<S: Clone> HubCore<S> {
         }
     }
 
+    /// The client is about to unsubscribe: nobody is told any more that it would receive what is published.
+    pub(super) fn announce(&mut self, client: ClientId, kind: Kind, name: &[u8]) {
+        let Some(scope) = self.clients.get(&client).map(|membership| membership.scope) else { return };
+        let topic = self.topics[kind.index()].get_mut(name);
+        if let Some(member) = topic.and_then(|topic| topic.members.get_mut(&scope)?.get_mut(&client)) {
+            member.leaves = true;
+        }
+    }
+
+    /// Ends subscriptions. The ticket tells when the upstream has been told, and has done, what follows from it; `None` if the
+    /// client has none.
+    pub(super) fn unsubscribe_all(
+        &mut self,
+        client: ClientId,
+        kind: Kind,
+        names: &[Vec<u8>],
+        now: Time,
+    ) -> Option<Ticket> {
+        self.clients.contains_key(&client).then(|| {
+            names.iter().for_each(|name| self.unsubscribe(client, kind, name, now));
+            self.ask_to_settle(client, now)
+        })
+    }
+
     /// Ends all subscriptions of a client.
     pub(super) fn leave(&mut self, client: ClientId, now: Time) {
         let Some(membership) = self.clients.remove(&client) else { return };
@@ -341,14 +375,16 @@ impl<S: Clone> HubCore<S> {
 
     /// Begins to wait until what the upstream has sent so far is delivered. `None` if the client is not subscribed.
     pub(super) fn settle(&mut self, client: ClientId, now: Time) -> Option<Ticket> {
-        self.clients.contains_key(&client).then(|| {
-            let ticket = self.ticket();
-            self.settling.push((ticket, client));
-            if self.settling_state == Ping::Idle {
-                self.ping(now);
-            }
-            ticket
-        })
+        self.clients.contains_key(&client).then(|| self.ask_to_settle(client, now))
+    }
+
+    fn ask_to_settle(&mut self, client: ClientId, now: Time) -> Ticket {
+        let ticket = self.ticket();
+        self.settling.push((ticket, client));
+        if self.settling_state == Ping::Idle {
+            self.ping(now);
+        }
+        ticket
     }
 
     /// Asks the upstream for a sign of life, unless one is owed anyway.
@@ -383,16 +419,7 @@ impl<S: Clone> HubCore<S> {
 
     /// Takes over one frame that came from the upstream; messages and confirmations begin with `>` whatever the protocol.
     pub(super) fn frame(&mut self, frame: Bytes, now: Time) -> Result<(), Violation> {
-        self.position += 1;
-        match frame.first() {
-            Some(b'>') => self.push(frame, now),
-            Some(b'+') => self.answered_ping(now),
-            Some(b'-') => {
-                let line = frame.slice(1..frame.len().saturating_sub(2).max(1));
-                self.refused(line, now)
-            }
-            _ => Err(Violation::Unexpected),
-        }
+        self.take(frame.clone(), now).map_err(|fault| Violation { fault, received: Received::of(&frame) })
     }
 
     /// Scopes on whose link a fence is to be asked for now, after all that has been read.
@@ -498,19 +525,32 @@ impl<S: Clone> HubCore<S> {
         self.subscriptions = 0;
     }
 
-    fn push(&mut self, frame: Bytes, now: Time) -> Result<(), Violation> {
+    fn take(&mut self, frame: Bytes, now: Time) -> Result<(), Fault> {
+        self.position += 1;
+        match frame.first() {
+            Some(b'>') => self.push(frame, now),
+            Some(b'+') => self.answered_ping(now),
+            Some(b'-') => {
+                let line = frame.slice(1..frame.len().saturating_sub(2).max(1));
+                self.refused(line, now)
+            }
+            _ => Err(Fault::Unexpected),
+        }
+    }
+
+    fn push(&mut self, frame: Bytes, now: Time) -> Result<(), Fault> {
         let mut cursor = Cursor::new(&frame);
-        let word = cursor.next_count().and_then(|_| cursor.next_bytes()).ok_or(Violation::Message)?;
+        let word = cursor.next_count().and_then(|_| cursor.next_bytes()).ok_or(Fault::Message)?;
         if word == b"pong" {
             return self.answered_ping(now);
         }
         let Some((kind, role)) = role_of(word) else { return Ok(()) };
-        let name = cursor.next_bytes().ok_or(Violation::Message)?;
+        let name = cursor.next_bytes().ok_or(Fault::Message)?;
         if role == Role::Message {
             self.queue(kind, name, &frame);
             return Ok(());
         }
-        let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
+        let expected = self.expected.pop_front().ok_or(Fault::Unexpected)?;
         match (role, expected.what) {
             (Role::Subscribed, What::Subscribe(k, n)) if k == kind && n == name => self.subscribed(kind, &n, now),
             (Role::Unsubscribed, What::Unsubscribe(k, n)) if k == kind && n == name => {
@@ -520,7 +560,7 @@ impl<S: Clone> HubCore<S> {
                 }
                 self.reconcile(kind, &n, now);
             }
-            _ => return Err(Violation::Unexpected),
+            _ => return Err(Fault::Unexpected),
         }
         Ok(())
     }
@@ -557,14 +597,15 @@ impl<S: Clone> HubCore<S> {
                 self.subscriptions -= 1;
                 continue;
             }
-            let member = Member { port: port.clone(), joined_at: self.position, queued_from: self.position };
+            let member =
+                Member { port: port.clone(), leaves: false, joined_at: self.position, queued_from: self.position };
             topic.members.entry(membership.scope).or_default().insert(client, member);
         }
     }
 
     /// An error in the place of an answer.
-    fn refused(&mut self, line: Bytes, now: Time) -> Result<(), Violation> {
-        let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
+    fn refused(&mut self, line: Bytes, now: Time) -> Result<(), Fault> {
+        let expected = self.expected.pop_front().ok_or(Fault::Unexpected)?;
         match expected.what {
             What::Subscribe(kind, name) => {
                 let Some(topic) = self.topics[kind.index()].get_mut(&name) else { return Ok(()) };
@@ -591,10 +632,10 @@ impl<S: Clone> HubCore<S> {
         Ok(())
     }
 
-    fn answered_ping(&mut self, now: Time) -> Result<(), Violation> {
-        match self.expected.pop_front().ok_or(Violation::Unexpected)?.what {
+    fn answered_ping(&mut self, now: Time) -> Result<(), Fault> {
+        match self.expected.pop_front().ok_or(Fault::Unexpected)?.what {
             What::Ping(waiting) => self.settled(waiting, now),
-            _ => return Err(Violation::Unexpected),
+            _ => return Err(Fault::Unexpected),
         }
         Ok(())
     }
@@ -764,7 +805,8 @@ impl Topic {
     fn receivers(&self) -> Receivers {
         // What is being given up may still be counted there.
         let upstream = usize::from(self.upstream == Upstream::Held || matches!(self.under_way, UnderWay::Unsubscribe));
-        Receivers { upstream, here: self.members.values().map(BTreeMap::len).sum() }
+        let members = self.members.values().flat_map(BTreeMap::values);
+        Receivers { upstream, here: members.filter(|member| !member.leaves).count() }
     }
 }
 

@@ -3,8 +3,8 @@
 //! The core is behind a lock that clients take for the moment of a call; the task reads, writes and waits outside of it.
 //! Answers are handed on and ports are woken after the lock was let go.
 
-use super::HubSettings;
 use super::core::{CoreLimits, HubCore, Pending, ScopeId, Subscriber, Ticket, Violation};
+use super::{HubSettings, Kind};
 use crate::clients::ClientId;
 use crate::clock::Time;
 use crate::outgoing::SHARED_BYTES_MIN;
@@ -116,6 +116,21 @@ impl Inner {
     pub(super) fn settle(&self, client: ClientId) -> Option<oneshot::Receiver<Result<(), Failure>>> {
         self.with_state(|state, now| {
             let ticket = state.core.settle(client, now)?;
+            let (caller, answer) = oneshot::channel();
+            state.callers.insert(ticket, caller);
+            Some(answer)
+        })
+    }
+
+    /// Ends subscriptions: see [`Core::unsubscribe_all`].
+    pub(super) fn unsubscribe_all(
+        &self,
+        client: ClientId,
+        kind: Kind,
+        names: &[Vec<u8>],
+    ) -> Option<oneshot::Receiver<Result<(), Failure>>> {
+        self.with_state(|state, now| {
+            let ticket = state.core.unsubscribe_all(client, kind, names, now)?;
             let (caller, answer) = oneshot::channel();
             state.callers.insert(ticket, caller);
             Some(answer)
@@ -395,8 +410,8 @@ impl<'a> Serving<'a> {
                     }
                     // A fence that fails otherwise was not sent: the link is down, and its partition empty.
                     Delivery::Fenced(seq) | Delivery::Failed(seq, _) => core.fenced(seq),
-                    Delivery::Small { .. } | Delivery::Large(..) | Delivery::Message(_) | Delivery::Invalidation(_) => {
-                    }
+                    Delivery::Small { .. } | Delivery::Large(..) | Delivery::Message(_) => {}
+                    Delivery::Invalidation(_) | Delivery::Line(_) | Delivery::CatchUp(_) => {}
                 }
             }
         });

@@ -301,7 +301,12 @@ impl Serving {
                 }
                 // A fence that fails otherwise was not sent: the link is down, and its partition empty.
                 Delivery::Fenced(_) | Delivery::Failed(..) => self.queue.fenced(),
-                Delivery::Small { .. } | Delivery::Large(..) | Delivery::Message(_) | Delivery::Invalidation(_) => {}
+                Delivery::Small { .. }
+                | Delivery::Large(..)
+                | Delivery::Message(_)
+                | Delivery::Invalidation(_)
+                | Delivery::Line(_)
+                | Delivery::CatchUp(_) => {}
             }
         }
         Ok(true)

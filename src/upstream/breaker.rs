@@ -265,6 +265,14 @@ impl Breaker {
         }
     }
 
+    /// Changes the settings. Its state stays; what was counted stays, unless the window has another length.
+    pub fn reconfigure(&mut self, settings: CheckedSettings) {
+        if settings.values().window != self.settings.values().window {
+            self.window = Window::new(settings.values().window);
+        }
+        self.settings = settings;
+    }
+
     /// What threads ask without taking the breaker's lock.
     pub fn gate(&self) -> Arc<BreakerGate> {
         Arc::clone(&self.gate)

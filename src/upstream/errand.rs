@@ -160,8 +160,8 @@ fn unpack(taken: Taken) -> Vec<(Seq, Outcome)> {
             Delivery::Large(seq, reply) => (seq, Outcome::Reply(reply)),
             Delivery::Failed(seq, failure) => (seq, Outcome::Failed(failure)),
             Delivery::Fenced(seq) => (seq, Outcome::Fenced),
-            // No hub knows of this box, and nobody redirects to it.
-            Delivery::Message(_) | Delivery::Invalidation(_) => continue,
+            // No hub knows of this box, nobody redirects to it, and it does not watch.
+            Delivery::Message(_) | Delivery::Invalidation(_) | Delivery::Line(_) | Delivery::CatchUp(_) => continue,
         });
     }
     outcomes

@@ -19,15 +19,17 @@
 //!   if nothing that its client has sent stands behind that flight (see [`Port::link_position`]).
 //! * A request whose client has been told of a timeout keeps its place; its reply is dropped when it comes.
 //!
-//! How it fails: after a PTTL that is not answered by a number the read is handed on and not kept. A reply that nobody
-//! expects, or a push that makes no sense, is a [`Violation`]: the shell closes the connection and calls
+//! How it fails: after a PTTL that is refused the read is handed on and not kept. A reply that nobody expects, a PTTL or
+//! PING answered as neither is, or a push that makes no sense, is a [`Violation`]: the shell closes the connection and calls
 //! [`LinkCore::lost`]. Losing the connection empties the partition first; reads are kept for one retry, writes that may
 //! have been sent are reported as such.
 
+mod aside;
 mod drops;
 mod flights;
 mod job;
 
+pub use self::aside::settle;
 pub use self::job::{Each, Job, Op, OpKind};
 
 use self::flights::{Flight, KeyState};
@@ -36,6 +38,7 @@ use crate::l1::{Cause, Filler};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::port::{Delivery, Failure, Port, Seq};
+use crate::received::Received;
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::upstream::feed::Feed;
 use bytes::Bytes;
@@ -65,10 +68,14 @@ pub struct LinkLimits {
     pub in_flight_max: usize,
     /// Most bytes of requests that may wait for a reply (`link.in_flight_bytes_max`).
     pub in_flight_bytes_max: usize,
-    /// How long a reply may take before the client is told of a timeout (`link.reply_ms_max`).
+    /// How long the reply to a read may take before the client is told of a timeout (`link.reply_ms_max`).
     pub reply_max: Duration,
+    /// The same for a write (`link.write_ms_max`).
+    pub write_max: Duration,
     /// Deadline for entries where the upstream has no tracking (`l1.untracked_ttl_ms_max`); `None` keeps nothing then.
     pub untracked_ttl: Option<Duration>,
+    /// How long what was kept when the feed was lost may be answered at most; `None` keeps nothing over a loss.
+    pub stale_longest: Option<Duration>,
 }
 
 /// Whether replies may be kept, and if not why not.
@@ -85,14 +92,18 @@ pub enum Caching {
 }
 
 /// The upstream has sent what no upstream sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A reply without a request.
-    #[error("a reply that nothing had asked for")]
-    Unexpected,
+    /// A reply without a request, or to a request that has not been sent yet.
+    #[error("a reply that nothing had asked for: {0}")]
+    Unexpected(Received),
+    /// A reply to a command of Larder's own that has another type than this command's: replies and requests are out of
+    /// step, and the next reply would be somebody else's.
+    #[error("replies are out of step: {0} was answered with {1}")]
+    OutOfStep(&'static str, Received),
     /// A push that cannot be read.
-    #[error("a push that makes no sense")]
-    Push,
+    #[error("a push that makes no sense: {0}")]
+    Push(Received),
 }
 
 /// What the link has done, for the metrics. Counters only grow.
@@ -139,8 +150,12 @@ pub struct LinkCore {
     /// Keys whose reply was larger than an entry may be: their next reads go another way.
     big_keys: Vec<Bytes>,
     failures: Vec<FailureCause>,
+    /// A reply has told that the server at the other end is not the one that is wanted.
+    elsewhere: bool,
     counts: LinkCounts,
     feed: Arc<Feed>,
+    #[cfg(feature = "mutations")]
+    late: flights::Late,
 }
 
 /// What the next reply belongs to.
@@ -168,6 +183,27 @@ enum Patience {
     Waiting,
     Retried,
     ToldOfTimeout,
+}
+
+// === impl What ===
+
+impl What {
+    /// Checks the reply to a command of Larder's own. These stand between the commands of clients, so that a server that
+    /// answers twice, or not at all, is found out before its replies reach the wrong clients.
+    fn check_type(&self, frame: Frame<'_>) -> Result<(), Violation> {
+        let kind = frame.bytes.first().copied().unwrap_or_default();
+        let (command, good) = match self {
+            Self::Pttl { .. } => ("PTTL", kind == b':'),
+            Self::Encoding { .. } => ("OBJECT ENCODING", matches!(kind, b'$' | b'+' | b'_')),
+            Self::Fence { .. } => ("PING", frame.bytes == b"+PONG\r\n"),
+            Self::Reply { .. } | Self::Flight(_) | Self::Ignored => return Ok(()),
+        };
+        // Any command may be refused.
+        if good || matches!(kind, b'-' | b'!') {
+            return Ok(());
+        }
+        Err(Violation::OutOfStep(command, Received::of(frame.bytes)))
+    }
 }
 
 // === impl LinkCounts ===
@@ -215,8 +251,11 @@ impl LinkCore {
             }),
             big_keys: Vec::new(),
             failures: Vec::new(),
+            elsewhere: false,
             counts: LinkCounts::default(),
             feed: Arc::default(),
+            #[cfg(feature = "mutations")]
+            late: flights::Late::default(),
         }
     }
 
@@ -225,8 +264,12 @@ impl LinkCore {
         self.feed = feed;
     }
 
-    /// A connection has been set up; what may be kept from now on.
+    /// A connection has been set up; what may be kept from now on. Before anybody can be told anything by it, what was
+    /// left behind for stale answers goes.
     pub fn connected(&mut self, caching: Caching, table: Arc<Table>) {
+        if !is_planted(Mutation::LeftOverReconnect) {
+            self.filler.partition().drop_left();
+        }
         self.caching = caching;
         self.table = table;
     }
@@ -266,6 +309,11 @@ impl LinkCore {
         std::mem::take(&mut self.failures)
     }
 
+    /// True if a reply since the last call has told that the name may lead to another server by now (`READONLY`).
+    pub fn take_elsewhere(&mut self) -> bool {
+        std::mem::take(&mut self.elsewhere)
+    }
+
     /// Keys whose reply turned out larger than an entry may be, since the last call.
     pub fn take_big_keys(&mut self) -> Vec<Bytes> {
         std::mem::take(&mut self.big_keys)
@@ -273,6 +321,8 @@ impl LinkCore {
 
     /// Wakes the clients that something was left for since the last call.
     pub fn wake_clients(&mut self) {
+        #[cfg(feature = "mutations")]
+        self.fill_late();
         for port in self.awake.drain(..) {
             port.wake();
         }
@@ -297,12 +347,17 @@ impl LinkCore {
         if frame.bytes.first() == Some(&b'>') {
             return self.push(frame, now);
         }
-        let expected = self.expected.pop_front().ok_or(Violation::Unexpected)?;
-        if frame.bytes.first() == Some(&b'-')
-            && let ErrorKind::Failure(cause) = classify_error(frame.bytes)
-            && self.failures.len() < FAILURES_MAX
-        {
-            self.failures.push(cause);
+        let sent = self.bytes_sent();
+        let asked_for = self.expected.front().is_some_and(|expected| expected.starts_at < sent);
+        let expected = if asked_for { self.expected.pop_front() } else { None };
+        let expected = expected.ok_or_else(|| Violation::Unexpected(Received::of(frame.bytes)))?;
+        expected.what.check_type(frame)?;
+        if frame.bytes.first() == Some(&b'-') {
+            match classify_error(frame.bytes) {
+                ErrorKind::Failure(cause) if self.failures.len() < FAILURES_MAX => self.failures.push(cause),
+                ErrorKind::Reconnect => self.elsewhere = true,
+                ErrorKind::Failure(_) | ErrorKind::PassThrough => {}
+            }
         }
         match expected.what {
             What::Reply { port, seq, request, kind, state } => {
@@ -330,30 +385,34 @@ impl LinkCore {
 
     /// Tells clients whose request is older than allowed. Their places in the stream stay.
     pub fn time_out(&mut self, now: Time) {
-        let limit = self.limits.reply_max;
-        let limit_ms = limit.as_millis() as u64;
+        let LinkLimits { reply_max, write_max, .. } = self.limits;
+        let (read_ms, write_ms) = (reply_max.as_millis() as u64, write_max.as_millis() as u64);
         let mut told: Vec<(Arc<Port>, Delivery)> = Vec::new();
         for expected in &mut self.expected {
-            if now.saturating_since(expected.sent_at) < limit {
+            let age = now.saturating_since(expected.sent_at);
+            if age < reply_max.min(write_max) {
                 break;
             }
             match &mut expected.what {
                 What::Reply { port, seq, kind, state, .. } if *state != Patience::ToldOfTimeout => {
+                    let failure = match kind.is_read() {
+                        true if age >= reply_max => Failure::ReadTimeout(read_ms),
+                        false if age >= write_max => Failure::WriteTimeout(write_ms),
+                        _ => continue,
+                    };
                     *state = Patience::ToldOfTimeout;
-                    let failure =
-                        if kind.is_read() { Failure::ReadTimeout(limit_ms) } else { Failure::WriteTimeout(limit_ms) };
                     told.push((port.clone(), Delivery::Failed(*seq, failure)));
                 }
-                What::Flight(flight) => {
+                What::Flight(flight) if age >= reply_max => {
                     if let Some(flight) = self.flights.get_mut(*flight) {
-                        let failed = |seq| Delivery::Failed(seq, Failure::ReadTimeout(limit_ms));
+                        let failed = |seq| Delivery::Failed(seq, Failure::ReadTimeout(read_ms));
                         told.extend(flight.waiting.drain(..).map(|(port, seq)| (port, failed(seq))));
                         flight.patience = Patience::ToldOfTimeout;
                     }
                 }
                 // A fence that cannot be answered must not let its reply go: the client is told of a timeout, too.
-                What::Fence { waiting, .. } => told.extend(
-                    waiting.drain(..).map(|(p, seq)| (p, Delivery::Failed(seq, Failure::WriteTimeout(limit_ms)))),
+                What::Fence { waiting, .. } if age >= reply_max => told.extend(
+                    waiting.drain(..).map(|(p, seq)| (p, Delivery::Failed(seq, Failure::WriteTimeout(read_ms)))),
                 ),
                 _ => {}
             }
@@ -364,11 +423,12 @@ impl LinkCore {
         }
     }
 
-    /// The connection is gone. Empties the partition before anything else, tells what became of what was under way,
-    /// and returns the reads that are to be sent once more on the next connection, oldest first.
-    pub fn lost(&mut self) -> Vec<Retry> {
+    /// The connection is gone, and was whole until `whole_until`. Empties the partition before anything else, tells what
+    /// became of what was under way, and returns the reads that are to be sent once more on the next connection, oldest
+    /// first. [`LinkCore::leave_behind`] is to be called next.
+    pub fn lost(&mut self, whole_until: Time) -> Vec<Retry> {
         if !is_planted(Mutation::KeptOverReconnect) {
-            self.filler.empty(Cause::FeedLost);
+            self.part_from_feed(whole_until);
             self.feed.tell(None, Cause::FeedLost);
         }
         self.counts.emptied += 1;
@@ -458,21 +518,22 @@ impl LinkCore {
     }
 
     fn push(&mut self, frame: Frame<'_>, now: Time) -> Result<(), Violation> {
+        let senseless = || Violation::Push(Received::of(frame.bytes));
         let mut cursor = Cursor::new(frame.bytes);
-        let _count = cursor.next_count().ok_or(Violation::Push)?;
-        if cursor.next_bytes().ok_or(Violation::Push)? != b"invalidate" {
+        let _count = cursor.next_count().ok_or_else(senseless)?;
+        if cursor.next_bytes().ok_or_else(senseless)? != b"invalidate" {
             return Ok(());
         }
-        match cursor.next().ok_or(Violation::Push)? {
+        match cursor.next().ok_or_else(senseless)? {
             Item::Null if is_planted(Mutation::NullPushIgnored) => {}
             Item::Null => self.empty(),
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
-                    let key = cursor.next_bytes().ok_or(Violation::Push)?;
+                    let key = cursor.next_bytes().ok_or_else(senseless)?;
                     self.counts.dropped_by_push += u64::from(self.remove(key, Cause::DataChanged, now));
                 }
             }
-            _ => return Err(Violation::Push),
+            _ => return Err(senseless()),
         }
         Ok(())
     }

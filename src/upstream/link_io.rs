@@ -15,27 +15,31 @@
 //! wait, at most `link.connect_ms_max`. A connection is a probe of the breaker when the circuit is open; if requests on
 //! a live connection have opened it (an upstream that does not answer), the task sends the probe itself.
 
+mod serving;
+mod setup;
+
+use self::serving::{LinkEnd, Moves, Serving};
+use self::setup::connect;
+
 use super::backoff::{Backoff, BackoffSettings};
 use super::breaker::{FailureCause, Outcome};
 use super::feed::Feed;
-use super::link::{Caching, Frame, Job, LinkCore, LinkCounts, OpKind, Retry, Violation};
-use super::node::{Facts, Node};
+use super::link::{self, Job, LinkCore, LinkCounts, OpKind, Retry};
+use super::node::Node;
 use super::peers::Peers;
-use super::raw::{self, Identity, RawConnection, RawError};
-use crate::clock::Time;
+use super::raw::{Identity, RawConnection, RawError};
+use crate::buffered::{Buffered, REQUEST_OVERHEAD_BYTES, Share};
 use crate::l1::Partition;
-use crate::outgoing::SHARED_BYTES_MIN;
 use crate::port::{Delivery, Failure, Port};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use larder_protocol::scan::ReplyLimits;
-use larder_protocol::shape::Protocol;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::sleep;
 
 /// Times and bounds of the shell.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +75,7 @@ pub struct LinkHandle {
     is_refused: AtomicBool,
     is_full: AtomicBool,
     is_up: AtomicBool,
+    asked_to_move: AtomicBool,
     /// How often the upstream was found to accept the identity, elsewhere than on this link.
     admissions: AtomicU64,
     admitted: Notify,
@@ -102,6 +107,7 @@ struct Queue {
     /// Clients that wait for room.
     waiting: Vec<Arc<Port>>,
     state: LinkState,
+    share: Share,
 }
 
 /// What a link is for.
@@ -115,26 +121,6 @@ pub struct LinkPurpose {
     pub peers: Option<Arc<Peers>>,
 }
 
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum LinkEnd {
-    #[error("{0}")]
-    Raw(#[from] RawError),
-    #[error("{0}")]
-    Violation(#[from] Violation),
-    #[error("nothing came for {0} ms while replies were owed")]
-    Dead(u128),
-    #[error("the scope ended")]
-    Closed,
-}
-
-/// Most keys that one TOUCH names.
-const TOUCH_KEYS_MAX: usize = 512;
-/// Most keys that are touched in one interval.
-const TOUCH_TOTAL_MAX: usize = 100_000;
-/// Bytes read from the upstream before the task lets others run.
-const READ_BURST_BYTES_MAX: usize = 1024 * 1024;
-
 // === impl LinkHandle ===
 
 impl LinkHandle {
@@ -143,10 +129,12 @@ impl LinkHandle {
         node: Arc<Node>,
         partition: Arc<Partition>,
         times: LinkTimes,
+        buffered: &Arc<Buffered>,
         big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
     ) -> Arc<Self> {
         let state = LinkState::Connecting;
-        let queue = Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, waiting: Vec::new(), state };
+        let share = buffered.share();
+        let queue = Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, waiting: Vec::new(), state, share };
         Arc::new(Self {
             queue: Mutex::new(queue),
             node,
@@ -156,6 +144,7 @@ impl LinkHandle {
             is_refused: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             is_up: AtomicBool::new(false),
+            asked_to_move: AtomicBool::new(false),
             admissions: AtomicU64::new(0),
             admitted: Notify::new(),
             counts: Mutex::new(LinkCounts::default()),
@@ -199,6 +188,7 @@ impl LinkHandle {
         queue.ops += job.ops.len();
         queue.bytes += job.bytes.len();
         queue.jobs.push(job);
+        queue.tell();
         let full = queue.ops >= self.times.queued_max || queue.bytes >= self.times.queued_bytes_max;
         self.is_full.store(full, Ordering::Release);
         let waker = queue.waker.take();
@@ -224,7 +214,8 @@ impl LinkHandle {
     }
 
     /// Hands a fence, or an order to drop entries, over; it is never refused. Without a connection the partition is empty,
-    /// which is all that either wants, and is answered as a fence.
+    /// which is all that either wants, and is answered as a fence. What was left behind for stale answers goes first:
+    /// who wants a fence has news.
     pub fn submit_fence(&self, job: Job) {
         let mut queue = self.lock();
         if queue.state == LinkState::Up {
@@ -238,7 +229,7 @@ impl LinkHandle {
             return;
         }
         drop(queue);
-        self.fail(&job, &Failure::ReadLost);
+        self.settle(&job);
     }
 
     /// True while there is a connection, and the circuit is closed.
@@ -269,6 +260,11 @@ impl LinkHandle {
         }
     }
 
+    /// Another connection was told `READONLY`: the link should be made anew, when it may. It looks at its next turn.
+    pub fn ask_to_move(&self) {
+        self.asked_to_move.store(true, Ordering::Release);
+    }
+
     /// Whether the link is there.
     pub fn state(&self) -> LinkState {
         self.lock().state.clone()
@@ -286,6 +282,11 @@ impl LinkHandle {
     /// What the link has done so far.
     pub fn counts(&self) -> LinkCounts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The account of what waits.
+    fn share(&self) -> Share {
+        self.lock().share.account().share()
     }
 
     /// The upstream that the link leads to.
@@ -323,6 +324,29 @@ impl LinkHandle {
         }
     }
 
+    /// The connection is lost. In one step with the change of state: what was put aside is left behind for stale answers,
+    /// less what fences and drops that wait in the queue speak against. These are answered.
+    fn lose(&self, core: &mut LinkCore) {
+        self.is_refused.store(false, Ordering::Release);
+        self.is_up.store(false, Ordering::Release);
+        let mut queue = self.lock();
+        if queue.state != LinkState::Closed {
+            queue.state = LinkState::Connecting;
+        }
+        let (orders, jobs): (Vec<Job>, Vec<Job>) = std::mem::take(&mut queue.jobs).into_iter().partition(Job::is_order);
+        queue.jobs = jobs;
+        queue.ops -= orders.iter().map(|job| job.ops.len()).sum::<usize>();
+        core.leave_behind(&orders);
+        drop(queue);
+        orders.iter().for_each(|job| self.fail(job, &Failure::ReadLost));
+    }
+
+    /// Answers a fence, or an order to drop entries, while there is no connection.
+    fn settle(&self, job: &Job) {
+        link::settle(&self.partition, job);
+        self.fail(job, &Failure::ReadLost);
+    }
+
     /// Tells a client that none of a job's requests were sent.
     fn fail(&self, job: &Job, failure: &Failure) {
         for op in &job.ops {
@@ -358,9 +382,15 @@ impl LinkHandle {
 // === impl Queue ===
 
 impl Queue {
+    /// Tells how much waits in it.
+    fn tell(&mut self) {
+        self.share.set(self.bytes + self.ops * REQUEST_OVERHEAD_BYTES);
+    }
+
     fn take(&mut self) -> Vec<Job> {
         self.ops = 0;
         self.bytes = 0;
+        self.tell();
         for port in self.waiting.drain(..) {
             port.wake();
         }
@@ -372,12 +402,14 @@ impl Queue {
 pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpose, seed: u64) {
     core.set_feed(handle.feed.clone());
     let mut backoff = Backoff::new(handle.times.backoff, seed);
+    let mut moves = Moves::new(seed);
     let mut retries: Vec<Retry> = Vec::new();
     while !handle.is_closed() {
         let connection = match attempt(&handle, &mut core, &purpose).await {
             Ok(connection) => connection,
             Err(wait) => {
                 give_up(&handle, &mut retries);
+                core.expire_left(handle.node.clock.now());
                 let wait = wait.unwrap_or_else(|| backoff.next_wait(Duration::ZERO));
                 pause(&handle, wait).await;
                 continue;
@@ -392,16 +424,17 @@ pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpo
                 core.retry(retry, began);
             }
         }
-        let end = Serving::new(&handle, &mut core, connection).run().await;
+        let (end, whole_until) = Serving::new(&handle, &mut core, connection, &mut moves).run().await;
         handle.caches.store(false, Ordering::Release);
-        retries = core.lost();
+        retries = core.lost(whole_until);
+        handle.lose(&mut core);
         core.wake_clients();
-        handle.set_state(LinkState::Connecting);
         if let LinkEnd::Closed = end {
             break;
         }
         tracing::warn!(upstream = %handle.node.endpoint, database = purpose.database, cause = %end, "link lost");
-        handle.node.record_loss(end.cause());
+        let Some(cause) = end.cause() else { continue };
+        handle.node.record_loss(cause);
         let lived = handle.node.clock.now().saturating_since(began);
         if lived < handle.times.backoff.stable_min {
             sleep(backoff.next_wait(lived)).await;
@@ -441,8 +474,8 @@ async fn attempt(
         Ok(Err(error)) => error,
         Err(_) => RawError::ConnectTimeout(handle.times.connect_max.as_millis()),
     };
-    match &error {
-        RawError::Refused(line) if !line.starts_with(b"LOADING") => {
+    match (&error, error.connect_cause()) {
+        (RawError::Refused(line), None) => {
             // The server is there and has made its decision about this identity.
             node.record(ticket, Outcome::ClientFault, latency);
             if handle.admissions.load(Ordering::Acquire) != admissions {
@@ -453,19 +486,19 @@ async fn attempt(
             let unauthenticated = line.starts_with(b"NOAUTH");
             let line =
                 if unauthenticated { Bytes::from_static(b"NOAUTH Authentication required.") } else { line.clone() };
+            // Whom the upstream does not know is shown nothing of it.
+            handle.partition.drop_left();
             handle.set_state(LinkState::Refused(line));
             node.disowned().notify_one();
         }
-        _ => {
-            let cause = match &error {
-                RawError::Refused(_) => FailureCause::Loading,
-                RawError::Reply(_) => FailureCause::BadProtocol,
-                _ => FailureCause::Connect,
+        (_, cause) => {
+            node.record(ticket, Outcome::Failure(cause.unwrap_or(FailureCause::Connect)), latency);
+            let failure = match &error {
+                // A server that loads its data says so in its own words, for as long as the circuit is closed.
+                RawError::Refused(line) => Failure::Refused(line.clone()),
+                error => node.unreachable(&error.to_string(), handle.times.backoff.wait_min),
             };
-            node.record(ticket, Outcome::Failure(cause), latency);
-            let failure = node.refusal();
-            let failure =
-                failure.unwrap_or_else(|| node.unreachable(&error.to_string(), handle.times.backoff.wait_min));
+            let failure = node.refusal().unwrap_or(failure);
             handle.set_state(LinkState::Down(failure));
         }
     }
@@ -496,312 +529,5 @@ async fn pause(handle: &LinkHandle, wait: Duration) {
         }
         let failure = handle.node.refusal().unwrap_or_else(|| handle.node.unreachable("reconnecting", wait));
         jobs.iter().for_each(|job| handle.fail(job, &failure));
-    }
-}
-
-/// Connects and sets up; tells the core what may be kept.
-async fn connect(
-    handle: &Arc<LinkHandle>,
-    core: &mut LinkCore,
-    purpose: &LinkPurpose,
-) -> Result<RawConnection, RawError> {
-    let node = &handle.node;
-    let times = &handle.times;
-    let mut connection = RawConnection::connect(&node.endpoint, times.connect_max, times.replies).await?;
-    let resp3 = raw::set_up(&mut connection, &purpose.identity, Protocol::Resp3, purpose.database).await;
-    let hello = match resp3 {
-        Ok(hello) => hello,
-        Err(RawError::Refused(line)) if speaks_no_resp3(&line) => {
-            raw::set_up(&mut connection, &purpose.identity, Protocol::Resp2, purpose.database).await?
-        }
-        Err(error) => return Err(error),
-    };
-    learn(node, &mut connection, hello.clone()).await?;
-    let caching = caching(handle, &mut connection, hello.is_some()).await?;
-    if let (Caching::Tracked, Some(peers)) = (caching, &purpose.peers) {
-        peers.admit(handle, purpose.database).await;
-    }
-    core.connected(caching, node.table());
-    let caches = match caching {
-        Caching::Tracked => true,
-        Caching::Untracked => core.may_keep_untracked(),
-        Caching::NoPttl | Caching::Off => false,
-    };
-    handle.caches.store(caches, Ordering::Release);
-    Ok(connection)
-}
-
-fn speaks_no_resp3(line: &[u8]) -> bool {
-    line.starts_with(b"NOPROTO") || line.starts_with(b"ERR unknown command")
-}
-
-/// Turns tracking on, and says once what follows if it cannot be.
-async fn caching(handle: &LinkHandle, connection: &mut RawConnection, resp3: bool) -> Result<Caching, RawError> {
-    if !handle.times.caches {
-        return Ok(Caching::Off);
-    }
-    let reply = if resp3 { Some(connection.call(["CLIENT", "TRACKING", "ON"]).await?) } else { None };
-    if reply.as_deref() == Some(b"+OK\r\n") {
-        return Ok(Caching::Tracked);
-    }
-    let reason = reply.map_or("it does not speak RESP3".into(), |r| String::from_utf8_lossy(&r).trim().to_owned());
-    tracing::warn!(
-        upstream = %handle.node.endpoint,
-        %reason,
-        "no client-side caching upstream: commands are forwarded, and nothing is cached unless l1.untracked_ttl_ms_max is set"
-    );
-    Ok(Caching::Untracked)
-}
-
-/// Asks the server for its commands, so that those of its modules and of its version are classified too.
-async fn learn(node: &Node, connection: &mut RawConnection, hello: Option<Bytes>) -> Result<(), RawError> {
-    let known = node.facts();
-    if known.is_known && known.hello == hello {
-        return Ok(());
-    }
-    let reply = connection.call(["COMMAND"]).await?;
-    let table = match known.table.completed(&reply) {
-        Ok(table) => Arc::new(table),
-        Err(error) => {
-            tracing::warn!(upstream = %node.endpoint, cause = %error, "COMMAND cannot be read: the built-in table is used");
-            known.table.clone()
-        }
-    };
-    let has_field_ttls = table.lookup(b"hpexpire").is_some_and(|c| c.on_upstream);
-    node.set_facts(Facts { table, hello, has_field_ttls, is_known: true });
-    Ok(())
-}
-
-/// A connected link.
-struct Serving<'a> {
-    handle: &'a LinkHandle,
-    core: &'a mut LinkCore,
-    connection: RawConnection,
-    heard_at: Time,
-    tick: Interval,
-    touch: Option<Interval>,
-    answered: u32,
-    timeouts_seen: u64,
-    probe: Option<(super::breaker::Ticket, Time)>,
-}
-
-// === impl Serving ===
-
-impl<'a> Serving<'a> {
-    fn new(handle: &'a LinkHandle, core: &'a mut LinkCore, connection: RawConnection) -> Self {
-        let times = &handle.times;
-        let shortest = times.reply_max.min(times.dead_after);
-        let mut tick = interval((shortest / 8).clamp(Duration::from_millis(5), Duration::from_millis(250)));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let touch = times.touch_interval.map(|every| {
-            let mut touch = tokio::time::interval_at(Instant::now() + every, every);
-            touch.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            touch
-        });
-        let heard_at = handle.node.clock.now();
-        let timeouts_seen = core.counts().timeouts;
-        Self { handle, core, connection, heard_at, tick, touch, answered: 0, timeouts_seen, probe: None }
-    }
-
-    async fn run(mut self) -> LinkEnd {
-        let end = poll_fn(|cx| self.poll_turn(cx)).await;
-        self.publish();
-        end
-    }
-
-    /// One turn: jobs in, bytes out, bytes in, replies on. Pending when there is nothing to do.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<LinkEnd> {
-        let now = self.handle.node.clock.now();
-        if let Err(end) = self.take_ticks(cx, now) {
-            return Poll::Ready(end);
-        }
-        loop {
-            let was_full = self.core.is_full();
-            let took = match self.take_jobs(cx, now) {
-                Ok(took) => took,
-                Err(end) => return Poll::Ready(end),
-            };
-            if let Err(e) = self.flush(cx) {
-                return Poll::Ready(e.into());
-            }
-            let read = match self.read(cx, now) {
-                Ok(read) => read,
-                Err(end) => {
-                    self.core.wake_clients();
-                    return Poll::Ready(end);
-                }
-            };
-            self.core.wake_clients();
-            match read {
-                // More may be there; others have a turn first.
-                Read::Burst => {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                // What did not fit before may fit now.
-                Read::Some if was_full && !self.core.is_full() => {}
-                Read::Some | Read::Nothing if !took => return Poll::Pending,
-                _ => {}
-            }
-        }
-    }
-
-    fn take_jobs(&mut self, cx: &mut Context<'_>, now: Time) -> Result<bool, LinkEnd> {
-        if self.core.is_full() {
-            return Ok(false);
-        }
-        let Poll::Ready(jobs) = self.handle.poll_jobs(cx) else { return Ok(false) };
-        if jobs.is_empty() && self.handle.is_closed() {
-            return Err(LinkEnd::Closed);
-        }
-        for job in &jobs {
-            self.core.submit(job, now);
-        }
-        Ok(true)
-    }
-
-    fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), RawError> {
-        while !self.core.outgoing().is_empty() {
-            match self.connection.stream().poll_write_ready(cx) {
-                Poll::Ready(ready) => ready?,
-                Poll::Pending => break,
-            }
-            let all = self.core.outgoing().write_to(self.connection.stream())?;
-            if all {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, cx: &mut Context<'_>, now: Time) -> Result<Read, LinkEnd> {
-        let mut total = 0;
-        loop {
-            let Poll::Ready(read) = self.connection.poll_fill(cx) else {
-                return Ok(if total > 0 { Read::Some } else { Read::Nothing });
-            };
-            total += read?;
-            self.heard_at = now;
-            self.frames(now)?;
-            if total >= READ_BURST_BYTES_MAX {
-                return Ok(Read::Burst);
-            }
-        }
-    }
-
-    /// Hands all whole frames that have been received to the core.
-    fn frames(&mut self, now: Time) -> Result<(), LinkEnd> {
-        while let Some(len) = self.connection.frame_len()? {
-            self.heed(now);
-            if len >= SHARED_BYTES_MIN {
-                let shared = self.connection.input().split_to(len).freeze();
-                self.core.frame(Frame { bytes: &shared, shared: Some(&shared) }, now)?;
-            } else {
-                let input = self.connection.input();
-                self.core.frame(Frame { bytes: &input[..len], shared: None }, now)?;
-                input.advance(len);
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes for the breaker that a reply, or a push, is there.
-    fn heed(&mut self, now: Time) {
-        if self.connection.input().first() == Some(&b'>') {
-            return;
-        }
-        let latency = self.core.oldest_sent_at().map_or(Duration::ZERO, |sent| now.saturating_since(sent));
-        match self.handle.node.ticket() {
-            Some(ticket) if self.handle.node.is_slow(latency) => {
-                self.handle.node.record(ticket, Outcome::Success, latency);
-            }
-            _ => self.answered += 1,
-        }
-    }
-
-    fn take_ticks(&mut self, cx: &mut Context<'_>, now: Time) -> Result<(), LinkEnd> {
-        while self.tick.poll_tick(cx).is_ready() {
-            self.core.time_out(now);
-            self.publish();
-            let owes = self.core.oldest_sent_at();
-            let silent_since = owes.map(|sent| sent.max(self.heard_at));
-            if silent_since.is_some_and(|since| now.saturating_since(since) >= self.handle.times.dead_after) {
-                return Err(LinkEnd::Dead(self.handle.times.dead_after.as_millis()));
-            }
-            // An idle connection that is gone without a word would leave what was cached over it in use.
-            let idle = owes.is_none() && now.saturating_since(self.heard_at) >= self.handle.times.dead_after / 3;
-            if idle {
-                self.core.submit_own(b"*1\r\n$4\r\nPING\r\n", now);
-            }
-            self.probe(now);
-        }
-        if let Some(touch) = &mut self.touch
-            && touch.poll_tick(cx).is_ready()
-        {
-            self.touch_upstream(now);
-        }
-        Ok(())
-    }
-
-    /// Where requests on a live connection have opened the circuit, only this task finds out whether it may close.
-    fn probe(&mut self, now: Time) {
-        if let Some((ticket, sent_at)) = self.probe {
-            // Replies come in order: one that was sent later has its answer, so has the probe.
-            if self.core.oldest_sent_at().is_none_or(|oldest| oldest > sent_at) {
-                self.handle.node.record(ticket, Outcome::Success, now.saturating_since(sent_at));
-                self.probe = None;
-            }
-        } else if self.handle.node.refusal().is_some()
-            && let Ok(ticket) = self.handle.node.admit()
-        {
-            self.core.submit_own(b"*1\r\n$4\r\nPING\r\n", now);
-            self.probe = Some((ticket, now));
-        }
-    }
-
-    fn publish(&mut self) {
-        let counts = self.core.counts();
-        let timeouts = counts.timeouts - self.timeouts_seen;
-        self.timeouts_seen = counts.timeouts;
-        if timeouts > 0 {
-            self.handle.node.record_failures(FailureCause::Timeout, timeouts as u32);
-        }
-        if self.answered > 0 {
-            self.handle.node.record_successes(std::mem::take(&mut self.answered));
-        }
-        for cause in self.core.take_failures() {
-            self.handle.node.record_failures(cause, 1);
-        }
-        for key in self.core.take_big_keys() {
-            (self.handle.big_keys)(key);
-        }
-        self.handle.caches.store(self.core.keeps(), Ordering::Release);
-        *self.handle.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
-    }
-
-    /// Tells the upstream which keys are in use here, or it would take the hottest for idle and evict them first.
-    fn touch_upstream(&mut self, now: Time) {
-        for keys in self.handle.partition.take_touched(TOUCH_TOTAL_MAX).chunks(TOUCH_KEYS_MAX) {
-            let words = std::iter::once(&b"TOUCH"[..]).chain(keys.iter().map(|k| &k[..]));
-            self.core.submit_own(larder_protocol::args::OwnedArgs::new(words).args().bytes(), now);
-        }
-    }
-}
-
-enum Read {
-    Nothing,
-    Some,
-    Burst,
-}
-
-// === impl LinkEnd ===
-
-impl LinkEnd {
-    fn cause(&self) -> FailureCause {
-        match self {
-            Self::Raw(RawError::Reply(_)) | Self::Violation(_) => FailureCause::BadProtocol,
-            Self::Dead(_) => FailureCause::Timeout,
-            _ => FailureCause::LinkLost,
-        }
     }
 }

@@ -14,6 +14,7 @@
 //! | `errand` | requests of Larder's own on links |
 //! | [`backoff`] | how long to wait before the next connect attempt |
 
+pub mod addresses;
 pub mod backoff;
 pub mod breaker;
 pub(crate) mod errand;

@@ -8,7 +8,7 @@ use super::breaker::{
     Admission, Breaker, BreakerGate, BreakerSnapshot, CheckedSettings, FailureCause, Forced, Outcome, Refusal, Release,
     State, Ticket, UpstreamDown,
 };
-use super::raw::Endpoint;
+use super::raw::{Endpoint, RawError};
 use crate::clock::Clock;
 use crate::port::Failure;
 use arc_swap::ArcSwap;
@@ -27,7 +27,8 @@ pub struct Node {
     pub clock: Clock,
     breaker: Mutex<Breaker>,
     gate: Arc<BreakerGate>,
-    slow: Duration,
+    /// Calls that take so long are slow, in microseconds.
+    slow_micros: AtomicU64,
     refused: AtomicU64,
     facts: ArcSwap<Facts>,
     disowned: Notify,
@@ -60,7 +61,7 @@ impl Node {
             clock,
             breaker: Mutex::new(breaker),
             gate,
-            slow,
+            slow_micros: AtomicU64::new(slow.as_micros() as u64),
             refused: AtomicU64::new(0),
             facts: ArcSwap::from_pointee(facts),
             disowned: Notify::new(),
@@ -111,6 +112,12 @@ impl Node {
         }
     }
 
+    /// Changes the breaker's settings. What it has counted stays, unless its window has another length.
+    pub fn reconfigure(&self, settings: CheckedSettings) {
+        self.slow_micros.store(settings.values().slow.as_micros() as u64, Ordering::Relaxed);
+        self.breaker().reconfigure(settings);
+    }
+
     /// The ticket under which results of requests count, while the circuit is closed.
     pub fn ticket(&self) -> Option<Ticket> {
         self.gate.admit()
@@ -118,7 +125,7 @@ impl Node {
 
     /// True if a call that took so long counts as slow.
     pub fn is_slow(&self, latency: Duration) -> bool {
-        latency >= self.slow
+        latency.as_micros() as u64 >= self.slow_micros.load(Ordering::Relaxed)
     }
 
     /// Records how a call ended.
@@ -158,6 +165,15 @@ impl Node {
     /// The operator lets go.
     pub fn release(&self) -> Release {
         self.breaker().release(self.clock.now())
+    }
+
+    /// A connection outside of links and pools could not be made, or has failed: counts that, and gives the error for the
+    /// client.
+    pub fn not_reached(&self, error: &RawError) -> Failure {
+        if let Some(cause) = error.connect_cause() {
+            self.record_failures(cause, 1);
+        }
+        self.refusal().unwrap_or_else(|| self.unreachable(&error.to_string(), Duration::ZERO))
     }
 
     /// The error line for a server that a connection could not be made to.

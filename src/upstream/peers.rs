@@ -184,7 +184,7 @@ impl Peers {
             }
         };
         if suspends && !suspended {
-            link.partition().suspend();
+            link.partition().pause();
         }
     }
 
@@ -238,7 +238,10 @@ impl Peers {
             for channel in [&self.answers_to, &settings.channel] {
                 connection.put_request(OwnedArgs::new(["SSUBSCRIBE", channel.as_str()]).args().bytes());
                 let mut frame = BytesMut::new();
-                raw::accepted(next_frame(&mut connection, &mut frame).await?)?;
+                let confirmed = raw::accepted(next_frame(&mut connection, &mut frame).await?)?;
+                if confirmed.first() != Some(&b'>') {
+                    return Err(RawError::Refused(Bytes::from_static(b"ERR not a confirmation of SSUBSCRIBE")));
+                }
             }
             Ok(connection)
         };
@@ -273,7 +276,7 @@ impl Peers {
         state.links.retain(|entry| entry.link.strong_count() > 0);
         for entry in state.links.iter_mut().filter(|entry| !entry.suspended) {
             if let Some(link) = entry.link.upgrade() {
-                link.partition().suspend();
+                link.partition().pause();
                 entry.suspended = true;
             }
         }

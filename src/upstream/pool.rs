@@ -9,12 +9,15 @@
 //! costs a round trip and is off: a connection that has died while idle shows itself by an error before anything was
 //! sent on it, or by one that is reported as what it is.
 
+use super::breaker::Outcome;
 use super::node::Node;
 use super::raw::{self, Identity, RawConnection, RawError};
+use crate::clock::Time;
 use crate::port::Failure;
 use bytes::Bytes;
 use larder_protocol::scan::ReplyLimits;
 use larder_protocol::shape::Protocol;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -54,7 +57,12 @@ pub struct Pools {
     waiting: [bb8::Pool<Maker>; 2],
     limits: PoolLimits,
     troubles: Arc<Troubles>,
+    generation: Arc<AtomicU64>,
+    retired_at_us: AtomicU64,
 }
+
+/// How often all connections of a pool may be replaced because the upstream refuses writes.
+const RETIRE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Makes connections of one scope and protocol.
 pub struct Maker {
@@ -65,6 +73,7 @@ pub struct Maker {
     purpose: Use,
     limits: PoolLimits,
     troubles: Arc<Troubles>,
+    generation: Arc<AtomicU64>,
 }
 
 /// Tells all that wait for a connection that one could not be made: bb8 itself would let them wait for their full time.
@@ -79,10 +88,11 @@ struct Troubles {
 impl Pools {
     /// Pools without connections: the first use makes them, and from then on one for short use is kept ready.
     pub fn new(node: &Arc<Node>, identity: &Identity, database: u32, limits: PoolLimits) -> Self {
-        let troubles: Arc<Troubles> = Arc::default();
+        let (troubles, generation): (Arc<Troubles>, Arc<AtomicU64>) = Default::default();
         let pool = |purpose, protocol, size| {
-            let (node, identity, troubles) = (node.clone(), identity.clone(), troubles.clone());
-            let maker = Maker { node, identity, database, protocol, purpose, limits, troubles };
+            let (node, identity) = (node.clone(), identity.clone());
+            let (troubles, generation) = (troubles.clone(), generation.clone());
+            let maker = Maker { node, identity, database, protocol, purpose, limits, troubles, generation };
             bb8::Pool::builder()
                 .max_size(size)
                 // A spare one: while a script keeps the server busy, a new connection cannot be set up, and SCRIPT KILL
@@ -97,7 +107,7 @@ impl Pools {
         };
         let both = |purpose, size| [pool(purpose, Protocol::Resp2, size), pool(purpose, Protocol::Resp3, size)];
         let (short, waiting) = (both(Use::Short, limits.size_max), both(Use::Waiting, limits.blocking_max));
-        Self { short, waiting, limits, troubles }
+        Self { short, waiting, limits, troubles, generation, retired_at_us: AtomicU64::new(0) }
     }
 
     /// Borrows a connection.
@@ -119,12 +129,29 @@ impl Pools {
                     None => continue,
                 },
             };
-            // The server may have closed it while it was idle; nothing has been sent on it yet.
-            if borrowed.is_alive() {
+            // The server may have closed it while it was idle, or another have taken its place; nothing has been sent yet.
+            if borrowed.is_alive() && borrowed.generation == self.generation.load(Ordering::Acquire) {
                 return Ok(borrowed);
             }
             borrowed.condemn();
         }
+    }
+
+    /// Connections that were made until now are not lent out any more. Not again for [`RETIRE_PAUSE`]: an upstream may be a
+    /// replica on purpose.
+    pub fn retire(&self, now: Time) {
+        let last = self.retired_at_us.load(Ordering::Acquire);
+        let is_due = last == 0 || now.saturating_since(Time::from_micros(last)) >= RETIRE_PAUSE;
+        let us = now.as_micros();
+        let order = (Ordering::AcqRel, Ordering::Acquire);
+        if is_due && self.retired_at_us.compare_exchange(last, us, order.0, order.1).is_ok() {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Their bounds.
+    pub fn limits(&self) -> &PoolLimits {
+        &self.limits
     }
 
     /// Connections in use and idle, short and waiting together.
@@ -139,6 +166,12 @@ impl bb8::ManageConnection for Maker {
     type Error = RawError;
 
     async fn connect(&self) -> Result<RawConnection, RawError> {
+        let Some(ticket) = self.node.ticket() else {
+            return Err(RawError::CircuitOpen).inspect_err(|error| self.tell(error));
+        };
+        let began = self.node.clock.now();
+        // Before the name is resolved, so that what was made meanwhile counts as made before.
+        let generation = self.generation.load(Ordering::Acquire);
         let connecting = async {
             let limits = &self.limits;
             let mut connection =
@@ -147,11 +180,18 @@ impl bb8::ManageConnection for Maker {
             if self.purpose == Use::Waiting {
                 connection.learn_id().await?;
             }
+            connection.generation = generation;
             Ok(connection)
         };
         let limit = self.limits.connect_max;
         let connected = tokio::time::timeout(limit, connecting).await;
-        connected.unwrap_or(Err(RawError::ConnectTimeout(limit.as_millis()))).inspect_err(|error| self.tell(error))
+        let connected = connected.unwrap_or(Err(RawError::ConnectTimeout(limit.as_millis())));
+        let outcome = match &connected {
+            Ok(_) => Outcome::Success,
+            Err(error) => error.connect_cause().map_or(Outcome::ClientFault, Outcome::Failure),
+        };
+        self.node.record(ticket, outcome, self.node.clock.now().saturating_since(began));
+        connected.inspect_err(|error| self.tell(error))
     }
 
     async fn is_valid(&self, _: &mut RawConnection) -> Result<(), RawError> {
@@ -189,8 +229,12 @@ impl Troubles {
 
 /// A connection that has just been made for a client's AUTH, and the upstream's own reply to it.
 pub async fn try_identity(node: &Node, identity: &Identity, limits: PoolLimits) -> Result<Result<(), Bytes>, RawError> {
-    let mut connection = RawConnection::connect(&node.endpoint, limits.connect_max, limits.replies).await?;
-    match raw::set_up(&mut connection, identity, Protocol::Resp2, 0).await {
+    let connecting = async {
+        let mut connection = RawConnection::connect(&node.endpoint, limits.connect_max, limits.replies).await?;
+        raw::set_up(&mut connection, identity, Protocol::Resp2, 0).await
+    };
+    let connected = tokio::time::timeout(limits.connect_max, connecting).await;
+    match connected.unwrap_or(Err(RawError::ConnectTimeout(limits.connect_max.as_millis()))) {
         Ok(_) => Ok(Ok(())),
         Err(RawError::Refused(line)) => Ok(Err(line)),
         Err(error) => Err(error),

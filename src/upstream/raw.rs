@@ -4,12 +4,16 @@
 //! finds the ends of replies and nothing more. `is_broken` is honest: once bytes could be misread (an I/O error, bytes
 //! that are no reply, a reply that was not read to its end), the connection is never used again.
 
+use super::addresses::Registered;
+use super::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::outgoing::Outgoing;
+use crate::received::Received;
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::scan::{ReplyError, ReplyLimits, ReplyScanner};
 use larder_protocol::shape::Protocol;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -52,12 +56,26 @@ pub enum RawError {
     /// The peer has closed.
     #[error("closed by the upstream")]
     Closed,
+    /// The circuit is open: nothing was tried.
+    #[error("the circuit is open")]
+    CircuitOpen,
     /// The peer sends what is no reply.
-    #[error("not a reply: {0}")]
-    Reply(#[from] ReplyError),
+    #[error("{0}")]
+    Reply(#[from] BadReply),
     /// The upstream answers the set-up with an error: its line, without the dash.
-    #[error("{}", String::from_utf8_lossy(.0))]
+    #[error("{}", String::from_utf8_lossy(&.0[..LINE_SHOWN_BYTES_MAX.min(.0.len())]))]
     Refused(Bytes),
+}
+
+/// What a server never sends.
+#[derive(Debug, thiserror::Error)]
+pub enum BadReply {
+    /// Bytes that are no reply.
+    #[error("not a reply: {0}; received {1}")]
+    NotOne(ReplyError, Received),
+    /// A reply to a command of the set-up that has another type than any server's.
+    #[error("{0} was answered with {1}")]
+    OtherType(&'static str, Received),
 }
 
 /// The connection.
@@ -74,6 +92,10 @@ pub struct RawConnection {
     /// Replies that are owed by the upstream.
     owed: usize,
     upstream_id: u64,
+    /// Which generation of its pool's connections it belongs to.
+    pub generation: u64,
+    address: Registered,
+    name: Vec<u8>,
 }
 
 /// A piece of a reply.
@@ -87,6 +109,8 @@ pub struct Piece {
     pub ends: bool,
 }
 
+/// So much of an error line of the upstream is repeated in lines of Larder's own.
+const LINE_SHOWN_BYTES_MAX: usize = 512;
 /// After so much silence the system probes the upstream's end.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 /// Bytes that the upstream's end does not acknowledge for so long end the connection.
@@ -95,6 +119,32 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 const READ_BYTES_MIN: usize = 16 * 1024;
 /// A read asks for this much at most, however large the reply at hand is.
 const READ_BYTES_MAX: usize = 1024 * 1024;
+
+// === impl RawError ===
+
+impl RawError {
+    /// What the breaker counts when a connection ends so.
+    pub fn cause(&self) -> FailureCause {
+        match self {
+            Self::Reply(_) => FailureCause::BadProtocol,
+            _ => FailureCause::LinkLost,
+        }
+    }
+
+    /// What the breaker counts when a connection cannot be made for this; `None` if the upstream is there and has made up
+    /// its mind about whom it serves, or was not asked.
+    pub fn connect_cause(&self) -> Option<FailureCause> {
+        match self {
+            Self::Refused(line) => match classify_error(line) {
+                ErrorKind::Failure(cause) => Some(cause),
+                ErrorKind::PassThrough | ErrorKind::Reconnect => None,
+            },
+            Self::CircuitOpen => None,
+            Self::Reply(_) => Some(FailureCause::BadProtocol),
+            Self::ConnectTimeout(_) | Self::Io(_) | Self::Closed => Some(FailureCause::Connect),
+        }
+    }
+}
 
 // === impl Endpoint ===
 
@@ -139,6 +189,7 @@ impl RawConnection {
         let socket = socket2::SockRef::from(&stream);
         socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
         socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+        let address = Registered::new(stream.local_addr()?);
         Ok(Self {
             stream,
             input: BytesMut::new(),
@@ -148,6 +199,9 @@ impl RawConnection {
             broken: false,
             owed: 0,
             upstream_id: 0,
+            generation: 0,
+            address,
+            name: Vec::new(),
         })
     }
 
@@ -170,6 +224,22 @@ impl RawConnection {
         self.upstream_id
     }
 
+    /// The connection is lent to the client at this address from now on, or to none.
+    pub fn lease(&self, client: Option<SocketAddr>) {
+        self.address.lease(client);
+    }
+
+    /// The name that it was given by [`RawConnection::put_name`].
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// Gives the connection a name (`CLIENT SETNAME`), whose reply is owed from now on.
+    pub fn put_name(&mut self, name: Vec<u8>) {
+        self.put_request(OwnedArgs::new([&b"CLIENT"[..], b"SETNAME", &name]).args().bytes());
+        self.name = name;
+    }
+
     /// Asks for what [`RawConnection::upstream_id`] returns.
     pub async fn learn_id(&mut self) -> Result<(), RawError> {
         let reply = self.call(["CLIENT", "ID"]).await?;
@@ -182,7 +252,12 @@ impl RawConnection {
     pub fn is_alive(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
         match socket2::SockRef::from(&self.stream).peek(&mut byte) {
-            Ok(_) => false,
+            Ok(0) => false,
+            Ok(_) => {
+                let upstream = self.stream.peer_addr().ok();
+                tracing::warn!(?upstream, "bytes that nothing had asked for, on an idle exclusive connection");
+                false
+            }
             Err(e) => e.kind() == io::ErrorKind::WouldBlock,
         }
     }
@@ -292,7 +367,7 @@ impl RawConnection {
         if self.seen == self.input.len() {
             return Ok(None);
         }
-        let advance = self.scanner.advance(&self.input[self.seen..]).inspect_err(|_| self.broken = true)?;
+        let advance = self.scanner.advance(&self.input[self.seen..]).map_err(|error| self.misread(error))?;
         self.seen += advance.consumed;
         if !advance.complete {
             return Ok(None);
@@ -309,8 +384,14 @@ impl RawConnection {
         &mut self.input
     }
 
+    /// What stands in the buffer is no reply: nothing that follows can be told apart either.
+    fn misread(&mut self, error: ReplyError) -> RawError {
+        self.broken = true;
+        BadReply::NotOne(error, Received::of(&self.input)).into()
+    }
+
     fn take_piece(&mut self) -> Result<Option<Piece>, RawError> {
-        let advance = self.scanner.advance(&self.input).inspect_err(|_| self.broken = true)?;
+        let advance = self.scanner.advance(&self.input).map_err(|error| self.misread(error))?;
         let kind = self.scanner.kind();
         if advance.consumed == 0 {
             return Ok(None);
@@ -338,19 +419,39 @@ pub async fn set_up(
     }
     match identity {
         Identity::Anonymous => {}
-        Identity::Password(password) => drop(accepted(connection.call([b"AUTH", &password[..]]).await?)?),
+        Identity::Password(password) => drop(of_type(b'+', "AUTH", connection.call([b"AUTH", &password[..]]).await?)?),
         Identity::User { name, password } => {
-            drop(accepted(connection.call([b"AUTH", &name[..], &password[..]]).await?)?);
+            drop(of_type(b'+', "AUTH", connection.call([b"AUTH", &name[..], &password[..]]).await?)?);
         }
     }
     let hello = match protocol {
         Protocol::Resp2 => None,
-        Protocol::Resp3 => Some(accepted(connection.call(["HELLO", "3"]).await?)?),
+        Protocol::Resp3 => Some(of_type(b'%', "HELLO", connection.call(["HELLO", "3"]).await?)?),
     };
     if !selected {
-        accepted(connection.call(select()).await?)?;
+        of_type(b'+', "SELECT", connection.call(select()).await?)?;
     }
     Ok(hello)
+}
+
+/// The reply to `command`, if it is of the type that every server answers it with.
+fn of_type(kind: u8, command: &'static str, reply: Bytes) -> Result<Bytes, RawError> {
+    let reply = accepted(reply)?;
+    if reply.first() == Some(&kind) {
+        Ok(reply)
+    } else {
+        Err(BadReply::OtherType(command, Received::of(&reply)).into())
+    }
+}
+
+/// True if the server says that a script keeps it busy. Whoever cannot be asked within `within` is not.
+pub async fn is_busy(endpoint: &Endpoint, identity: &Identity, within: Duration, limits: ReplyLimits) -> bool {
+    let asked = async {
+        let mut connection = RawConnection::connect(endpoint, within, limits).await?;
+        set_up(&mut connection, identity, Protocol::Resp2, 0).await?;
+        connection.call(["PING"]).await
+    };
+    matches!(tokio::time::timeout(within, asked).await, Ok(Ok(reply)) if reply.starts_with(b"-BUSY"))
 }
 
 /// An error reply as an error.

@@ -13,6 +13,7 @@ use super::node::Node;
 use super::peers::{Peers, PeersSettings};
 use super::pool::{PoolLimits, Pools};
 use super::raw::Identity;
+use crate::buffered::Buffered;
 use crate::l1::L1;
 use crate::port::Failure;
 use bytes::Bytes;
@@ -38,10 +39,24 @@ pub struct UpstreamSettings {
     pub scope_idle_max: Duration,
 }
 
+/// How long replies may take, by class of command, before the client is told of a timeout.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplyTimes {
+    /// Reads (`link.reply_ms_max`).
+    pub read_max: Duration,
+    /// Writes (`link.write_ms_max`).
+    pub write_max: Duration,
+    /// Scripts, transactions, administration, and whatever else runs on a connection of its own (`pool.reply_ms_max`).
+    pub exclusive_max: Duration,
+    /// What a blocking command gets beyond its own timeout (`pool.blocking_grace_ms`).
+    pub blocking_grace: Duration,
+}
+
 /// The upstream with its scopes.
 pub struct Upstream {
     node: Arc<Node>,
     l1: Arc<L1>,
+    buffered: Arc<Buffered>,
     settings: UpstreamSettings,
     identity: Identity,
     database: u32,
@@ -73,6 +88,17 @@ pub struct Scope {
     peers: AtomicUsize,
 }
 
+// === impl Scope ===
+
+impl Scope {
+    /// The upstream refuses writes as a replica does: after a failover its name leads to another server. Connections are
+    /// made anew, the link's within its bounds.
+    pub fn moved(&self) {
+        self.pools.retire(self.link.node().clock.now());
+        self.link.ask_to_move();
+    }
+}
+
 /// No further scope can be had.
 #[derive(Debug, thiserror::Error)]
 #[error("ERR too many (user, database) pairs are in use at once: the limit is {0} (limits.scopes_max)")]
@@ -93,8 +119,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 // === impl Upstream ===
 
 impl Upstream {
-    /// The upstream `node`, with the scope of clients that neither authenticate nor select. Links run on `runtime`.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one upstream, given once")]
+    /// The upstream `node`, with the scope of clients that neither authenticate nor select. Links run on `runtime`, and what
+    /// waits in them counts for `buffered`.
+    #[expect(clippy::too_many_arguments, reason = "called once, with what an upstream is made of")]
     pub fn new(
         node: Arc<Node>,
         l1: Arc<L1>,
@@ -102,6 +129,7 @@ impl Upstream {
         peers_settings: Option<PeersSettings>,
         identity: Identity,
         database: u32,
+        buffered: Arc<Buffered>,
         runtime: Handle,
         seed: u64,
     ) -> Arc<Self> {
@@ -109,6 +137,7 @@ impl Upstream {
         let this = Arc::new(Self {
             node,
             l1,
+            buffered,
             settings,
             identity,
             database,
@@ -204,6 +233,11 @@ impl Upstream {
         self.count.load(Ordering::Acquire) > 1
     }
 
+    /// The runtime that links and hubs run on.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Runs a task of the upstream's on the thread of its links.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
@@ -260,7 +294,7 @@ impl Upstream {
             big_keys.insert(key, ());
             has_big_keys.store(true, Ordering::Relaxed);
         });
-        let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, remember);
+        let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, &self.buffered, remember);
         let core = LinkCore::new(filler, self.node.table(), self.settings.link);
         let peers = self.peers_of(identity);
         let purpose = LinkPurpose { identity: identity.clone(), database, peers };

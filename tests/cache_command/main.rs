@@ -5,6 +5,7 @@
 mod support;
 
 mod breaker;
+mod config;
 mod events;
 mod insight;
 mod invalidate;
@@ -12,6 +13,7 @@ mod jobs;
 mod leases;
 mod listing;
 mod reads;
+mod seen;
 mod tag_histories;
 mod tags;
 

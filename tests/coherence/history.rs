@@ -69,8 +69,22 @@ impl History {
 
     /// Checks every key; the error tells which one cannot be explained and where.
     pub(crate) fn check(&self) -> Result<(), String> {
+        self.check_with_losses(&[])
+    }
+
+    /// As [`History::check`], where between the two times of each of `losses` all keys have gone.
+    pub(crate) fn check_with_losses(&self, losses: &[(u64, u64)]) -> Result<(), String> {
         for (key, calls) in &self.keys {
-            check_key(calls, None).map_err(|e| format!("key {key}: {e}"))?;
+            let first = calls.iter().map(|call| call.called).min().unwrap_or_default();
+            let mut calls = calls.clone();
+            let relevant = losses.iter().filter(|(_, over)| *over >= first).enumerate();
+            calls.extend(relevant.map(|(n, &(called, over))| Call {
+                client: usize::MAX - n,
+                op: Op::Delete(None),
+                called,
+                returned: Some(over),
+            }));
+            check_key(&calls, None).map_err(|e| format!("key {key}: {e}"))?;
         }
         Ok(())
     }
@@ -288,7 +302,7 @@ impl Bits {
 
 #[cfg(test)]
 mod tests {
-    use super::{Call, Op, check_key};
+    use super::{Call, History, Op, check_key};
     use crate::support::Rng;
 
     fn call(client: usize, op: Op, called: u64, returned: u64) -> Call {
@@ -350,6 +364,18 @@ mod tests {
         let back = [write, call(1, Op::Read(Some(1)), 1, 2), call(1, Op::Read(None), 3, 4)];
         assert!(!holds(&back));
         assert!(!holds(&[call(1, Op::Read(Some(1)), 0, 1), lost(0, Op::Write(1), 2)]), "read before it was written");
+    }
+
+    #[test]
+    fn what_the_server_has_lost_is_gone_for_all() {
+        let mut history = History::default();
+        history.record("k", call(0, Op::Write(1), 0, 1));
+        history.record("k", call(1, Op::Read(None), 6, 7));
+        assert!(history.check().is_err());
+        assert!(history.check_with_losses(&[(2, 5)]).is_ok());
+        assert!(history.check_with_losses(&[(8, 9)]).is_err(), "lost too late to explain it");
+        history.record("k", call(1, Op::Read(Some(1)), 8, 9));
+        assert!(history.check_with_losses(&[(2, 5)]).is_err(), "there again");
     }
 
     /// Histories made by a true register pass; the same with one read turned stale do not.

@@ -5,16 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, GUARD, Larder, Rng, Value, encode};
-use crate::{Floors, Scene, assert_not_before, number};
+use crate::support::{Client, GUARD, Kind, Larder, Rng, Value, encode};
+use crate::{Floors, Scene, assert_not_before, number, on_both_servers};
 
 const PAIRS: usize = 4;
 
 /// One writer, at the upstream or through a second Larder, writes `first` and then `second` with the same number. Many
 /// readers of the first Larder: none sees a number go back, and who has seen n in `second` sees at least n in `first`.
-#[test]
-fn reads_never_go_back_whichever_keys_they_read() {
-    let mut scene = Scene::start("monotonic", &[]);
+fn reads_never_go_back_whichever_keys_they_read(kind: Kind) {
+    let mut scene = Scene::start("monotonic", kind, &[]);
     let second = Larder::behind(&scene.relay, &[]);
     let mut writers = [scene.upstream.client(), second.client()];
     let floors = Floors::new(2 * PAIRS);
@@ -45,7 +44,7 @@ fn reads_never_go_back_whichever_keys_they_read() {
         let read: u64 = readers.into_iter().map(|reader| reader.join().expect("a reader's thread")).sum();
         (n, read)
     });
-    println!("monotonic: {written} pairs written, {read} reads");
+    println!("monotonic, {kind:?}: {written} pairs written, {read} reads");
 }
 
 /// One read of the one or the other key of a pair, in one of several ways.
@@ -53,7 +52,7 @@ fn read_in_order(client: &mut Client, rng: &mut Rng, floors: &Floors) {
     let pair = rng.index(PAIRS);
     let (first, second) = (format!("first{pair}"), format!("second{pair}"));
     let (first_floor, second_floor) = (floors.of(2 * pair), floors.of(2 * pair + 1));
-    match rng.below(4) {
+    match rng.below(5) {
         0 => {
             let seen = number(client, &first);
             assert_not_before(&first, first_floor, seen);
@@ -65,6 +64,15 @@ fn read_in_order(client: &mut Client, rng: &mut Rng, floors: &Floors) {
             floors.raise(2 * pair + 1, seen);
             // The first key was written before: from now on nobody sees less of it.
             floors.raise(2 * pair, seen);
+        }
+        3 => {
+            // In one pipeline, where a hit may stand behind a miss.
+            client.send_raw(&[encode(&["GET", &second]), encode(&["GET", &first])].concat());
+            let [later, earlier] = [(); 2].map(|()| Value::parse(&client.reply()).int_or_null().unwrap_or(0));
+            assert_not_before("second in a pipeline", second_floor, later);
+            assert_not_before("first in a pipeline", first_floor.max(later), earlier);
+            floors.raise(2 * pair + 1, later);
+            floors.raise(2 * pair, earlier);
         }
         _ => {
             let reply = client.value(&["MGET", &second, &first]);
@@ -102,12 +110,12 @@ enum News {
 }
 
 macro_rules! announcements {
-    ($($name:ident: $news:expr,)*) => {$(
-        #[test]
-        fn $name() {
-            news_never_overtakes($news);
+    ($($name:ident: $news:expr,)*) => {
+        on_both_servers! {
+            reads_do_not_go_back_whichever_keys_they_read: reads_never_go_back_whichever_keys_they_read,
+            $($name: |kind| news_never_overtakes($news, kind),)*
         }
-    )*};
+    };
 }
 
 announcements! {
@@ -134,8 +142,8 @@ announcements! {
 
 /// The producer writes `data` and `data:n` directly at the upstream and announces n after that. The consumer, and
 /// a second client whom it tells, must then see at least n, though the older values are in the cache all the time.
-fn news_never_overtakes(news: News) {
-    let scene = Scene::start(&format!("{news:?}"), &[]);
+fn news_never_overtakes(news: News, kind: Kind) {
+    let scene = Scene::start(&format!("{news:?}"), kind, &[]);
     let mut producer = scene.upstream.client();
     producer.ok(&["ACL", "SETUSER", "alice", "on", ">pw", "~*", "&*", "+@all"]);
     producer.cmd(&["XGROUP", "CREATE", "stream", "group", "$", "MKSTREAM"]);
@@ -177,7 +185,7 @@ fn news_never_overtakes(news: News) {
             heard.send(n).expect("a producer");
         }
     });
-    println!("{news:?}: {rounds} rounds");
+    println!("{news:?}, {kind:?}: {rounds} rounds");
 }
 
 /// The announcement that no more will come.
@@ -384,54 +392,4 @@ fn last_entry(reply: &Value) -> (String, i64) {
     };
     let entry = entries.items().last().expect("an entry").items();
     (entry[0].text(), entry[1].items()[1].int())
-}
-
-/// Keys whose time ends, is shortened and lengthened: never read after their end.
-#[test]
-fn no_key_outlives_its_time() {
-    /// The server counts whole milliseconds and answers during the one in which a key ends.
-    const SERVER_TICK: Duration = Duration::from_millis(2);
-    let mut scene = Scene::start("expiry", &[]);
-    let (mut through, mut direct) = (scene.larder.client(), scene.upstream.client());
-    direct.ok(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
-    let mut readers: Vec<Client> = (2..6).map(|n| Client::speaking(2 + n % 2, scene.larder.address())).collect();
-    let mut round = 0;
-    while scene.goes_on() {
-        round += 1;
-        let key = format!("k{round}");
-        let life_ms = 20 + scene.rng.below(60);
-        let writer = if scene.rng.one_in(2) { &mut through } else { &mut direct };
-        match scene.rng.below(4) {
-            0 => writer.ok(&["SET", &key, "v", "PX", &life_ms.to_string()]),
-            1 => {
-                writer.ok(&["SET", &key, "v", "EX", "1000"]);
-                number_of_reads(&mut readers, &key);
-                writer.cmd(&["PEXPIRE", &key, &life_ms.to_string(), "LT"]);
-            }
-            2 => {
-                writer.ok(&["SET", &key, "v"]);
-                number_of_reads(&mut readers, &key);
-                writer.cmd(&["GETEX", &key, "PX", &life_ms.to_string()]);
-            }
-            _ => {
-                writer.ok(&["PSETEX", &key, "5", "v"]);
-                writer.ok(&["SET", &key, "v", "PX", &life_ms.to_string()]);
-            }
-        }
-        // A push of a direct change may still be on its way; it is a few delays late at most, by far less than this.
-        let push = 20 * crate::DELAY_MAX;
-        let end = Instant::now() + Duration::from_millis(life_ms) + SERVER_TICK + push;
-        while Instant::now() < end {
-            number_of_reads(&mut readers, &key);
-        }
-        for reader in &mut readers {
-            let reply = reader.value(&["GET", &key]);
-            assert_eq!(reply, Value::Null, "{key} after its time");
-        }
-    }
-    println!("expiry: {round} keys");
-}
-
-fn number_of_reads(readers: &mut [Client], key: &str) -> usize {
-    readers.iter_mut().map(|reader| reader.cmd(&["GET", key])).count()
 }

@@ -10,14 +10,15 @@ use bytes::{Bytes, BytesMut};
 use larder::clock::Time;
 use larder::metrics::Counters;
 use larder::outgoing::Outgoing;
+use larder::policy::Policies;
 use larder::port::{Delivery, Port, Seq, Taken};
-use larder::session::{Again, Batch, Flow, Session, Surroundings};
+use larder::session::{Again, Batch, Flow, Session, Stale, Surroundings};
 use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::scan::{RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{CommandId, Resolved, Table};
 
-use crate::history::{DATABASES, KEYS, Version, Words, encode, evaluate, keys_of, number, show, show_words};
+use crate::history::{DATABASES, KEY_NAMES, KEYS, Version, Words, encode, evaluate, keys_of, number, show, show_words};
 use crate::link::Link;
 use crate::rng::Rng;
 use crate::server::{ConnId, Server, take_frame};
@@ -30,6 +31,7 @@ pub(crate) struct Around<'a> {
     pub(crate) table: &'a Table,
     pub(crate) counters: &'a Counters,
     pub(crate) big_keys: &'a BTreeSet<Vec<u8>>,
+    pub(crate) policies: &'a Policies,
     pub(crate) judge: &'a RefCell<Judge>,
     pub(crate) now: Time,
     /// Moves links while a request is looked at, as another thread would; `None` if nothing moves meanwhile.
@@ -47,6 +49,9 @@ pub(crate) struct Judge {
     pub(crate) never_sent: Vec<Vec<u8>>,
     pub(crate) answers: u64,
     pub(crate) from_l1: u64,
+    pub(crate) stale: u64,
+    /// For each scope without a link: keys whose write was lost.
+    doubted: Vec<BTreeSet<usize>>,
     pub(crate) failures: u64,
     pub(crate) violation: Option<String>,
 }
@@ -79,6 +84,8 @@ struct Asked {
 enum Source {
     Upstream,
     L1,
+    /// What a loss has left behind.
+    Left,
 }
 
 /// A request on a connection of its own.
@@ -279,10 +286,12 @@ impl Client {
             panic!("{} is not in the table", show_words(&asked.words));
         };
         let before = self.batch.len();
+        let stale_before = around.counters.stale.value();
         let (session, batch, out) = (&mut self.session, &mut self.batch, &mut self.out);
         let flow = surrounded(around, self.scope, |s| session.request(command, request.args(), s, batch, out));
         if flow == Flow::Taken && self.batch.len() == before {
-            self.asked[at].source = Source::L1;
+            let is_stale = around.counters.stale.value() > stale_before;
+            self.asked[at].source = if is_stale { Source::Left } else { Source::L1 };
         }
         flow
     }
@@ -319,8 +328,8 @@ impl Client {
         let reaches = |scope: &usize| match asked.kind {
             _ if *scope == self.scope => true,
             Kind::Write if matches!(name, b"FLUSHALL" | b"EVAL") => true,
-            Kind::Write => around.links[*scope].purpose.database == asked.database,
-            _ => false,
+            // What was only read can be contradicted by the scopes of other users of the database, too.
+            _ => around.links[*scope].purpose.database == asked.database,
         };
         let scopes: Vec<usize> = (0..around.links.len()).filter(reaches).collect();
         self.apart = self.start_fence(around, &scopes, reply);
@@ -328,10 +337,13 @@ impl Client {
     }
 
     /// The connection of its own is lost.
-    pub(crate) fn lose_conn(&mut self) {
+    pub(crate) fn lose_conn(&mut self, links: &[Link]) {
         self.conn = None;
         self.received.clear();
         if matches!(self.apart, Apart::Sent) {
+            if self.asked[self.asked.len() - self.untaken - 1].kind == Kind::Write {
+                links.iter().for_each(Link::drop_all);
+            }
             let answer = b"-UPSTREAMLOST connection lost\r\n".to_vec();
             self.apart = Apart::Fencing { seq: self.session.fresh_seq(), missing: 0, answer };
             self.flag.0.store(true, Ordering::Relaxed);
@@ -402,6 +414,7 @@ impl Client {
                     self.session.fenced(seq);
                 }
                 Delivery::Message(_) | Delivery::Invalidation(_) => panic!("a message without a subscription"),
+                Delivery::Line(_) | Delivery::CatchUp(_) => panic!("nobody watches"),
             }
         }
         taken.recycle();
@@ -415,6 +428,11 @@ impl Client {
             let advanced = surrounded(around, self.scope, |s| session.advance(s, out));
             self.read_answers(around);
             let (fenced, redone) = (!advanced.fence.is_empty(), !advanced.again.is_empty());
+            if redone {
+                // Whatever was held is asked of the upstream now.
+                let left = self.asked.iter_mut().filter(|asked| asked.source == Source::Left);
+                left.for_each(|asked| asked.source = Source::Upstream);
+            }
             for seq in advanced.fence {
                 self.fence_others(seq, around);
             }
@@ -479,7 +497,9 @@ impl Client {
                 Some(_) if self.untaken > self.asked.len() => Err("an answer before its request".into()),
                 Some(asked) => {
                     trace!("client {} gets {} for {}", self.id, show(&answer), show_words(&asked.words));
-                    let result = judge.answer(&asked, &answer, &mut self.seen, self.session.protocol(), around.server);
+                    let result = judge
+                        .may_be_stale(&asked, &answer, around)
+                        .and_then(|()| judge.answer(&asked, &answer, &mut self.seen, self.session.protocol(), around));
                     result.map_err(|e| format!("{e}; asked was {} in scope {}", show_words(&asked.words), asked.scope))
                 }
             };
@@ -507,9 +527,12 @@ fn surrounded<T>(around: &Around<'_>, scope: usize, work: impl FnOnce(&Surroundi
     work(&Surroundings {
         table: around.table,
         partition: link.caches().then(|| &*link.partition),
+        // Also once there is a link again: a client on another thread may have looked around before.
+        stale: Some(Stale { partition: &link.partition, policies: around.policies }),
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: around.links.len() > 1,
+        keeps: true,
         is_big: &|key| around.big_keys.contains(key),
         now: &now,
         counters: around.counters,
@@ -522,6 +545,8 @@ impl Judge {
     pub(crate) fn new(databases: Vec<usize>) -> Self {
         Self {
             floors: vec![vec![0; DATABASES * KEYS]; databases.len()],
+            doubted: vec![BTreeSet::new(); databases.len()],
+            stale: 0,
             databases,
             faults: false,
             never_sent: Vec::new(),
@@ -538,22 +563,25 @@ impl Judge {
         answer: &[u8],
         seen: &mut Version,
         protocol: Protocol,
-        server: &Server,
+        around: &Around<'_>,
     ) -> Result<(), String> {
+        let server = around.server;
         self.answers += 1;
+        self.stale += u64::from(asked.source == Source::Left);
         self.from_l1 += u64::from(asked.source == Source::L1);
         if answer.starts_with(b"-") {
-            return self.failure(asked, answer, server);
+            return self.failure(asked, answer, around);
         }
         match asked.kind {
             Kind::Enter(_) if answer == b"+OK\r\n" => Ok(()),
             Kind::Enter(_) => Err("not the answer to a change of scope".into()),
             Kind::Write => self.write(asked, answer, seen, server),
-            Kind::Read | Kind::ReadApart => self.read(asked, answer, seen, protocol, server),
+            Kind::Read | Kind::ReadApart => self.read(asked, answer, seen, protocol, around),
         }
     }
 
-    fn failure(&mut self, asked: &Asked, answer: &[u8], server: &Server) -> Result<(), String> {
+    fn failure(&mut self, asked: &Asked, answer: &[u8], around: &Around<'_>) -> Result<(), String> {
+        let server = around.server;
         self.failures += 1;
         if !self.faults || !answer.starts_with(b"-UPSTREAM") {
             return Err("an error that nothing explains".into());
@@ -566,8 +594,40 @@ impl Judge {
             if answer.starts_with(b"-UPSTREAMDOWN") {
                 self.never_sent.push(request);
             }
+            if answer.starts_with(b"-UPSTREAMLOST") && around.links[asked.scope].conn().is_none() {
+                let all = matches!(&asked.words[0][..], b"EVAL" | b"FLUSHALL");
+                let keys = if all { (0..KEYS).collect() } else { keys_of(&asked.words) };
+                self.doubted[asked.scope].extend(keys);
+            }
         }
         Ok(())
+    }
+
+    /// An answer from what a loss has left behind: only while there is no link, not too old, and not about what a lost
+    /// write may have changed.
+    fn may_be_stale(&self, asked: &Asked, answer: &[u8], around: &Around<'_>) -> Result<(), String> {
+        if asked.source != Source::Left || answer.starts_with(b"-") {
+            return Ok(());
+        }
+        let Some(lost_at) = around.links[asked.scope].lost_at() else {
+            return Err("a stale answer while there is a link".into());
+        };
+        let age = around.now.saturating_since(lost_at);
+        for key in keys_of(&asked.words) {
+            let age_max = around.policies.stale_if_error(KEY_NAMES[key]);
+            if age_max.is_zero() || age > age_max {
+                return Err(format!("a stale answer {age:?} after the loss, {age_max:?} are allowed"));
+            }
+            if self.doubted[asked.scope].contains(&key) {
+                return Err("a stale answer about a key whose write was lost".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The link of a scope has a connection again.
+    pub(crate) fn recovered(&mut self, scope: usize) {
+        self.doubted[scope].clear();
     }
 
     fn write(&mut self, asked: &Asked, answer: &[u8], seen: &mut Version, server: &Server) -> Result<(), String> {
@@ -604,15 +664,26 @@ impl Judge {
         answer: &[u8],
         seen: &mut Version,
         protocol: Protocol,
-        server: &Server,
+        around: &Around<'_>,
     ) -> Result<(), String> {
+        let server = around.server;
         let history = &server.history;
         let slots: Vec<usize> = keys_of(&asked.words).into_iter().map(|key| asked.database * KEYS + key).collect();
         let lower = (*seen).max(asked.floor);
         let fits = |version| {
             let span = |slot: usize| history.at(slot, version);
             let alive = |slot: &usize| span(*slot).deadline_ms.is_none_or(|deadline| server.now_ms <= deadline);
-            if asked.source == Source::L1 && !slots.iter().all(alive) {
+            // What was alive when the link was lost may be answered beyond its time.
+            let lives_on = |slot: &usize| {
+                let age_max = around.policies.stale_if_error(KEY_NAMES[slot % KEYS]).as_millis() as u64;
+                span(*slot).deadline_ms.is_none_or(|deadline| server.now_ms <= deadline + age_max + 1)
+            };
+            let lives = match asked.source {
+                Source::Upstream => true,
+                Source::L1 => slots.iter().all(alive),
+                Source::Left => slots.iter().all(lives_on),
+            };
+            if !lives {
                 return false;
             }
             if asked.words[0] == b"PTTL" {
@@ -626,13 +697,21 @@ impl Judge {
                 "no version from v{lower} (v{seen} seen by the client, v{} acknowledged before) to v{} gives this{}",
                 asked.floor,
                 history.now,
-                if asked.source == Source::L1 { ", from L1," } else { "" }
+                match asked.source {
+                    Source::Upstream => "",
+                    Source::L1 => ", from L1,",
+                    Source::Left => ", from what a loss has left behind,",
+                }
             ));
         };
         *seen = version;
-        let floors = &mut self.floors[asked.scope];
-        for slot in slots {
-            floors[slot] = floors[slot].max(history.at(slot, version).from);
+        // Users of one database have partitions of their own, and still see one history of each key.
+        for (floors, database) in self.floors.iter_mut().zip(&self.databases) {
+            if *database == asked.database {
+                for slot in &slots {
+                    floors[*slot] = floors[*slot].max(history.at(*slot, version).from);
+                }
+            }
         }
         Ok(())
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use larder::clock::Time;
+use larder::l1::Cause;
 use larder::l1::{L1, Partition};
 use larder::port::{Delivery, Failure, Port, Seq};
-use larder::upstream::link::{Caching, Frame, Job, LinkCore, LinkLimits, Op, OpKind, Retry};
+use larder::upstream::link::{self, Caching, Frame, Job, LinkCore, LinkLimits, Op, OpKind, Retry};
 use larder_protocol::table::Table;
 use smallvec::smallvec;
 
@@ -28,6 +29,7 @@ pub(crate) struct Link {
     pub(crate) purpose: Purpose,
     pub(crate) partition: Arc<Partition>,
     caches: Cell<bool>,
+    lost_at: Cell<Time>,
     inner: RefCell<Inner>,
 }
 
@@ -62,7 +64,13 @@ impl Link {
             reply_max: limits.reply_max,
             violation: None,
         };
-        Self { purpose, partition, caches: Cell::new(false), inner: RefCell::new(inner) }
+        Self {
+            purpose,
+            partition,
+            caches: Cell::new(false),
+            lost_at: Cell::new(Time::ZERO),
+            inner: RefCell::new(inner),
+        }
     }
 
     pub(crate) fn caches(&self) -> bool {
@@ -85,14 +93,38 @@ impl Link {
         Ok(())
     }
 
-    /// Asks for a fence. A link that is down has an empty partition: nothing in it can be older.
+    /// Asks for a fence. A link without a connection has an empty partition: nothing in it can be older.
     pub(crate) fn submit_fence(&self, port: &Arc<Port>, seq: Seq) {
-        let op = Op { seq, bytes: 0..0, kind: OpKind::Fence };
+        self.submit_order(port, Op { seq, bytes: 0..0, kind: OpKind::Fence });
+    }
+
+    /// Who has lost a command that may have changed anything has all entries dropped.
+    pub(crate) fn drop_all(&self) {
+        self.submit_order(&Arc::default(), Op { seq: Seq(0), bytes: 0..0, kind: OpKind::DropAll(Cause::DataChanged) });
+    }
+
+    fn submit_order(&self, port: &Arc<Port>, op: Op) {
+        let seq = op.seq;
         let job = Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![op] };
-        if self.submit(job).is_err() {
-            port.leave(Delivery::Fenced(seq));
-            port.wake();
+        let mut inner = self.inner.borrow_mut();
+        if matches!(inner.state, State::Up(_)) {
+            inner.queue.push(job);
+            return;
         }
+        drop(inner);
+        link::settle(&self.partition, &job);
+        port.leave(Delivery::Fenced(seq));
+        port.wake();
+    }
+
+    /// True once a connection has been lost.
+    pub(crate) fn has_been_lost(&self) -> bool {
+        self.lost_at.get() > Time::ZERO
+    }
+
+    /// When the connection was lost, while there is none.
+    pub(crate) fn lost_at(&self) -> Option<Time> {
+        self.conn().is_none().then(|| self.lost_at.get())
     }
 
     /// A turn of the link's task: some jobs in, some bytes out, some frames in.
@@ -156,7 +188,7 @@ impl Link {
     }
 
     /// The connection is lost. A write to it may have been under way.
-    pub(crate) fn lose(&self, server: &mut Server, rng: &mut Rng) {
+    pub(crate) fn lose(&self, server: &mut Server, rng: &mut Rng, now: Time) {
         let mut inner = self.inner.borrow_mut();
         let State::Up(conn) = inner.state else { return };
         if rng.one_in(2) {
@@ -168,9 +200,20 @@ impl Link {
         server.conns[conn.0].owner = Owner::Gone;
         inner.received.clear();
         self.caches.set(false);
-        inner.retries = inner.core.lost();
-        inner.core.wake_clients();
+        inner.retries = inner.core.lost(now);
+        self.lost_at.set(now);
         inner.state = State::Connecting;
+        let (orders, jobs): (Vec<Job>, Vec<Job>) =
+            std::mem::take(&mut inner.queue).into_iter().partition(Job::is_order);
+        inner.queue = jobs;
+        inner.core.leave_behind(&orders);
+        for job in orders {
+            for op in &job.ops {
+                job.port.leave(Delivery::Fenced(op.seq));
+            }
+            job.port.wake();
+        }
+        inner.core.wake_clients();
         trace!("  link {} lost conn {}, {} retries", self.purpose.scope, conn.0, inner.retries.len());
     }
 
@@ -195,8 +238,9 @@ impl Link {
     }
 
     /// An attempt to connect fails: what waits is refused.
-    pub(crate) fn give_up(&self) {
+    pub(crate) fn give_up(&self, now: Time) {
         let mut inner = self.inner.borrow_mut();
+        inner.core.expire_left(now);
         if inner.state != State::Connecting {
             return;
         }
@@ -205,10 +249,7 @@ impl Link {
         inner.retries.drain(..).for_each(|retry| retry.fail(down()));
         for job in std::mem::take(&mut inner.queue) {
             for op in &job.ops {
-                job.port.leave(match op.kind {
-                    OpKind::Fence => Delivery::Fenced(op.seq),
-                    _ => Delivery::Failed(op.seq, down()),
-                });
+                job.port.leave(Delivery::Failed(op.seq, down()));
             }
             job.port.wake();
         }

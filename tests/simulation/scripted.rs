@@ -30,7 +30,9 @@ fn link(table: &Arc<Table>) -> (LinkCore, Arc<Partition>) {
         in_flight_max: 100,
         in_flight_bytes_max: 10_000,
         reply_max: Duration::from_secs(1),
+        write_max: Duration::from_secs(1),
         untracked_ttl: None,
+        stale_longest: None,
     };
     let mut link = LinkCore::new(filler, table.clone(), limits);
     link.connected(Caching::Tracked, table.clone());
@@ -69,7 +71,7 @@ fn what_has_left_in_part_is_not_sent_again() {
         link.submit(&Job { port: port.clone(), bytes: request.clone(), ops: smallvec![op] }, Time::ZERO);
     }
     link.outgoing().advance(request.len() + 1);
-    assert_eq!(link.lost().len(), 1);
+    assert_eq!(link.lost(Time::ZERO).len(), 1);
     let mut taken = Taken::default();
     port.take(&mut taken);
     let lost = |delivery: &Delivery| match delivery {
@@ -97,9 +99,11 @@ fn an_mget_that_is_overtaken_by_a_removal_is_asked_of_the_upstream() {
     let around = Surroundings {
         table: &table,
         partition: Some(&partition),
+        stale: None,
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: false,
+        keeps: true,
         is_big: &|_| false,
         now: &now,
         counters: &Counters::default(),
@@ -109,4 +113,87 @@ fn an_mget_that_is_overtaken_by_a_removal_is_asked_of_the_upstream() {
     let command = table.lookup(b"mget").expect("a built-in command");
     assert_eq!(session.request(command, request.args(), &around, &mut batch, &mut out), Flow::Taken);
     assert!(!batch.is_empty() && out.is_empty());
+}
+
+/// The first key's time ends while an MGET looks at the second, which is filled only then: the two were never there at once.
+#[test]
+fn an_mget_that_is_overtaken_by_a_deadline_is_asked_of_the_upstream() {
+    let table = Table::builtin();
+    let (partition, mut filler) = partition();
+    let get = Variant::bare(id(&table, "get"));
+    filler.fill(b"a", get, b"$1\r\nv\r\n", Time::from_micros(1_000), Time::ZERO);
+    let (filler, looks) = (RefCell::new(filler), std::cell::Cell::new(0));
+    let now = || {
+        looks.set(looks.get() + 1);
+        if looks.get() > 1 {
+            return Time::from_micros(2_000);
+        }
+        filler.borrow_mut().fill(b"b", get, b"$1\r\nw\r\n", Time::from_micros(9_000), Time::ZERO);
+        Time::ZERO
+    };
+    let around = Surroundings {
+        table: &table,
+        partition: Some(&partition),
+        stale: None,
+        upstream_is_resp2: false,
+        has_field_ttls: false,
+        fences: false,
+        keeps: true,
+        is_big: &|_| false,
+        now: &now,
+        counters: &Counters::default(),
+    };
+    let (mut session, mut batch, mut out) = (Session::new(), Batch::default(), Outgoing::default());
+    let request = OwnedArgs::new(["MGET", "a", "b"]);
+    let command = table.lookup(b"mget").expect("a built-in command");
+    assert_eq!(session.request(command, request.args(), &around, &mut batch, &mut out), Flow::Taken);
+    assert!(!batch.is_empty() && out.is_empty());
+}
+
+/// Two users of one database. Bob's read is under way when Alice's partition is filled with a newer value, which her
+/// clients may have hit before it went again: Bob's clients must not hit the older one afterwards.
+#[test]
+fn a_read_that_another_users_fill_has_overtaken_is_not_kept() {
+    let table = Arc::new(Table::builtin());
+    let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 1000, variants_per_key_max: 4 });
+    let limits = LinkLimits {
+        in_flight_max: 100,
+        in_flight_bytes_max: 10_000,
+        reply_max: Duration::from_secs(1),
+        write_max: Duration::from_secs(1),
+        untracked_ttl: None,
+        stale_longest: None,
+    };
+    let link = || {
+        let (partition, filler) = l1.partition();
+        let mut link = LinkCore::new(filler, table.clone(), limits);
+        link.connected(Caching::Tracked, table.clone());
+        (link, partition)
+    };
+    let ((mut alice, alices), (mut bob, bobs)) = (link(), link());
+    alices.set_peers(vec![Arc::downgrade(&bobs)]);
+    bobs.set_peers(vec![Arc::downgrade(&alices)]);
+    let get = id(&table, "get");
+    let ask = |link: &mut LinkCore| {
+        let request = Bytes::from_static(b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n");
+        let kind = OpKind::Fill { command: get, key_at: 1, may_join: false, asks_encoding: false };
+        let op = Op { seq: Seq(1), bytes: 0..request.len() as u32, kind };
+        link.submit(&Job { port: Arc::new(Port::default()), bytes: request, ops: smallvec![op] }, Time::ZERO);
+    };
+    let come = |link: &mut LinkCore, frames: &[&[u8]]| {
+        for bytes in frames {
+            assert_eq!(link.frame(Frame { bytes, shared: None }, Time::ZERO), Ok(()));
+        }
+    };
+    let held = |partition: &Partition| partition.read(b"k", Variant::bare(get), || Time::ZERO).is_some();
+    ask(&mut bob);
+    ask(&mut alice);
+    come(&mut alice, &[b":-1\r\n", b"$3\r\nnew\r\n"]);
+    assert!(held(&alices), "a client of hers may hit it now");
+    come(&mut alice, &[b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"]);
+    come(&mut bob, &[b":-1\r\n", b"$3\r\nold\r\n"]);
+    assert!(!held(&bobs), "older than what her client has seen");
+    ask(&mut bob);
+    come(&mut bob, &[b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n", b":-1\r\n", b"$5\r\nnewer\r\n"]);
+    assert!(held(&bobs), "a later read is kept");
 }

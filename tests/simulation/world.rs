@@ -8,6 +8,7 @@ use std::time::Duration;
 use larder::clock::Time;
 use larder::l1::{L1, L1Settings, Variant};
 use larder::metrics::Counters;
+use larder::policy::{Policies, Policy};
 use larder::upstream::link::LinkLimits;
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::shape::Protocol;
@@ -26,6 +27,7 @@ pub(crate) struct Figures {
     pub(crate) steps: u64,
     pub(crate) answers: u64,
     pub(crate) from_l1: u64,
+    pub(crate) stale: u64,
     pub(crate) failures: u64,
     pub(crate) redone: u64,
     pub(crate) losses: u64,
@@ -48,6 +50,8 @@ struct Character {
     flushes: u64,
     /// One in so many new values is larger than an entry may be; 0 for none.
     big_values: u64,
+    /// How long stale answers are allowed after a loss, in milliseconds; 0 for never. Keys of one name are excepted.
+    stale_ms_max: u64,
     /// Whether links move while a client's request is looked at.
     has_threads: bool,
 }
@@ -61,6 +65,7 @@ pub(crate) struct World {
     clients: Vec<Client>,
     judge: RefCell<Judge>,
     big_keys: BTreeSet<Vec<u8>>,
+    policies: Policies,
     table: Arc<Table>,
     counters: Counters,
     tag: u64,
@@ -109,6 +114,7 @@ pub(crate) fn run(seed: u64, looks: Looks) -> Result<Figures, String> {
         steps,
         answers: judge.answers,
         from_l1: judge.from_l1,
+        stale: judge.stale,
         failures: judge.failures,
         redone: world.counters.redone.value(),
         losses: world.losses,
@@ -123,7 +129,7 @@ impl Character {
             keys: 1 + rng.index(KEYS),
             depth_max: 1 + rng.index(10),
             writes_in_ten: rng.below(5),
-            losses: [0, 0, 100, 500][rng.index(4)],
+            losses: [0, 0, 50, 100, 500][rng.index(5)],
             direct_writes: [0, 20, 80][rng.index(3)],
             evictions: [0, 50, 200][rng.index(3)],
             has_timeouts: rng.one_in(5),
@@ -131,8 +137,19 @@ impl Character {
             ttl_ms_max: [3, 20, 100][rng.index(3)],
             flushes: [100, 6][rng.index(2)],
             big_values: [0, 0, 10][rng.index(3)],
+            stale_ms_max: [0, 2, 10, 100][rng.index(4)],
             has_threads: rng.one_in(2),
         }
+    }
+}
+
+/// Links of one database know each other's partitions, as `upstream::scope` sees to.
+fn introduce_peers(links: &[Link]) {
+    for link in links {
+        let is_peer = |other: &&Link| {
+            other.purpose.database == link.purpose.database && other.purpose.scope != link.purpose.scope
+        };
+        link.partition.set_peers(links.iter().filter(is_peer).map(|peer| Arc::downgrade(&peer.partition)).collect());
     }
 }
 
@@ -151,11 +168,19 @@ impl World {
             in_flight_max: [8, 1000][rng.index(2)],
             in_flight_bytes_max: 1 << 20,
             reply_max: Duration::from_millis(if character.has_timeouts { 20 } else { 3_600_000 }),
+            write_max: Duration::from_millis(if character.has_timeouts { 15 } else { 3_600_000 }),
             untracked_ttl: None,
+            stale_longest: None,
         };
+        let stale_max = Duration::from_millis(character.stale_ms_max);
+        let excepted = String::from_utf8_lossy(KEY_NAMES[0]).into_owned();
+        let never = Policy { keys: excepted, stale_if_error: Some(Duration::ZERO) };
+        let policies = Policies::new(vec![never], stale_max);
+        let limits = LinkLimits { stale_longest: policies.stale_if_error_longest(), ..limits };
         let scopes = 1 + rng.index(SCOPE_DATABASES.len());
         let purpose = |scope| Purpose { scope, database: SCOPE_DATABASES[scope] };
-        let links = (0..scopes).map(|scope| Link::new(&l1, &table, purpose(scope), limits)).collect();
+        let links: Vec<Link> = (0..scopes).map(|scope| Link::new(&l1, &table, purpose(scope), limits)).collect();
+        introduce_peers(&links);
         let clients = (0..2 + rng.index(4)).map(|id| {
             let protocol = if rng.one_in(2) { Protocol::Resp2 } else { Protocol::Resp3 };
             Client::new(id, rng.index(scopes), protocol)
@@ -168,6 +193,7 @@ impl World {
             links,
             clients,
             judge: RefCell::new(Judge::new(SCOPE_DATABASES[..scopes].to_vec())),
+            policies,
             big_keys: BTreeSet::new(),
             table,
             counters: Counters::default(),
@@ -226,6 +252,7 @@ impl World {
             table: &self.table,
             counters: &self.counters,
             big_keys: &self.big_keys,
+            policies: &self.policies,
             judge: &self.judge,
             now: self.now,
             meanwhile: self.character.has_threads.then_some(&rng),
@@ -299,6 +326,7 @@ impl World {
                     table: &self.table,
                     counters: &self.counters,
                     big_keys: &self.big_keys,
+                    policies: &self.policies,
                     judge: &self.judge,
                     now: self.now,
                     meanwhile: None,
@@ -312,7 +340,14 @@ impl World {
     fn lose_link(&mut self, link: usize) {
         self.losses += 1;
         self.judge.borrow_mut().faults = true;
-        self.links[link].lose(&mut self.server, &mut self.rng);
+        self.links[link].lose(&mut self.server, &mut self.rng, self.now);
+    }
+
+    fn connect(&mut self, link: usize) {
+        if self.links[link].conn().is_none() {
+            self.judge.borrow_mut().recovered(self.links[link].purpose.scope);
+        }
+        self.links[link].connect(&mut self.server, &self.table, link, self.now);
     }
 
     fn pass(&mut self, us: u64) {
@@ -363,8 +398,10 @@ impl World {
             self.links[link].touch_upstream(self.now);
         }
         match self.links[link].conn() {
-            None if self.rng.one_in(3) && self.losses > 0 => self.links[link].give_up(),
-            None => self.links[link].connect(&mut self.server, &self.table, link, self.now),
+            None if self.rng.one_in(3) && self.losses > 0 => self.links[link].give_up(self.now),
+            // An outage lasts for a while.
+            None if self.links[link].has_been_lost() && self.rng.below(4) > 0 => {}
+            None => self.connect(link),
             Some(_) if self.happens(self.character.losses / 10) => self.lose_link(link),
             Some(conn) if self.happens(self.character.losses / 10) => {
                 trace!("the server closes conn {}", conn.0);
@@ -379,7 +416,7 @@ impl World {
             trace!("client {client} loses conn {}", conn.0);
             self.judge.borrow_mut().faults = true;
             self.server.conns[conn.0].owner = Owner::Gone;
-            self.clients[client].lose_conn();
+            self.clients[client].lose_conn(&self.links);
         }
         if self.rng.one_in(20) {
             self.big_keys.clear();
@@ -397,7 +434,7 @@ impl World {
         for _ in 0..SETTLING_ROUNDS_MAX {
             self.pass(100);
             for link in 0..self.links.len() {
-                self.links[link].connect(&mut self.server, &self.table, link, self.now);
+                self.connect(link);
                 self.links[link].turn(&mut self.server, self.now, &mut self.rng);
             }
             for id in (DATABASES..self.server.conns.len()).map(ConnId) {

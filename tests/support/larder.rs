@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use super::client::Client;
+use super::frame::Value;
 use super::process::{Process, TempDir};
 use super::relay::Relay;
 use super::server::Server;
@@ -21,7 +22,7 @@ impl Larder {
     pub(crate) fn start(upstream: Option<&Server>, flags: &[&str]) -> Self {
         match upstream {
             Some(server) => Self::before(server.address(), flags),
-            None => Self::launch(None, flags),
+            None => Self::launch(None, flags, None),
         }
     }
 
@@ -35,18 +36,36 @@ impl Larder {
         if Self::is_plain() {
             return Self { address: upstream, process: None, _files: TempDir::new() };
         }
-        Self::launch(Some(format!("redis://{upstream}")), flags)
+        Self::launch(Some(format!("redis://{upstream}")), flags, None)
+    }
+
+    /// As [`Larder::behind`], with a bug planted. Only a build with the feature `mutations` has any.
+    pub(crate) fn planted(relay: &Relay, flags: &[&str], bug: &str) -> Self {
+        Self::launch(Some(format!("redis://{}", relay.address())), flags, Some(bug))
+    }
+
+    /// Starts Larder in front of `upstream` with an address space of so many bytes and not one more (RLIMIT_AS).
+    pub(crate) fn limited(upstream: &Server, flags: &[&str], address_space_bytes: u64) -> Self {
+        let url = format!("redis://{}", upstream.address());
+        Self::launch_with(&["prlimit", &format!("--as={address_space_bytes}")], Some(url), flags, None)
     }
 
     /// Starts Larder with an upstream URL of the test's own making (a password, a database).
     pub(crate) fn with_url(url: &str, flags: &[&str]) -> Self {
-        Self::launch(Some(url.to_owned()), flags)
+        Self::launch(Some(url.to_owned()), flags, None)
     }
 
-    fn launch(upstream: Option<String>, flags: &[&str]) -> Self {
+    fn launch(upstream: Option<String>, flags: &[&str], bug: Option<&str>) -> Self {
+        Self::launch_with(&[], upstream, flags, bug)
+    }
+
+    /// Starts Larder as the last argument of `wrapper`, a program that becomes the one that it starts.
+    fn launch_with(wrapper: &[&str], upstream: Option<String>, flags: &[&str], bug: Option<&str>) -> Self {
         let files = TempDir::new();
         let process = Process::start("larder", &files.path().join("log"), None, |port| {
-            let mut command = Command::new(binary());
+            let words: Vec<String> = wrapper.iter().map(|&word| word.to_owned()).chain([binary()]).collect();
+            let mut command = Command::new(&words[0]);
+            command.args(&words[1..]);
             // What the environment of the person who runs the tests says about Larder must not change the result.
             for (name, _) in std::env::vars_os() {
                 if name.to_string_lossy().starts_with("LARDER_") {
@@ -58,6 +77,9 @@ impl Larder {
                 command.args(["--upstream", url]);
             }
             command.args(flags);
+            if let Some(bug) = bug {
+                command.env("PLANTED_BUG", bug);
+            }
             command
         });
         Self { address: process.address(), process: Some(process), _files: files }
@@ -84,6 +106,26 @@ impl Larder {
         Client::resp3(self.address)
     }
 
+    /// The most memory that the process has ever held, in KiB (`VmHWM` of Linux).
+    #[track_caller]
+    pub(crate) fn memory_peak_kb(&self) -> u64 {
+        self.status_kb("VmHWM:")
+    }
+
+    /// The memory that the process holds, in KiB (`VmRSS` of Linux).
+    #[track_caller]
+    pub(crate) fn memory_kb(&self) -> u64 {
+        self.status_kb("VmRSS:")
+    }
+
+    #[track_caller]
+    fn status_kb(&self, field: &str) -> u64 {
+        let id = self.process.as_ref().expect("Larder runs as a process of its own").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the status of a process");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field in the status");
+        line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+    }
+
     /// Sends the process a signal by name.
     #[track_caller]
     pub(crate) fn signal(&self, signal: &str) {
@@ -94,6 +136,22 @@ impl Larder {
     #[track_caller]
     pub(crate) fn wait(&mut self) -> Option<i32> {
         self.process.as_mut().expect("Larder runs as a process of its own").wait()
+    }
+
+    /// The most memory that the process has had so far, in bytes.
+    #[track_caller]
+    pub(crate) fn memory_peak_bytes(&self) -> u64 {
+        self.process.as_ref().expect("Larder runs as a process of its own").memory_peak_kb() * 1024
+    }
+
+    /// A figure of Larder's section of INFO, by its name without the prefix.
+    #[track_caller]
+    pub(crate) fn figure(&self, name: &str) -> u64 {
+        let info = self.client().value(&["CACHE", "STATS"]);
+        let items = info.items();
+        let at = items.iter().position(|item| matches!(item, Value::Bulk(b) if b == name.as_bytes()));
+        let at = at.unwrap_or_else(|| panic!("no {name} in CACHE STATS"));
+        u64::try_from(items[at + 1].int()).expect("a figure is not negative")
     }
 
     /// All that it has written to stdout and stderr.

@@ -23,6 +23,7 @@ mod process;
 mod relay;
 mod rng;
 mod server;
+mod stub;
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ pub(crate) use larder::Larder;
 pub(crate) use relay::Relay;
 pub(crate) use rng::{Rng, run_seconds, seed};
 pub(crate) use server::{Kind, Server};
+pub(crate) use stub::{Answer, Stub};
 
 /// How long anything may take before a test gives up on it.
 pub(crate) const GUARD: Duration = Duration::from_secs(30);

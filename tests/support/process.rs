@@ -88,6 +88,17 @@ impl Process {
         self.address
     }
 
+    /// The most memory that it has had so far (`VmHWM`), in kilobytes.
+    pub(super) fn memory_peak_kb(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the status of a child");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM in the status");
+        line.trim().trim_end_matches(" kB").parse().expect("a number of kilobytes")
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by its name, as `kill` knows it.
     pub(super) fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();

@@ -2,7 +2,8 @@
 //!
 //! On an undisturbed loopback the order of events *between* connections is nearly always the order in which they were
 //! caused, so that most faults of coherence never show. Here each connection runs early or late by itself, as connections
-//! over a network and through busy servers do. Bytes of one direction of one connection stay in order, always.
+//! over a network and through busy servers do. Bytes of one direction of one connection stay in order, always; what was
+//! sent together may come in pieces.
 //!
 //! It can also be paused (nothing passes, nothing is lost), cut (RST to both sides), and told to refuse connections.
 //! Each direction has a thread that reads and one that writes when the time has come, so that delay costs no throughput.
@@ -20,6 +21,8 @@ use super::rng::Rng;
 
 const POLL: Duration = Duration::from_millis(1);
 const CHUNK_BYTES: usize = 64 * 1024;
+/// One in so many chunks is passed on in pieces.
+const TORN_ONE_IN: u64 = 4;
 /// Chunks that may be on their way in one direction; then the sender is held up.
 const CHUNKS_MAX: usize = 1024;
 
@@ -33,7 +36,7 @@ pub(crate) struct Relay {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: SocketAddr,
+    upstream: Mutex<SocketAddr>,
     delay_us_max: AtomicU64,
     paused: AtomicBool,
     refusing: AtomicBool,
@@ -56,7 +59,7 @@ impl Relay {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let listener = listen(address);
         let shared = Arc::new(Shared {
-            upstream,
+            upstream: Mutex::new(upstream),
             delay_us_max: AtomicU64::new(micros(delay_max)),
             paused: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
@@ -105,6 +108,11 @@ impl Relay {
     pub(crate) fn allow(&self) {
         self.shared.refusing.store(false, Ordering::Relaxed);
         super::wait_until("the relay accepts", || TcpStream::connect(self.address).is_ok());
+    }
+
+    /// Leads new connections to another server; those that are open stay where they are.
+    pub(crate) fn lead_to(&self, upstream: SocketAddr) {
+        *lock(&self.shared.upstream) = upstream;
     }
 
     /// How many connections it has accepted so far.
@@ -157,7 +165,8 @@ fn accept(shared: &Arc<Shared>, address: SocketAddr, listener: TcpListener, mut 
 }
 
 fn relay(shared: &Arc<Shared>, client: TcpStream, rng: &mut Rng) {
-    let Ok(server) = TcpStream::connect(shared.upstream) else { return };
+    let upstream = *lock(&shared.upstream);
+    let Ok(server) = TcpStream::connect(upstream) else { return };
     client.set_nonblocking(false).expect("a blocking socket");
     client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).expect("sockets without Nagle's delay");
     let connection = Arc::new(Connection { client, server, cut: AtomicBool::new(false) });
@@ -208,9 +217,20 @@ fn read(shared: &Shared, connection: &Connection, direction: Direction, mut rng:
             Err(_) => return,
         };
         wander = next_wander(&mut rng, wander);
-        let delay = shared.delay_us_max.load(Ordering::Relaxed) * wander / 1_000_000;
-        leaves_last = leaves_last.max(Instant::now() + Duration::from_micros(delay));
-        if out.send((leaves_last, chunk[..read].to_vec())).is_err() {
+        let delay_us_max = shared.delay_us_max.load(Ordering::Relaxed);
+        let latest = Instant::now() + Duration::from_micros(delay_us_max);
+        leaves_last = leaves_last.max(Instant::now() + Duration::from_micros(delay_us_max * wander / 1_000_000));
+        let mut rest = &chunk[..read];
+        // A reply and what stands behind it need not come together: torn anywhere, but not so often that delays add up.
+        while rest.len() > 1 && leaves_last < latest && rng.one_in(TORN_ONE_IN) {
+            let (piece, left) = rest.split_at(1 + rng.index(rest.len() - 1));
+            if out.send((leaves_last, piece.to_vec())).is_err() {
+                return;
+            }
+            leaves_last += Duration::from_micros(rng.below(delay_us_max));
+            rest = left;
+        }
+        if out.send((leaves_last, rest.to_vec())).is_err() {
             return;
         }
     }

@@ -101,6 +101,20 @@ impl Server {
         line.unwrap_or_else(|| panic!("no {field} in INFO {section}")).trim().to_owned()
     }
 
+    /// As [`Server::restart`], but with nothing: what was in its files is gone.
+    pub(crate) fn restart_empty(&mut self) {
+        self.process.kill();
+        for entry in std::fs::read_dir(self.files.path()).expect("the server's files").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(&path).expect("removing the server's data");
+            } else if path.extension().is_some_and(|e| e == "rdb" || e == "aof") {
+                std::fs::remove_file(&path).expect("removing the server's data");
+            }
+        }
+        self.restart();
+    }
+
     fn wait_until_ready(&self) {
         super::wait_until("the server answers PING", || {
             Client::try_connect(self.address())

@@ -276,3 +276,20 @@ fn info_is_the_upstreams_with_a_section_added() {
     let server = larder.client().ask("INFO server").text();
     assert!(server.contains(&run_id) && !server.contains("# Keyspace"), "{server}");
 }
+
+#[test]
+fn slowlog_tells_the_name_of_who_was_slow() {
+    let upstream = Server::redis(&["--slowlog-log-slower-than", "100000"]);
+    let larder = Larder::start(Some(&upstream), &[]);
+    let (mut one, mut other) = (larder.client(), larder.client());
+    for (client, name) in [(&mut one, "first"), (&mut other, "second"), (&mut larder.client(), "")] {
+        client.run(&format!("CLIENT SETNAME {name}"));
+        if name.is_empty() {
+            client.cmd(&["CLIENT", "SETNAME", ""]);
+        }
+        client.ok(&["DEBUG", "SLEEP", "0.15"]);
+    }
+    let entries = one.value(&["SLOWLOG", "GET"]);
+    let names: Vec<String> = entries.items().iter().map(|entry| entry.items()[5].text()).collect();
+    assert_eq!(names, ["", "second", "first"]);
+}

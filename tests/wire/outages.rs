@@ -6,11 +6,11 @@ use crate::support::{Client, Larder, Relay, Server, encode, wait_until};
 use crate::{OK, bulk, error_of};
 
 /// These tests are about what Larder does when its upstream is gone, which a server in its place cannot show.
-fn plain() -> bool {
+pub(crate) fn plain() -> bool {
     Larder::is_plain()
 }
 
-fn is_outage(reply: &[u8]) -> bool {
+pub(crate) fn is_outage(reply: &[u8]) -> bool {
     [&b"-UPSTREAMDOWN "[..], b"-UPSTREAMLOST ", b"-UPSTREAMTIMEOUT "].iter().any(|code| reply.starts_with(code))
 }
 

@@ -175,3 +175,23 @@ fn keyspace_notifications_come_through() {
     both.frame("keyspace event");
     both.frame("keyevent event");
 }
+
+#[test]
+fn who_has_unsubscribed_is_not_counted_any_more() {
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &["--set", "threads=2"]);
+    let (mut subscriber, mut publisher, mut direct) = (larder.client(), larder.client(), upstream.client());
+    let mut other = upstream.client();
+    other.send(&["SUBSCRIBE", "ch"]);
+    other.frame();
+    for round in 0..100 {
+        subscriber.send(&["SUBSCRIBE", "ch"]);
+        subscriber.frame();
+        assert_eq!(publisher.run("PUBLISH ch x"), b":2\r\n", "round {round}");
+        subscriber.frame();
+        subscriber.send(&["UNSUBSCRIBE"]);
+        subscriber.frame();
+        assert_eq!(direct.run("PUBLISH ch x"), b":1\r\n", "round {round}: straight at the server");
+        assert_eq!(publisher.run("PUBLISH ch x"), b":1\r\n", "round {round}");
+    }
+}

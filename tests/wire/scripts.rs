@@ -125,3 +125,26 @@ fn a_long_script_can_be_killed_by_another_client() {
     wait_for_reply(&mut other, "SET k v", b"+OK\r\n");
     assert_eq!(other.run("GET k"), bulk("v"));
 }
+
+#[test]
+fn a_script_may_take_longer_than_a_reply_and_others_hear_that_the_server_is_busy() {
+    let upstream = Server::redis(&["--busy-reply-threshold", "100"]);
+    let larder = Larder::start(Some(&upstream), &["--set", "link.reply_ms_max=500"]);
+    let (mut slow, mut other) = (larder.client(), larder.client());
+    other.run("SET k v");
+    let script = "redis.call('set', 'n', ARGV[1]) \
+        local function now() local t = redis.call('TIME') return t[1] * 1000 + t[2] / 1000 end \
+        local began = now() while now() - began < 3000 do end return ARGV[1]";
+    for (protocol, ending) in [("2", "a"), ("3", "b")] {
+        slow.run(&format!("HELLO {protocol}"));
+        slow.send(&["EVAL", script, "0", ending]);
+        wait_until("the server is busy", || other.run("SET k w").starts_with(b"-BUSY"));
+        for line in ["PING", "EVAL return(1) 0", "DBSIZE"] {
+            assert_eq!(other.run(line)[..5], *b"-BUSY", "{line}");
+        }
+        // What has written cannot be killed.
+        assert_eq!(other.run("SCRIPT KILL")[..11], *b"-UNKILLABLE");
+        assert_eq!(slow.reply(), bulk(ending));
+        assert_eq!(other.run("GET n"), bulk(ending));
+    }
+}

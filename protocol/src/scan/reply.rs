@@ -155,6 +155,9 @@ impl ReplyScanner {
             }
             ReplyState::Line { len } => match memchr(b'\n', &piece[*at..]) {
                 Some(found) => {
+                    if len + found > self.limits.line_bytes_max {
+                        return Err(ReplyError::TooBig);
+                    }
                     *at += found + 1;
                     Ok(self.closed_one())
                 }

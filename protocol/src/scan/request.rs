@@ -121,7 +121,7 @@ enum RequestState {
 enum Line {
     Value { value: i64, next: usize },
     Incomplete,
-    NotANumber,
+    NotANumber { next: usize },
 }
 
 // === impl RequestScanner ===
@@ -215,7 +215,8 @@ impl RequestScanner {
         match number_line(buf, 1, &mut self.line_seen) {
             Line::Incomplete if buf.len() > self.limits.inline_bytes_max => Err(RequestError::CountLine),
             Line::Incomplete => Ok(Some(Step::Incomplete { bytes_needed_min: 1 })),
-            Line::NotANumber => Err(RequestError::MultibulkLength),
+            Line::NotANumber { next } if self.is_too_long(0, next) => Err(RequestError::CountLine),
+            Line::NotANumber { .. } => Err(RequestError::MultibulkLength),
             Line::Value { value, next } => {
                 if value <= 0 {
                     self.state = RequestState::Done { inline: false };
@@ -251,7 +252,10 @@ impl RequestScanner {
                             return Err(RequestError::BulkLine);
                         }
                         Line::Incomplete => return Ok(Step::Incomplete { bytes_needed_min: 1 }),
-                        Line::NotANumber => return Err(RequestError::BulkLength),
+                        Line::NotANumber { next } if self.is_too_long(self.seen, next) => {
+                            return Err(RequestError::BulkLine);
+                        }
+                        Line::NotANumber { .. } => return Err(RequestError::BulkLength),
                         Line::Value { value, next } => {
                             let len = self.checked_bulk_len(value, next)?;
                             self.seen = next;
@@ -280,6 +284,12 @@ impl RequestScanner {
         }
     }
 
+    /// True if the line from `start` to `next` would have been refused had its last byte come later than the others:
+    /// what is too long must not depend on how the bytes were cut. (A number is never too long.)
+    fn is_too_long(&self, start: usize, next: usize) -> bool {
+        next - 1 - start > self.limits.inline_bytes_max
+    }
+
     fn checked_bulk_len(&self, value: i64, next: usize) -> Result<usize, RequestError> {
         let len = usize::try_from(value).map_err(|_| RequestError::BulkLength)?;
         if len > self.limits.bulk_bytes_max {
@@ -304,12 +314,18 @@ impl RequestScanner {
             return Ok(Step::Incomplete { bytes_needed_min: 1 });
         };
         let end = from + found;
+        if end > self.limits.inline_bytes_max {
+            return Err(RequestError::InlineTooBig);
+        }
         let line = &buf[..end];
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let words = split_inline(line).ok_or(RequestError::Quotes)?;
         self.state = RequestState::Done { inline: true };
         if words.is_empty() {
             return Ok(Step::Nothing { len: end + 1 });
+        }
+        if words.len() > self.limits.args_max {
+            return Err(RequestError::MultibulkLength);
         }
         self.encode_inline(&words);
         Ok(Step::Request { len: end + 1 })
@@ -353,6 +369,6 @@ fn number_line(buf: &[u8], from: usize, line_seen: &mut usize) -> Line {
     }
     match strict_i64(&buf[from..end]) {
         Some(value) => Line::Value { value, next: end + 2 },
-        None => Line::NotANumber,
+        None => Line::NotANumber { next: end + 2 },
     }
 }

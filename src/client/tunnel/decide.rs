@@ -3,14 +3,18 @@
 //!
 //! Only looks at the request, the table and the state; nothing here is sent.
 
+use super::owed::{Owed, Reach, What};
 use super::swap::Swap;
-use super::{OWN_IN_TRANSACTION_MAX, Owed, Own, Transaction, Tunnel, What};
+use super::{OWN_IN_TRANSACTION_MAX, Own, Transaction, Tunnel};
 use crate::client::Request;
 use crate::client::core::Core;
+use crate::client::hold::Wanted;
 use crate::client::tracking::{Change, Numbered, redirect_of};
+use crate::clients::ClientId;
 use crate::upstream::pool::Use;
 use bytes::Bytes;
-use larder_protocol::args::Args;
+use larder_protocol::args::{Args, OwnedArgs};
+use larder_protocol::scan::strict_i64;
 use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
 use std::sync::atomic::Ordering;
 
@@ -35,18 +39,18 @@ impl Tunnel {
         let command = match table.resolve(args) {
             Resolved::Known(command) => command,
             Resolved::UnknownSubcommand(command) if command.group == Group::Larder => command,
-            _ => return Next::Send(Owed { what: What::Reply, muted: false, writes: true }),
+            _ => return Next::Send(Owed::new(What::Reply, true)),
         };
         if let Some(line) = core.refusal(command) {
             // In a transaction the upstream must hear of it, so that EXEC is refused.
             return if self.state.in_multi {
-                Next::Send(Owed { what: What::Instead(line.into()), muted: false, writes: false })
+                Next::Send(Owed::new(What::Instead(line.into()), false))
             } else {
                 Next::Answer(line.into_bytes())
             };
         }
         let writes = !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive;
-        let owed = |what| Next::Send(Owed { what, muted: false, writes });
+        let owed = |what| Next::Send(Owed::new(what, writes));
         match command.class {
             Class::Transaction if !command.accepts(args.len()) => owed(What::Reply),
             Class::Transaction => self.decide_transaction(command),
@@ -62,6 +66,9 @@ impl Tunnel {
                 )))
             }
             _ if self.state.in_multi => owed(What::Queued),
+            // The server does not answer it.
+            Class::Monitor if self.state.monitoring => Next::Answer(Vec::new()),
+            Class::Monitor if command.accepts(args.len()) => owed(What::Monitor),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),
             // INFO has a section of Larder's own.
@@ -80,39 +87,33 @@ impl Tunnel {
     fn decide_transaction(&self, command: &Command) -> Next {
         let (what, writes) = match &*command.name {
             "multi" => (What::Multi, false),
+            "exec" if self.state.in_multi && self.pause_to_begin().is_some() => return Next::Leave,
             "exec" => (What::Exec(Transaction::default()), true),
             // The only one of them that is queued within a transaction.
             "unwatch" if self.state.in_multi => (What::Queued, false),
             _ => (What::Acknowledgement, false),
         };
-        Next::Send(Owed { what, muted: false, writes })
+        Next::Send(Owed::new(what, writes))
     }
 
     fn decide_local(&self, core: &mut Core, command: &Command, args: Args<'_>) -> Next {
         match &*command.name {
-            _ if !command.accepts(args.len()) => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
-            "client|tracking" => {
-                Next::Send(Owed { what: What::Tracking(Change::of(args)), muted: false, writes: false })
-            }
-            "client|caching" if self.state.tracking => {
-                Next::Send(Owed { what: What::Reply, muted: false, writes: false })
-            }
+            _ if !command.accepts(args.len()) => Next::Send(Owed::new(What::Reply, false)),
+            "client|tracking" => Next::Send(Owed::new(What::Tracking(Change::of(args)), false)),
+            "client|caching" if self.state.tracking => Next::Send(Owed::new(What::Reply, false)),
+            "client|unblock" => Next::Send(Owed::new(What::Reply, false)),
+            "client|pause" | "client|unpause" => Next::Leave,
             "client|trackinginfo" | "client|getredir" if self.state.tracking || !self.owed.is_empty() => {
-                Next::Send(Owed { what: What::Redirection, muted: false, writes: false })
+                Next::Send(Owed::new(What::Redirection, false))
             }
-            "client|pause" | "client|unpause" | "client|unblock" => {
-                Next::Send(Owed { what: What::Reply, muted: false, writes: false })
-            }
-            "select" if !self.state.is_none() => {
-                Next::Send(Owed { what: What::Select(database_of(args)), muted: false, writes: false })
-            }
+            "select" if !self.state.is_none() => Next::Send(Owed::new(What::Select(database_of(args)), false)),
             "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
             "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
             _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
             _ => match core.local_answer(command, args) {
                 Some(answer) => Next::Answer(answer),
                 // Only the upstream can word what is wrong with it.
-                None => Next::Send(Owed { what: What::Reply, muted: false, writes: false }),
+                None => Next::Send(Owed::new(What::Reply, false)),
             },
         }
     }
@@ -127,10 +128,23 @@ impl Tunnel {
     pub(super) fn queue(&mut self, request: &Request, numbered: Numbered) {
         let at = self.transaction.queued;
         self.transaction.queued += 1;
+        if self.heeds_reach {
+            let so_far = std::mem::take(&mut self.transaction.reach);
+            self.transaction.reach = so_far.and(Reach::of(&self.table, request.args()));
+        }
         let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
         self.transaction.swaps |= changes_without_push(&command.name);
-        if command.name == "select" {
-            self.transaction.selects = database_of(request.args());
+        match &*command.name {
+            "select" => self.transaction.selects = database_of(request.args()),
+            "client|pause" if command.accepts(request.args().len()) => {
+                let transaction = &mut self.transaction;
+                transaction.pause =
+                    Wanted::parse(request.args()).map(|w| w.merged(transaction.pause)).or(transaction.pause);
+            }
+            "client|unpause" if command.accepts(request.args().len()) => {
+                (self.transaction.pause, self.transaction.unpauses) = (None, true);
+            }
+            _ => {}
         }
         if &*command.name == "acl|deluser" {
             self.transaction.removes.extend(users_of(request.args()));
@@ -194,11 +208,25 @@ fn ends_state(command: &Command, args: Args<'_>) -> bool {
     matches!(&*command.name, "reset" | "quit") && command.accepts(args.len())
 }
 
-pub(super) fn purpose_of(table: &Table, args: Args<'_>) -> Use {
+pub(super) fn purpose_of(table: &Table, args: Args<'_>, is_paused: bool) -> Use {
     match table.resolve(args) {
         Resolved::Known(command) if command.class == Class::Monitor => Use::Waiting,
         Resolved::Known(command) if &*command.name == "client|tracking" => Use::Waiting,
         Resolved::Known(command) if command.blocks(args) => Use::Waiting,
+        // It may be held there until the pause is over.
+        _ if is_paused => Use::Waiting,
         _ => Use::Short,
     }
+}
+
+/// CLIENT UNBLOCK with the number that the upstream knows the client's connection by.
+pub(super) fn unblock_request(core: &Core, args: Args<'_>) -> Bytes {
+    let id = strict_i64(args.arg(2)).and_then(|id| u64::try_from(id).ok());
+    let Some(id) = id else { return Bytes::copy_from_slice(args.bytes()) };
+    let target = core.shared.clients.find(ClientId(id)).filter(|client| client.blocked.load(Ordering::Relaxed));
+    // 0 is nobody: the upstream answers that nobody was unblocked.
+    let upstream_id = target.map_or(0, |client| client.upstream_id.load(Ordering::Acquire)).to_string();
+    let word = |(i, word): (usize, &[u8])| if i == 2 { upstream_id.clone().into_bytes() } else { word.to_vec() };
+    let words: Vec<Vec<u8>> = args.iter().enumerate().map(word).collect();
+    Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes())
 }

@@ -50,7 +50,7 @@ impl Connection {
     pub(super) async fn call_tracking(&mut self, tunnel: &mut Tunnel, words: Vec<Vec<u8>>) -> Result<(), End> {
         let mut pushed = Vec::new();
         let called = tunnel.connection.call_beside(words, |piece| pushed.push(piece));
-        within(tunnel.reply_max, called).await.map_err(|_| End::Closed)?;
+        within(tunnel.times.write_max, called).await.map_err(|_| End::Closed)?;
         if !pushed.is_empty() {
             let scopes = self.core.links_to_fence(true);
             let seq = self.core.start_fence(&scopes, OpKind::Fence);

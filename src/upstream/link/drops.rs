@@ -61,6 +61,7 @@ impl LinkCore {
 mod tests {
     use super::*;
     use crate::l1::{L1, L1Settings, Partition};
+    use crate::outgoing::Outgoing;
     use crate::port::{Delivery, Taken};
     use crate::upstream::link::{Caching, Job, LinkLimits, Op};
     use bytes::Bytes;
@@ -78,7 +79,9 @@ mod tests {
             in_flight_max: 100,
             in_flight_bytes_max: 1 << 20,
             reply_max: Duration::from_secs(1),
+            write_max: Duration::from_secs(1),
             untracked_ttl: None,
+            stale_longest: None,
         };
         let table = Arc::new(Table::builtin());
         let mut core = LinkCore::new(filler, table.clone(), limits);
@@ -98,7 +101,9 @@ mod tests {
         OpKind::Fill { command, key_at: 1, may_join: true, asks_encoding: false }
     }
 
+    /// Everything has been sent by now.
     fn receive(core: &mut LinkCore, frames: &[&[u8]]) {
+        *core.outgoing() = Outgoing::default();
         for bytes in frames {
             core.frame(Frame { bytes, shared: None }, NOW).unwrap();
         }

@@ -38,12 +38,22 @@ pub(super) struct FlightKey {
     pub(super) deadline: Option<Time>,
     exists: bool,
     changes_seen: u64,
+    /// [`crate::l1::Partition::peer_fills`] when the read was sent.
+    peer_fills: u64,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct KeyState {
     pub(super) flights: SmallVec<[usize; 2]>,
     pub(super) changes: u64,
+}
+
+/// Flights whose reply a planted bug keeps only when their clients have been woken.
+#[cfg(feature = "mutations")]
+#[derive(Debug, Default)]
+pub(super) struct Late {
+    landed: Vec<(Flight, Bytes)>,
+    due: Vec<(Flight, Bytes)>,
 }
 
 // === impl LinkCore (flights) ===
@@ -118,13 +128,18 @@ impl LinkCore {
         patience: Patience,
         now: Time,
     ) {
+        let partition = self.filler.partition();
+        let flight_key = |key: &Bytes| FlightKey {
+            key: key.clone(),
+            deadline: None,
+            exists: true,
+            changes_seen: 0,
+            peer_fills: partition.peer_fills(key),
+        };
         let flight = self.flights.insert(Flight {
             request: request.clone(),
             kind,
-            keys: keys
-                .iter()
-                .map(|key| FlightKey { key: key.clone(), deadline: None, exists: true, changes_seen: 0 })
-                .collect(),
+            keys: keys.iter().map(flight_key).collect(),
             waiting: smallvec![(port.clone(), seq)],
             position: 0,
             patience,
@@ -199,14 +214,9 @@ impl LinkCore {
         let Some(flight_state) = self.flights.try_remove(flight) else { return };
         self.in_flight_bytes -= flight_state.request.len();
         let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
-        if !is_error {
-            match flight_state.kind {
-                OpKind::Fill { command, key_at, .. } => {
-                    self.keep_one(&flight_state, command, usize::from(key_at), frame, now);
-                }
-                OpKind::FillEach(each) => self.keep_each(&flight_state, each, frame, now),
-                _ => {}
-            }
+        let is_kept = !is_error && !is_planted(Mutation::FillFromRequester);
+        if is_kept {
+            self.keep(&flight_state, frame, now);
         }
         for k in &flight_state.keys {
             if let Some(state) = self.keys.get_mut(&k.key[..]) {
@@ -218,6 +228,29 @@ impl LinkCore {
         }
         for (port, seq) in &flight_state.waiting {
             self.hand_on(port, *seq, frame);
+        }
+        #[cfg(feature = "mutations")]
+        if !is_error && !is_kept {
+            self.late.landed.push((flight_state, Bytes::copy_from_slice(frame.bytes)));
+        }
+    }
+
+    fn keep(&mut self, flight: &Flight, frame: Frame<'_>, now: Time) {
+        match flight.kind {
+            OpKind::Fill { command, key_at, .. } => {
+                self.keep_one(flight, command, usize::from(key_at), frame, now);
+            }
+            OpKind::FillEach(each) => self.keep_each(flight, each, frame, now),
+            _ => {}
+        }
+    }
+
+    /// The bug [`Mutation::FillFromRequester`]: what landed before the last call is kept now.
+    #[cfg(feature = "mutations")]
+    pub(super) fn fill_late(&mut self) {
+        let landed = std::mem::take(&mut self.late.landed);
+        for (flight, reply) in std::mem::replace(&mut self.late.due, landed) {
+            self.keep(&flight, Frame { bytes: &reply, shared: None }, flight.sent_at);
         }
     }
 
@@ -258,8 +291,13 @@ impl LinkCore {
         }
     }
 
-    /// The deadline of a key that was read, unless it changed since its PTTL was answered.
+    /// The deadline of a key that was read, unless it changed since its PTTL was answered, or another user's partition
+    /// was filled with it since it was asked for: its clients may have been answered what is newer than this.
     fn fresh_until(&mut self, k: &FlightKey) -> Option<Time> {
+        if self.filler.partition().peer_fills(&k.key) != k.peer_fills {
+            self.counts.fills_outrun += 1;
+            return None;
+        }
         let changes = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
         if changes != k.changes_seen && !is_planted(Mutation::FillOutrun) {
             self.counts.fills_outrun += 1;

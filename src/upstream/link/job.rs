@@ -84,11 +84,24 @@ pub enum Each {
     Exists(CommandId),
 }
 
+// === impl Job ===
+
+impl Job {
+    /// True if nothing of it goes to the upstream for a client: fences, and orders to drop entries.
+    pub fn is_order(&self) -> bool {
+        self.ops.iter().all(|op| op.kind.is_order())
+    }
+}
+
 // === impl OpKind ===
 
 impl OpKind {
     /// True if the request can be sent twice without harm.
     pub fn is_read(self) -> bool {
         matches!(self, Self::Read | Self::Fill { .. } | Self::FillEach(_))
+    }
+
+    fn is_order(self) -> bool {
+        matches!(self, Self::Fence | Self::FenceAndResume | Self::Drop(_) | Self::DropAll(_))
     }
 }

@@ -1,0 +1,222 @@
+//! What is owed to a client in a tunnel: the reply to one request, how long it may take, and what is in doubt if it never
+//! comes.
+//!
+//! Only looks at requests and the table; nothing here is sent.
+
+use super::transaction::Transaction;
+use crate::client::tracking::Change;
+use crate::port::CatchUp;
+use crate::upstream::scope::ReplyTimes;
+use bytes::Bytes;
+use larder_protocol::args::Args;
+use larder_protocol::scan::strict_i64;
+use larder_protocol::shape::Protocol;
+use larder_protocol::table::{Class, Flags, Resolved, Table};
+use std::time::Duration;
+
+/// A reply that is owed to the client.
+pub(super) struct Owed {
+    pub what: What,
+    pub muted: bool,
+    /// True if the request may have changed keys.
+    pub writes: bool,
+    /// How long it may take; `None` if it may take as long as it takes.
+    pub within: Option<Duration>,
+    /// What it may have changed if its reply is lost.
+    pub reach: Reach,
+}
+
+pub(super) enum What {
+    /// Whatever the upstream says.
+    Reply,
+    /// As `Reply`; nothing that L1 could contradict.
+    Acknowledgement,
+    /// As `Reply`; the client waits in a blocking command.
+    Blocking,
+    /// The reply to SELECT on a connection that keeps state.
+    Select(Option<u32>),
+    /// The reply to a command that is being queued.
+    Queued,
+    /// The reply to EXEC.
+    Exec(Transaction),
+    /// The reply to MULTI: an error means that there is no transaction.
+    Multi,
+    /// The reply to MONITOR.
+    Monitor,
+    /// The reply to Larder's own PING of a client that watches: these wait for it.
+    Mark(Vec<CatchUp>),
+    /// The reply to ACL DELUSER of these.
+    Removal(Vec<Vec<u8>>),
+    /// The reply to CLIENT TRACKING.
+    Tracking(Change),
+    /// The reply to CLIENT TRACKINGINFO or GETREDIR.
+    Redirection,
+    /// The upstream's reply is dropped for this one.
+    Instead(Bytes),
+    /// Nothing comes from the upstream: Larder's own answer, in its place.
+    Answer(Bytes),
+}
+
+/// What a request may change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// No key.
+    #[default]
+    Nothing,
+    /// These keys, in the client's database.
+    Keys(Vec<Bytes>),
+    /// Nobody can tell, or more than one database.
+    Anything,
+}
+
+// === impl Owed ===
+
+impl Owed {
+    /// The reply to a request, before it is known how long it may take and what it reaches.
+    pub(super) fn new(what: What, writes: bool) -> Self {
+        Self { what, muted: false, writes, within: None, reach: Reach::Nothing }
+    }
+
+    /// The reply to a request of Larder's own, which the client does not see.
+    pub(super) fn of_larder(times: &ReplyTimes) -> Self {
+        Self { muted: true, within: Some(times.write_max), ..Self::new(What::Reply, false) }
+    }
+}
+
+// === impl Reach ===
+
+impl Reach {
+    /// What a request may change.
+    pub(super) fn of(table: &Table, args: Args<'_>) -> Self {
+        let Resolved::Known(command) = table.resolve(args) else { return Self::Anything };
+        if command.flags.contains(Flags::READONLY) {
+            return Self::Nothing;
+        }
+        match command.classify(args, Protocol::Resp3) {
+            Class::Write | Class::Blocking => {
+                let keys: Vec<Bytes> = command.keys(args).map(|at| Bytes::copy_from_slice(args.arg(at))).collect();
+                match keys.is_empty() {
+                    true if command.flags.contains(Flags::WRITE) => Self::Anything,
+                    true => Self::Nothing,
+                    false => Self::Keys(keys),
+                }
+            }
+            Class::Exclusive => Self::Anything,
+            _ => Self::Nothing,
+        }
+    }
+
+    /// Both together.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nothing, reach) | (reach, Self::Nothing) => reach,
+            (Self::Keys(mut keys), Self::Keys(more)) => {
+                keys.extend(more);
+                Self::Keys(keys)
+            }
+            _ => Self::Anything,
+        }
+    }
+}
+
+/// How long the reply to a request may take. Who blocks has said how long by itself, and gets a grace on top; a script,
+/// and whatever is no plain read or write, has a bound of its own; MONITOR and blocking for ever have none.
+pub(super) fn bound_of(table: &Table, args: Args<'_>, what: &What, times: &ReplyTimes) -> Option<Duration> {
+    if let What::Exec(_) = what {
+        return Some(times.exclusive_max);
+    }
+    let Resolved::Known(command) = table.resolve(args) else { return Some(times.exclusive_max) };
+    match (what, command.class) {
+        (What::Blocking, _) => own_timeout(&command.name, args).map(|own| own.saturating_add(times.blocking_grace)),
+        (What::Queued | What::Multi | What::Acknowledgement, _) => Some(times.write_max),
+        (_, Class::Monitor) => Some(times.read_max),
+        (_, Class::Read(_)) => Some(times.read_max),
+        (_, Class::Write | Class::Plain | Class::Blocking) => Some(times.write_max),
+        _ => Some(times.exclusive_max),
+    }
+}
+
+/// The timeout that a blocking command names; `None` for none, and for what is no number (the upstream refuses it).
+fn own_timeout(name: &str, args: Args<'_>) -> Option<Duration> {
+    let last = args.len().checked_sub(1)?;
+    let (word, in_seconds) = match name {
+        "xread" | "xreadgroup" => (args.arg(1 + args.iter().position(|a| a.eq_ignore_ascii_case(b"block"))?), false),
+        "wait" | "waitaof" => (args.arg(last), false),
+        "blmpop" | "bzmpop" => (args.arg(1), true),
+        _ => (args.arg(last), true),
+    };
+    let own = if in_seconds {
+        let seconds: f64 = std::str::from_utf8(word).ok()?.parse().ok()?;
+        Duration::try_from_secs_f64(seconds).ok()?
+    } else {
+        Duration::from_millis(u64::try_from(strict_i64(word)?).ok()?)
+    };
+    (!own.is_zero()).then_some(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use larder_protocol::args::OwnedArgs;
+
+    fn times() -> ReplyTimes {
+        let ms = Duration::from_millis;
+        ReplyTimes { read_max: ms(1), write_max: ms(2), exclusive_max: ms(3), blocking_grace: ms(500) }
+    }
+
+    fn bound(line: &str, what: What) -> Option<u128> {
+        let request = OwnedArgs::new(line.split(' '));
+        bound_of(&Table::builtin(), request.args(), &what, &times()).map(|bound| bound.as_millis())
+    }
+
+    fn reach(line: &str) -> Reach {
+        Reach::of(&Table::builtin(), OwnedArgs::new(line.split(' ')).args())
+    }
+
+    fn keys(keys: &[&'static str]) -> Reach {
+        Reach::Keys(keys.iter().map(|key| Bytes::from_static(key.as_bytes())).collect())
+    }
+
+    #[test]
+    fn who_blocks_is_waited_for_as_long_as_it_asked_and_a_grace() {
+        for (line, expected) in [
+            ("BLPOP a b 1.5", Some(2000)),
+            ("BLMOVE a b LEFT RIGHT 2", Some(2500)),
+            ("BLMPOP 3 1 a LEFT", Some(3500)),
+            ("BZMPOP 0 1 a MIN", None),
+            ("XREAD COUNT 2 BLOCK 250 STREAMS s $", Some(750)),
+            ("XREADGROUP GROUP g c BLOCK 0 STREAMS s >", None),
+            ("WAIT 1 100", Some(600)),
+            ("BRPOP a 0", None),
+            ("BRPOP a nonsense", None),
+            ("BRPOP a -1", None),
+            ("BRPOP a inf", None),
+        ] {
+            assert_eq!(bound(line, What::Blocking), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn each_class_has_its_bound() {
+        assert_eq!(bound("GET k", What::Reply), Some(1));
+        assert_eq!(bound("SET k v", What::Reply), Some(2));
+        assert_eq!(bound("SET k v", What::Queued), Some(2));
+        assert_eq!(bound("EVAL return(1) 0", What::Reply), Some(3));
+        assert_eq!(bound("CONFIG GET *", What::Reply), Some(3));
+        assert_eq!(bound("NOSUCHCOMMAND", What::Reply), Some(3));
+        assert_eq!(bound("EXEC", What::Exec(Transaction::default())), Some(3));
+    }
+
+    #[test]
+    fn knows_what_a_lost_request_may_have_changed() {
+        assert_eq!(reach("GET k"), Reach::Nothing);
+        assert_eq!(reach("KEYS *"), Reach::Nothing);
+        assert_eq!(reach("SET k v"), keys(&["k"]));
+        assert_eq!(reach("BLPOP a b 0"), keys(&["a", "b"]));
+        for line in ["EVAL return(1) 0", "FLUSHALL", "SWAPDB 0 1", "MOVE k 1", "NOSUCHCOMMAND k"] {
+            assert_eq!(reach(line), Reach::Anything, "{line}");
+        }
+        assert_eq!(keys(&["a"]).and(Reach::Nothing).and(keys(&["b"])), keys(&["a", "b"]));
+        assert_eq!(keys(&["a"]).and(Reach::Anything), Reach::Anything);
+    }
+}

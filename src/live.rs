@@ -1,0 +1,181 @@
+//! Settings that can change while Larder runs: `CACHE CONFIG GET` and `SET`.
+//!
+//! A new value goes through the same parser and the same checks as the file, together with the values in force; only if the
+//! whole is good does anything change, and then it has changed everywhere before the answer is given. Nothing is
+//! written to the file.
+
+use crate::config::{self, Config, LogLevel, Setting, Sources};
+use crate::l1::L1Settings;
+use crate::server::{Backend, Shared, breaker_of};
+use larder_protocol::glob::{self, Case};
+use std::sync::{Mutex, PoisonError};
+
+/// The settings that can change.
+pub const CHANGEABLE: &[&str] = &[
+    "breaker.calls_min",
+    "breaker.failure_rate_max",
+    "breaker.open_ms_max",
+    "breaker.open_ms_min",
+    "breaker.probes_max",
+    "breaker.slow_ms",
+    "breaker.slow_rate_max",
+    "breaker.window_ms",
+    "insight.sample_every",
+    "l1.entry_bytes_max",
+    "l1.size_bytes_max",
+    "l1.variants_per_key_max",
+    "limits.clients_max",
+    "log.level",
+];
+
+/// Changes what is logged.
+pub type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
+
+/// The settings in force, as people read them.
+pub struct Live {
+    settings: Mutex<Vec<Setting>>,
+    set_level: SetLevel,
+}
+
+/// Why a setting was not changed. `Display` is the error line without the dash.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// No such setting.
+    #[error("ERR Unknown option for CACHE CONFIG SET - '{0}'")]
+    Unknown(String),
+    /// It is read at the start only.
+    #[error("ERR '{0}' cannot change at run time: set it in the file and restart")]
+    Fixed(&'static str),
+    /// The parser of the file does not take the value.
+    #[error("ERR {0}")]
+    Refused(String),
+}
+
+// === impl Live ===
+
+impl Live {
+    /// The settings that the process has started with.
+    pub fn new(settings: Vec<Setting>, set_level: SetLevel) -> Self {
+        Self { settings: Mutex::new(settings), set_level }
+    }
+
+    /// Name and value of each setting whose name matches, secrets hidden, by name.
+    pub fn matching(&self, pattern: &[u8]) -> Vec<(&'static str, String)> {
+        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let matches = |s: &&Setting| glob::matches(pattern, s.key.as_bytes(), Case::Insensitive);
+        let plain = |value: &str| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value).to_owned();
+        let mut found: Vec<_> = settings.iter().filter(matches).map(|s| (s.key, plain(&s.value))).collect();
+        found.sort_unstable();
+        found
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Changes a setting, at once and everywhere.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; nothing has changed then.
+    pub fn change(&self, name: &str, value: &str) -> Result<(), ChangeError> {
+        let mut settings = self.live.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = name.to_ascii_lowercase();
+        let Some(key) = settings.iter().map(|s| s.key).find(|key| *key == name) else {
+            return Err(ChangeError::Unknown(one_line(&name)));
+        };
+        if !CHANGEABLE.contains(&key) {
+            return Err(ChangeError::Fixed(key));
+        }
+        let config = checked(&settings, key, value)?;
+        let changed = |prefix: &str| key.starts_with(prefix);
+        if let Backend::Upstream(upstream) = &self.backend {
+            if changed("l1.") {
+                upstream.l1().resize(L1Settings::of(&config.0.l1));
+            }
+            if changed("breaker.") {
+                // The times of links, on which a probe's patience rests, are those of the start.
+                let breaker = Config { breaker: config.0.breaker.clone(), ..self.config.clone() };
+                upstream.node().reconfigure(breaker_of(&breaker));
+            }
+        }
+        match key {
+            "limits.clients_max" => self.clients.set_clients_max(config.0.limits.clients_max),
+            "insight.sample_every" => self.insight.set_every(config.0.insight.sample_every as u32),
+            "log.level" => (self.live.set_level)(config.0.log.level),
+            _ => {}
+        }
+        for setting in settings.iter_mut().filter(|s| s.key == key) {
+            setting.value.clone_from(&config.1);
+        }
+        tracing::info!(setting = key, "changed by CACHE CONFIG SET");
+        Ok(())
+    }
+}
+
+/// What the parser of the file makes of the values in force with the new one among them, and how it shows the new one.
+fn checked(settings: &[Setting], key: &'static str, value: &str) -> Result<(Config, String), ChangeError> {
+    let mut sources = Sources::default();
+    for setting in settings.iter().filter(|s| CHANGEABLE.contains(&s.key) && s.key != key) {
+        let assigned = sources.add_assignment(&format!("{}={}", setting.key, setting.value));
+        assigned.map_err(|errors| ChangeError::Refused(one_line(&errors.to_string())))?;
+    }
+    sources.add_flag("CACHE CONFIG SET", key, value);
+    match config::resolve(&sources) {
+        Ok(resolved) => {
+            let shown = resolved.settings.into_iter().find(|s| s.key == key).map(|s| s.value).unwrap_or_default();
+            Ok((resolved.config, shown))
+        }
+        Err(errors) => {
+            let text = one_line(&errors.to_string());
+            Err(ChangeError::Refused(text.strip_prefix("flag CACHE CONFIG SET: ").unwrap_or(&text).to_owned()))
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(512).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Vec<Setting> {
+        config::resolve(&Sources::default()).unwrap().settings
+    }
+
+    #[test]
+    fn every_changeable_setting_exists_and_takes_its_own_value() {
+        let settings = settings();
+        for key in CHANGEABLE {
+            let setting = settings.iter().find(|s| s.key == *key).unwrap();
+            let value = setting.value.trim_matches('"');
+            let (_, shown) = checked(&settings, setting.key, value).unwrap();
+            assert_eq!(shown, setting.value);
+        }
+    }
+
+    #[test]
+    fn the_parser_of_the_file_decides() {
+        let settings = settings();
+        let refusal = |key, value| checked(&settings, key, value).map(|_| ()).unwrap_err().to_string();
+        assert!(refusal("l1.size_bytes_max", "much").starts_with("ERR l1.size_bytes_max = "));
+        assert!(refusal("breaker.failure_rate_max", "2").contains("breaker.failure_rate_max"));
+        // Against another one in force.
+        assert!(refusal("breaker.open_ms_min", "60000").contains("the first time cannot be longer"));
+        assert!(!refusal("log.level", "a\nb").contains('\n'));
+        let (config, shown) = checked(&settings, "l1.size_bytes_max", "64mb").unwrap();
+        assert_eq!((config.l1.size_bytes_max, shown), (64 << 20, "\"64mb\"".to_owned()));
+    }
+
+    #[test]
+    fn settings_are_found_by_pattern_without_secrets() {
+        let mut sources = Sources::default();
+        sources.add_assignment("requirepass=geheim").unwrap();
+        let live = Live::new(config::resolve(&sources).unwrap().settings, Box::new(|_| {}));
+        let found = live.matching(b"L1.*");
+        assert!(found.iter().any(|(key, value)| (*key, &value[..]) == ("l1.size_bytes_max", "256mb")), "{found:?}");
+        assert!(found.iter().all(|(key, _)| key.starts_with("l1.")));
+        assert!(live.matching(b"*").iter().all(|(_, value)| !value.contains("geheim")));
+    }
+}
