@@ -339,6 +339,7 @@ impl Core {
     fn may_refuse(&self, command: &Command) -> bool {
         self.login == Login::Missing
             || command.class == Class::Local
+            || self.watching.is_some()
             || self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0
             || self.shared.denied.denies(command)
     }
