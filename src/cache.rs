@@ -12,6 +12,7 @@
 //! | `listing` | CACHE in COMMAND, COMMAND DOCS and their like |
 //! | `reply` | replies in RESP3 |
 //! | `seen` | HOTKEYS, BIGKEYS, ADVISE |
+//! | [`warm`] | WARM |
 
 mod errand;
 mod inspect;
@@ -20,6 +21,7 @@ pub mod jobs;
 pub(crate) mod listing;
 mod reply;
 mod seen;
+pub mod warm;
 
 use self::errand::Errand;
 use self::inspect::rounded;
@@ -102,6 +104,7 @@ impl Caller {
                 Invalidated::All => ok(),
             },
             CacheCommand::Jobs(command) => self.about_jobs(command)?,
+            CacheCommand::Warm(order) => warm::warm(self, order).await?,
         }))
     }
 

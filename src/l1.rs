@@ -25,6 +25,7 @@ mod stale;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod warmth;
 
 pub use self::cause::Cause;
 

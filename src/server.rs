@@ -2,10 +2,12 @@
 //!
 //! Each worker thread has a current-thread runtime and a listener of its own on the same port (SO_REUSEPORT); the
 //! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
-//! worker. A stop closes the listeners, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
+//! worker. Before there is a listener, L1 is warmed with the names of hot keys that the last stop has saved
+//! (`warm.snapshot_file`). A stop closes the listeners, saves those names, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
 use crate::buffered::Buffered;
 use crate::cache::jobs::Jobs;
+use crate::cache::warm::{self, Warming};
 use crate::client::{self, Place};
 use crate::clients::Clients;
 use crate::clock::Clock;
@@ -103,6 +105,8 @@ pub struct Shared {
     pub request_limits: RequestLimits,
     /// Work that takes a while.
     pub jobs: Jobs,
+    /// What all warming shares.
+    pub(crate) warming: Warming,
     /// How many lines of the log may be about what clients send.
     pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
@@ -155,6 +159,7 @@ pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
+    first.block_on(warm::warm_at_start(&shared));
     let (listeners, address) = listen(&shared.config, threads)?;
     println!("{}", shared.config.banner(address));
     let (stop, stopped) = watch::channel(false);
@@ -208,6 +213,7 @@ impl Shared {
             table,
             request_limits,
             jobs: Jobs::default(),
+            warming: Warming::default(),
             lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
             redirects: Arc::default(),
@@ -504,11 +510,13 @@ async fn work(
 ) -> io::Result<()> {
     let counters = shared.metrics.worker(&shared.insight);
     let listener = TcpListener::from_std(listener)?;
+    let is_first = signal.is_some();
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
         tokio::spawn(watch_buffered(shared.clone()));
         tokio::spawn(wake_disowned(shared.clone()));
+        tokio::spawn(warm::begin_configured(shared.clone()));
     }
     loop {
         tokio::select! {
@@ -524,6 +532,11 @@ async fn work(
     }
     drop(listener);
     shared.draining.store(true, Ordering::Release);
+    if is_first {
+        let shared = shared.clone();
+        // It has said what went wrong.
+        drop(tokio::task::spawn_blocking(move || warm::save(&shared)).await);
+    }
     let deadline = tokio::time::Instant::now() + shared.config.limits.shutdown_grace_ms;
     while !shared.clients.is_empty() && tokio::time::Instant::now() < deadline {
         for client in shared.clients.all() {

@@ -11,12 +11,14 @@ pub mod insight;
 mod invalidate;
 mod jobs;
 pub mod syntax;
+pub mod warm;
 
 pub use self::invalidate::{Reach, Target};
 pub use self::jobs::JobsCommand;
 
 pub use self::insight::ConfigOrder;
 use self::syntax::Argument;
+use self::warm::Warm;
 use crate::args::Args;
 use crate::scan::strict_i64;
 use thiserror::Error;
@@ -52,6 +54,8 @@ pub enum CacheCommand<'a> {
     Invalidate(Target<'a>, Reach),
     /// `JOBS`, `JOB`, `CANCEL`
     Jobs(JobsCommand),
+    /// `WARM ...`
+    Warm(Warm<'a>),
 }
 
 /// Where the reads of a connection are answered from.
@@ -237,6 +241,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         keys: "-",
         access: Access::Shows,
     },
+    warm::WARM,
     Subcommand {
         name: "help",
         arity: 2,
@@ -283,6 +288,7 @@ impl<'a> CacheCommand<'a> {
             ("read", 3) => ReadMode::parse(args.arg(2)).map(|mode| Self::Read(Some(mode))),
             ("resetstats", _) => Ok(Self::ResetStats),
             ("stats", _) => Ok(Self::Stats),
+            ("warm", _) => warm::parse(args),
             ("help", _) => Ok(Self::Help),
             _ => wrong_arity,
         }
@@ -385,6 +391,7 @@ fn is(word: &[u8], keyword: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::warm::{WarmCourse, WarmSubject};
     use super::*;
     use crate::args::OwnedArgs;
     use crate::table::{Class, Group, Table};
@@ -401,6 +408,21 @@ mod tests {
             Ok(CacheCommand::Invalidate(Target::Pattern { glob, from }, reach)) => {
                 let from = from.map_or(String::new(), |cursor| format!(" from {cursor}"));
                 format!("Pattern({}){from} {reach:?}", String::from_utf8_lossy(glob))
+            }
+            Ok(CacheCommand::Warm(warm)) => {
+                let subject = match warm.subject {
+                    WarmSubject::Keys(keys) => {
+                        let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
+                        format!("Keys({})", keys.join(","))
+                    }
+                    WarmSubject::Pattern(glob) => format!("Pattern({})", String::from_utf8_lossy(glob)),
+                    other => format!("{other:?}"),
+                };
+                let course = match warm.course {
+                    WarmCourse::Every { seconds, name } => format!("{} every {seconds}", String::from_utf8_lossy(name)),
+                    other => format!("{other:?}"),
+                };
+                format!("Warm {subject} {course}")
             }
             Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
             Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
@@ -443,6 +465,14 @@ mod tests {
             ("CACHE INVALIDATE PATTERN a* CURSOR 17", "Pattern(a*) from 17 Everywhere"),
             ("CACHE INVALIDATE ALL", "Invalidate(All, Everywhere)"),
             ("CACHE INVALIDATE ALL LOCAL", "Invalidate(All, Local)"),
+            ("CACHE WARM KEYS 2 a sync", "Warm Keys(a,sync) Once"),
+            ("cache warm keys 1 a SYNC", "Warm Keys(a) Sync"),
+            ("CACHE WARM PATTERN a*", "Warm Pattern(a*) Once"),
+            ("CACHE WARM PATTERN a* EVERY 60 NAME n", "Warm Pattern(a*) n every 60"),
+            ("CACHE WARM HOT", "Warm Hot(1000) Once"),
+            ("CACHE WARM SNAPSHOT hot SYNC", "Warm Snapshot([104, 111, 116]) Sync"),
+            ("CACHE WARM HOT sync", "Warm Hot(1000) Sync"),
+            ("CACHE WARM HOT 5 every 2592000 name n", "Warm Hot(5) n every 2592000"),
         ] {
             assert_eq!(parsed(line), meaning, "{line}");
         }
@@ -491,6 +521,21 @@ mod tests {
             ("CACHE INVALIDATE PATTERN a CURSOR 7 LOCAL", SYNTAX),
             ("CACHE INVALIDATE ALL here", SYNTAX),
             ("CACHE INVALIDATE SOME", SYNTAX),
+            ("CACHE WARM", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM KEYS 1", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM SNAPSHOT", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM PATTERN", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM KEYS 0 k", "ERR numkeys should be greater than 0"),
+            ("CACHE WARM KEYS 2 k", "ERR Number of keys can't be greater than number of args"),
+            ("CACHE WARM KEYS 1 k j", SYNTAX),
+            ("CACHE WARM HOT 0", "ERR value is not an integer or out of range"),
+            ("CACHE WARM HOT 1001", "ERR value is not an integer or out of range"),
+            ("CACHE WARM HOT 5 SYNC EVERY 1 NAME n", SYNTAX),
+            ("CACHE WARM HOT EVERY 0 NAME n", "ERR value is not an integer or out of range"),
+            ("CACHE WARM HOT EVERY 2592001 NAME n", "ERR value is not an integer or out of range"),
+            ("CACHE WARM HOT EVERY 1", SYNTAX),
+            ("CACHE WARM HOT EVERY 1 CALLED n", SYNTAX),
+            ("CACHE WARM COLD", SYNTAX),
         ] {
             assert_eq!(parsed(line), error, "{line}");
         }
@@ -507,7 +552,7 @@ mod tests {
             let titles = lines.iter().filter(|line| line.split(' ').next() == Some(&name)).count();
             assert_eq!(titles, 1, "{name}");
         }
-        assert!(lines.iter().all(|line| line.len() <= 100));
+        assert!(lines.iter().all(|line| line.len() <= 120));
     }
 
     #[test]
@@ -544,6 +589,7 @@ mod tests {
             ("CACHE ENTRY k", &["k"][..]),
             ("CACHE INVALIDATE KEYS 2 a b LOCAL", &["a", "b"]),
             ("CACHE INVALIDATE PATTERN KEYS", &[]),
+            ("CACHE WARM KEYS 2 a b SYNC", &["a", "b"]),
             ("CACHE STATS", &[]),
         ] {
             let args = OwnedArgs::new(line.split_whitespace());
@@ -561,7 +607,7 @@ mod tests {
                     prop::collection::vec(any::<u8>(), 0..12),
                     prop::sample::select(vec![
                         "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "read", "strict", "breaker", "open", "info",
-                        "entry", "help", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
+                        "entry", "help", "warm", "hot", "every", "name", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
                     ]).prop_map(|word| word.as_bytes().to_vec()),
                 ],
                 0..8,

@@ -159,12 +159,11 @@ impl RequestScanner {
         if let RequestState::Done { .. } = self.state {
             self.reset();
         }
-        if self.state == RequestState::Start {
-            if self.line_seen == 0
-                && let Some(len) = self.whole(buf)
-            {
-                return Ok(Step::Request { len });
-            }
+        if self.state == RequestState::Start
+            && self.line_seen == 0
+            && let Some(len) = self.whole(buf)
+        {
+            return Ok(Step::Request { len });
         }
         self.scan_on(buf)
     }
