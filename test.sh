@@ -5,6 +5,7 @@
 #   ./test.sh                    everything
 #   ./test.sh --lib config::     some
 #   ./test.sh --prepare          none: only gets what is missing
+#   ./test.sh --long [SECONDS]   the checkers of coherence for so long each (120), and a million seeds of the simulation
 #
 # LARDER_TEST_REDIS_SERVER and LARDER_TEST_VALKEY_SERVER name other server binaries.
 set -eu
@@ -91,4 +92,9 @@ for server in "$LARDER_TEST_REDIS_SERVER" "$LARDER_TEST_VALKEY_SERVER"; do
 done
 
 [ "${1:-}" != --prepare ] || exit 0
+if [ "${1:-}" = --long ]; then
+    # One after the other: what they look for shows when a machine has time for it.
+    LARDER_TEST_SECONDS=${2:-120} cargo test --release --locked --test coherence -- --nocapture --test-threads 1
+    LARDER_SIM_SEEDS=${LARDER_SIM_SEEDS:-1000000} exec cargo test --release --locked --test simulation -- --nocapture the_cores
+fi
 exec cargo test --workspace --locked "$@"

@@ -98,7 +98,8 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     };
     let (first, second) = (start_larder()?, start_larder()?);
     let version = Client::connect(server.address).value(&["INFO", "server"]).text();
-    let version = version.lines().find(|l| l.starts_with("redis_version") || l.starts_with("valkey_version"));
+    let line = |name| version.lines().find(|line: &&str| line.starts_with(name));
+    let version = line("valkey_version").or_else(|| line("redis_version"));
 
     let mut writers =
         [Client::connect(server.address), Client::connect(second.address), Client::connect(first.address)];

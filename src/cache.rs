@@ -12,6 +12,7 @@
 //! | `reply` | replies in RESP3 |
 //! | `tags` | SET, TAG and all else about tags; their index upstream, its invalidations and its sweeper |
 //! | `seen` | HOTKEYS, BIGKEYS, ADVISE |
+//! | [`warm`] | WARM |
 
 mod inspect;
 mod invalidate;
@@ -20,6 +21,7 @@ pub(crate) mod listing;
 mod reply;
 mod seen;
 mod tags;
+pub mod warm;
 
 pub(crate) use self::tags::sweep;
 
@@ -113,6 +115,7 @@ impl Caller {
             },
             CacheCommand::Jobs(command) => self.about_jobs(command)?,
             CacheCommand::Tags(command) => tags::execute(self, command).await?,
+            CacheCommand::Warm(order) => warm::warm(self, order).await?,
         }))
     }
 

@@ -46,6 +46,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
@@ -57,6 +58,8 @@ const OUTPUT_PAUSE_BYTES: usize = 256 * 1024;
 const TURNS_MAX: usize = 8;
 /// While requests wait, so much more is read from the client.
 const READ_AHEAD_BYTES_MAX: usize = 64 * 1024;
+/// A read of more of a request asks for this much at least.
+const READ_ON_BYTES: usize = 16 * 1024;
 /// A read of a large request asks for this much at most.
 const LARGE_READ_BYTES: usize = 1024 * 1024;
 
@@ -115,7 +118,7 @@ pub(crate) enum End {
 /// Serves one client until it leaves.
 pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, counters: Arc<Counters>) {
     let id = client.id;
-    let _registered = Registered { shared: shared.clone(), id };
+    let registered = Registered { shared: shared.clone(), id };
     let scanner = RequestScanner::new(shared.request_limits);
     let mut connection = match Core::new(shared.clone(), client, counters) {
         Ok(core) => {
@@ -148,6 +151,8 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
         tracing::debug!(client = id.0, cause = %error, "connection ended");
     }
     connection.core.leave_hub();
+    // Whoever sees the connection closed finds nobody in the registry any more.
+    drop(registered);
 }
 
 /// A client's place in the registry, given up however its task ends.
@@ -188,7 +193,8 @@ impl Connection {
             match turn {
                 Turn::Close => return End::Closed,
                 Turn::Apart => {
-                    if let Err(end) = self.apart().await {
+                    // Boxed: what is rare and needs much room for its state must not make all clients' tasks large.
+                    if let Err(end) = Box::pin(self.apart()).await {
                         return end;
                     }
                     if self.core.ends_after_answer {
@@ -208,24 +214,32 @@ impl Connection {
         // What a stalled request waits for may have come to pass with whatever has woken the task.
         let mut moved = true;
         let mut active = false;
+        // True once the port has the waker: what is left there from then on wakes the task.
+        let mut port_is_empty = false;
         self.look_around(cx);
         for turn in 0..TURNS_MAX {
             if moved && self.io.state == Input::Stalled {
                 self.io.state = Input::Open;
             }
             active |= std::mem::take(&mut moved) && turn > 0;
-            if self.core.client.port.poll_ready(cx).is_ready() {
-                if self.core.client.port.is_killed() {
-                    return Poll::Ready(Ok(Turn::Close));
+            if !port_is_empty {
+                if self.core.client.port.poll_ready(cx).is_ready() {
+                    if self.core.client.port.is_killed() {
+                        return Poll::Ready(Ok(Turn::Close));
+                    }
+                    self.core.take_deliveries();
+                    moved = true;
+                } else {
+                    port_is_empty = true;
                 }
-                self.core.take_deliveries();
-                moved = true;
             }
             if moved && self.io.state == Input::Stalled {
                 self.io.state = Input::Open;
             }
             match self.take_input(cx)? {
                 Took::Something => moved = true,
+                // All has been seen to in the turn before.
+                Took::Nothing if turn > 0 && !moved => return self.rest(active, cx),
                 Took::Nothing => {}
                 Took::Apart => {
                     self.core.submit();
@@ -252,13 +266,17 @@ impl Connection {
                 return Poll::Ready(Ok(Turn::Close));
             }
             if !moved {
-                let waits = self.core.session.under_way() > 0;
-                let ends = self.is_idle_too_long(active, waits, cx);
-                return if ends { Poll::Ready(Ok(Turn::Close)) } else { Poll::Pending };
+                return self.rest(active, cx);
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Ends a poll in which nothing is left to do.
+    fn rest(&mut self, active: bool, cx: &mut Context<'_>) -> Poll<io::Result<Turn>> {
+        let waits = self.core.session.under_way() > 0;
+        if self.is_idle_too_long(active, waits, cx) { Poll::Ready(Ok(Turn::Close)) } else { Poll::Pending }
     }
 
     /// Whether so much waits in the process that nothing is to be read from clients, and for how long that was so.
@@ -321,56 +339,50 @@ impl Connection {
                 return Ok(took);
             }
         }
-        while self.io.state == Input::Open && !self.io.eof && self.core.may_take() {
-            match self.io.stream.poll_read_ready(cx) {
-                Poll::Pending => break,
-                Poll::Ready(ready) => ready?,
-            }
-            match self.read()? {
-                Some(Took::Apart) => return Ok(Took::Apart),
-                Some(read) => {
-                    took = if took == Took::Something { took } else { read };
-                    break;
-                }
-                None => {}
-            }
+        if self.io.state == Input::Open && !self.io.eof && self.core.may_take() {
+            let read = if self.io.pending.is_empty() && self.io.lacks <= READ_BYTES {
+                self.read(cx)?
+            } else {
+                self.read_on(cx)?
+            };
+            took = match (took, read) {
+                (_, Took::Apart) => Took::Apart,
+                (Took::Something, _) => Took::Something,
+                _ => read,
+            };
         }
         Ok(took)
     }
 
-    /// Reads once and takes the requests in it. `None` if there was nothing to read after all.
-    fn read(&mut self) -> io::Result<Option<Took>> {
-        if !self.io.pending.is_empty() || self.io.lacks > READ_BYTES {
-            return self.read_on();
-        }
+    /// Reads once into the thread's buffer and takes the requests in it. `poll_read` knows that a read which does not fill
+    /// the buffer has emptied the socket: no second one is made to find that out.
+    fn read(&mut self, cx: &mut Context<'_>) -> io::Result<Took> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let n = match self.io.stream.try_read(scratch) {
-                Ok(0) => {
-                    self.io.eof = true;
-                    return Ok(Some(Took::Something));
-                }
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(e) => return Err(e),
-            };
-            let read = &scratch[..n];
+            let mut buffer = ReadBuf::new(scratch);
+            match Pin::new(&mut self.io.stream).poll_read(cx, &mut buffer) {
+                Poll::Pending => return Ok(Took::Nothing),
+                Poll::Ready(result) => result?,
+            }
+            let read = buffer.filled();
+            if read.is_empty() {
+                self.io.eof = true;
+                return Ok(Took::Something);
+            }
             let (taken, took) = self.core.take_requests(&mut self.io.scanner, read);
             self.io.settle(took, &read[taken..]);
-            Ok(Some(took.after(taken)))
+            Ok(took.after(taken))
         })
     }
 
     /// Reads more of a request that is not complete.
-    fn read_on(&mut self) -> io::Result<Option<Took>> {
-        self.io.pending.reserve(self.io.lacks.clamp(READ_BYTES, LARGE_READ_BYTES));
-        match self.io.stream.try_read_buf(&mut self.io.pending) {
-            Ok(0) => {
+    fn read_on(&mut self, cx: &mut Context<'_>) -> io::Result<Took> {
+        match self.io.poll_read_more(cx)? {
+            Poll::Pending => Ok(Took::Nothing),
+            Poll::Ready(0) => {
                 self.io.eof = true;
-                Ok(Some(Took::Something))
+                Ok(Took::Something)
             }
-            Ok(_) => Ok(Some(self.take_pending())),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(e) => Err(e),
+            Poll::Ready(_) => Ok(self.take_pending()),
         }
     }
 
@@ -384,12 +396,12 @@ impl Connection {
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        while !self.core.out.is_empty() {
+        // It nearly always takes all: only where it does not, the task waits for it.
+        while !self.core.out.write_to(&self.io.stream)? {
             match self.io.stream.poll_write_ready(cx) {
                 Poll::Ready(ready) => ready?,
                 Poll::Pending => return Ok(false),
             }
-            self.core.out.write_to(&self.io.stream)?;
         }
         Ok(true)
     }
@@ -456,7 +468,7 @@ impl Io {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(ready) => ready?,
             }
-            self.pending.reserve(self.lacks.clamp(READ_BYTES / 4, LARGE_READ_BYTES));
+            self.pending.reserve(self.lacks.clamp(READ_ON_BYTES, LARGE_READ_BYTES));
             match self.stream.try_read_buf(&mut self.pending) {
                 Ok(n) => return Poll::Ready(Ok(n)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -487,6 +499,7 @@ impl Core {
         self.session.begin_batch(came_at);
         let hits_before = self.counters.hits.value();
         let pass = self.with_surroundings(|core, around| {
+            let mut last = None;
             loop {
                 if !core.may_take() {
                     return Pass::Stalled;
@@ -501,7 +514,7 @@ impl Core {
                 match step {
                     Step::Incomplete { bytes_needed_min } => return Pass::Short(bytes_needed_min),
                     Step::Nothing { len } => at += len,
-                    Step::Request { len } => match core.take(scanner.args(&input[at..]), around) {
+                    Step::Request { len } => match core.take(scanner.args(&input[at..]), &mut last, around) {
                         Take::Taken => at += len,
                         Take::Wait => return Pass::Stalled,
                         Take::Apart => return Pass::Apart,

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -18,13 +19,16 @@ use self::source::Reader;
 pub use self::source::{ConfigError, ConfigErrors, Origin, Setting, Sources};
 pub use self::tags::TagsConfig;
 pub use self::value::{CacheAccess, Credentials, DenyRule, HostPort, LogFormat, LogLevel, Secret, Upstream};
+use crate::cache::warm::Subject;
 use crate::policy::{Policies, Policy};
+use crate::upstream::admission::Admission;
 
 mod source;
 mod tags;
 #[cfg(test)]
 mod tests;
 mod value;
+mod warm;
 
 const KB: usize = 1 << 10;
 const MB: usize = 1 << 20;
@@ -76,6 +80,8 @@ pub struct Config {
     pub tags: TagsConfig,
     /// What is watched, for `CACHE HOTKEYS`, `BIGKEYS` and `ADVISE`.
     pub insight: InsightConfig,
+    /// How L1 is filled before anybody asks.
+    pub warm: WarmConfig,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -93,6 +99,8 @@ pub struct L1Config {
     pub untracked_ttl_ms_max: Option<Duration>,
     /// How often entries that were hit are touched upstream; `None`: never.
     pub touch_interval_ms: Option<Duration>,
+    /// Which misses are kept.
+    pub admission: Admission,
     /// Distinct commands and arguments kept of one key.
     pub variants_per_key_max: usize,
     /// How long after the loss of the upstream what was cached may still be answered; `None`: not at all.
@@ -222,6 +230,32 @@ pub struct InsightConfig {
     pub advise_after_ms: Duration,
 }
 
+/// `[warm]`: how L1 is filled before anybody asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarmConfig {
+    /// Keys read in a second, by all warming together.
+    pub keys_per_second_max: usize,
+    /// Where the names of the hot keys are saved at a stop; `None`: they are not.
+    pub snapshot_file: Option<PathBuf>,
+    /// Most names that are saved.
+    pub snapshot_keys_max: usize,
+    /// How long the start waits for those keys at most.
+    pub start_ms_max: Duration,
+    /// What is warmed again and again.
+    pub schedule: Vec<WarmSchedule>,
+}
+
+/// One `[[warm.schedule]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarmSchedule {
+    /// Its name, different from the others'.
+    pub name: String,
+    /// From the beginning of a round to that of the next.
+    pub every: Duration,
+    /// Which keys.
+    pub subject: Subject,
+}
+
 /// `[log]`: what is logged, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
@@ -312,6 +346,7 @@ impl Config {
             breaker: BreakerConfig::read(from),
             tags: TagsConfig::read(from),
             insight: InsightConfig::read(from),
+            warm: WarmConfig::read(from),
             log: LogConfig::read(from),
         }
     }
@@ -319,6 +354,12 @@ impl Config {
     fn note_conflicts(&self, reader: &mut Reader<'_>) {
         if self.require_upstream && self.upstream.is_none() {
             reader.conflict("require_upstream", "upstream", "without an upstream there is none to require");
+        }
+        if !self.warm.schedule.is_empty() && self.upstream.is_none() {
+            reader.conflict("warm.schedule", "upstream", "without an upstream there is no L1 to warm");
+        }
+        if self.warm.snapshot_file.is_some() && self.upstream.is_none() {
+            reader.conflict("warm.snapshot_file", "upstream", "without an upstream there is no L1 to warm");
         }
         if self.requirepass.is_some() && self.users.contains_key("default") {
             reader.conflict("requirepass", "users", "requirepass is the password of the user default");
@@ -359,6 +400,10 @@ fn hide(_: &str) -> String {
 
 // === impl of the sections ===
 
+/// The words of `l1.admission`.
+const ADMISSIONS: [(&str, Admission); 3] =
+    [("always", Admission::Always), ("second-touch", Admission::SecondTouch), ("adaptive", Admission::Adaptive)];
+
 impl L1Config {
     fn read(from: &mut Reader<'_>) -> Self {
         Self {
@@ -367,6 +412,7 @@ impl L1Config {
             entry_bytes_max: from.size("l1.entry_bytes_max", MB, 1),
             untracked_ttl_ms_max: from.millis_or_off("l1.untracked_ttl_ms_max", 0, MONTH_MS),
             touch_interval_ms: from.millis_or_off("l1.touch_interval_ms", MINUTE_MS, MONTH_MS),
+            admission: from.word("l1.admission", Admission::Adaptive, &ADMISSIONS),
             variants_per_key_max: from.count("l1.variants_per_key_max", 64, 1..=65_536),
             stale_if_error_ms_max: from.millis_or_off("l1.stale_if_error_ms_max", 0, MONTH_MS),
         }
@@ -450,6 +496,24 @@ impl InsightConfig {
         Self {
             sample_every: from.count("insight.sample_every", 128, 0..=65_536),
             advise_after_ms: from.millis("insight.advise_after_ms", MINUTE_MS, 1..=HOUR_MS),
+        }
+    }
+}
+
+impl WarmConfig {
+    fn read(from: &mut Reader<'_>) -> Self {
+        Self {
+            keys_per_second_max: from.count("warm.keys_per_second_max", 2000, 1..=1_000_000),
+            snapshot_file: from.text("warm.snapshot_file", None, warm::parse_file, warm::show_file, str::to_owned),
+            snapshot_keys_max: from.count("warm.snapshot_keys_max", 10_000, 1..=100_000),
+            start_ms_max: from.millis("warm.start_ms_max", 5 * SECOND_MS, 1..=HOUR_MS),
+            schedule: from.compound(
+                "warm.schedule",
+                Vec::new(),
+                warm::parse_schedules,
+                |schedules| warm::schedules_to_toml(schedules),
+                str::to_owned,
+            ),
         }
     }
 }

@@ -13,7 +13,7 @@
 //! Invariants:
 //! * An entry holds all variants of its key, so one invalidation drops them all.
 //! * Emptying a partition gives it a new id, at once and whatever its size. Entries under an old id can never be found
-//!   again; they leave by eviction or by [`Filler::empty`]'s sweep.
+//!   again; they leave by eviction or are swept (the module `sweep`).
 //! * An entry is never changed, only replaced; that the same entry is still there means that its key has not been
 //!   touched since ([`Partition::holds`]).
 //! * Nothing is answered at or after an entry's deadline.
@@ -22,21 +22,28 @@
 
 mod cause;
 mod stale;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod warmth;
 
 pub use self::cause::Cause;
 
 use self::cause::Causes;
 use self::stale::Left;
+use self::sweep::Sweeps;
 use crate::clock::Time;
 use crate::config::L1Config;
 use crate::insight::{Insight, ScopeId};
 use crate::mutation::{Mutation, is_planted};
+use crate::outgoing::SHARED_BYTES_MIN;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
 use larder_protocol::shape;
 use larder_protocol::table::CommandId;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
+use std::cell::Cell;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -65,18 +72,21 @@ impl L1Settings {
     }
 }
 
-/// What the cache crate and the allocator need for an entry beside its own bytes: two pointers, state, list links,
-/// a slot of the hash table and the allocation's header (an estimate from the sizes of its types; the process's growth has not been measured against it).
-const ENTRY_OVERHEAD_BYTES: u64 = 72;
+/// What the cache crate and the allocator need for an entry beside its own bytes, measured by `examples/footprint.rs` as
+/// growth of the process: a slot of the slab (32) and of the table (11), the counter and length in front of the header
+/// (16), the allocation's own header and its rounding up (15).
+const ENTRY_OVERHEAD_BYTES: u64 = 74;
 
 /// The store that all partitions share.
 pub struct L1 {
-    cache: Cache<Slot, Slot, ByteWeighter, foldhash::fast::RandomState, EvictionCount>,
+    /// The keys are the entries: a lookup visits the one that it finds, see [`Lookup`].
+    cache: Cache<Slot, (), ByteWeighter, foldhash::fast::RandomState, EvictionCount>,
     settings: ArcSwap<L1Settings>,
     evictions: Arc<AtomicU64>,
     causes: Causes,
     insight: Arc<Insight>,
     partitions: AtomicU64,
+    sweeps: Sweeps,
 }
 
 /// A scope's part of L1, for reading.
@@ -90,6 +100,7 @@ pub struct Partition {
     before_is_whole: AtomicBool,
     filled: AtomicBool,
     removals: AtomicU64,
+    first_hits: AtomicU64,
     suspended: AtomicU32,
     peers: ArcSwap<Vec<Weak<Partition>>>,
     /// What it held when the feed was lost, while that may be answered.
@@ -120,6 +131,15 @@ pub struct Hit {
     same_in_both: bool,
 }
 
+/// How a read was answered.
+#[derive(Clone, Debug)]
+pub enum Answered {
+    /// The reply has been handed out.
+    Put,
+    /// The reply is not small, not the same in both protocols, or has a deadline that had to be looked at: here it is.
+    Hit(Hit),
+}
+
 /// What became of a reply that was offered to L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filled {
@@ -148,7 +168,7 @@ pub struct EntryFacts {
     pub deadline: Option<Time>,
 }
 
-/// One entry, shared by the store (as key and as value) and by hits on their way out.
+/// One entry, shared by the store and by hits on their way out.
 #[derive(Clone, Debug)]
 struct Slot(ThinArc<Header, u8>);
 
@@ -158,13 +178,20 @@ struct Header {
     deadline: Time,
     filled_at: Time,
     key_len: u32,
-    /// Hits times two, and one more if there was one since the upstream was told.
+    /// Hits times [`HIT`], with [`UNTOLD`] if there was one since the upstream was told, and [`MARKED`] until the first.
     hits: AtomicU32,
 }
 
-struct SlotRef<'a> {
+/// A key that is looked for, and what is to be done with its entry while that is at hand.
+///
+/// The store compares what is looked for with its keys, which are the entries, while it holds the shard's lock. The
+/// comparison that succeeds calls `visit`: so a hit is copied out without taking a reference to the entry and giving it
+/// back, two locked instructions on memory that all threads share. `visit` must be short and must not use the store, nor
+/// call what may (a simulation moves the link wherever the clock is asked for).
+struct Lookup<'a, V> {
     partition: u64,
     key: &'a [u8],
+    visit: V,
 }
 
 #[derive(Clone)]
@@ -185,8 +212,10 @@ const VARIANT_HEADER_BYTES: usize = 8;
 const SAME_IN_BOTH: u32 = 1 << 31;
 
 /// One hit in [`Header::hits`], and the mark that the upstream has not been told of one.
-const HIT: u32 = 2;
+const HIT: u32 = 4;
 const UNTOLD: u32 = 1;
+/// In [`Header::hits`]: the first hit is to be counted, see [`Partition::first_hits`].
+const MARKED: u32 = 2;
 
 // === impl L1 ===
 
@@ -213,8 +242,9 @@ impl L1 {
             Ok(options) => Cache::with_options(options, ByteWeighter, hasher, lifecycle),
             Err(_) => Cache::with(estimated_items, settings.size_bytes_max.max(1), ByteWeighter, hasher, lifecycle),
         };
+        let (causes, partitions, sweeps) = (Causes::default(), AtomicU64::new(1), Sweeps::default());
         let settings = ArcSwap::from_pointee(settings);
-        Arc::new(Self { cache, settings, evictions, causes: Causes::default(), insight, partitions: AtomicU64::new(1) })
+        Arc::new(Self { cache, settings, evictions, causes, insight, partitions, sweeps })
     }
 
     /// A new partition, empty, with the one right to fill it.
@@ -228,6 +258,7 @@ impl L1 {
             before_is_whole: AtomicBool::new(false),
             filled: AtomicBool::new(false),
             removals: AtomicU64::new(0),
+            first_hits: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
             peers: ArcSwap::default(),
             left: ArcSwapOption::empty(),
@@ -275,6 +306,25 @@ impl L1 {
         self.cache.set_capacity(settings.size_bytes_max.max(1));
     }
 
+    /// An entry, as one that is in use.
+    fn find(&self, partition: u64, key: &[u8]) -> Option<Slot> {
+        let found = Cell::new(None);
+        self.cache.get(&Lookup { partition, key, visit: |entry: &Slot| found.set(Some(entry.clone())) });
+        found.into_inner()
+    }
+
+    /// An entry, without a trace of its having been looked at.
+    fn peek(&self, partition: u64, key: &[u8]) -> Option<Slot> {
+        let found = Cell::new(None);
+        self.cache.peek(&Lookup { partition, key, visit: |entry: &Slot| found.set(Some(entry.clone())) });
+        found.into_inner()
+    }
+
+    fn remove(&self, partition: u64, key: &[u8]) -> Option<Slot> {
+        let removed = self.cache.remove(&Lookup { partition, key, visit: |_: &Slot| {} });
+        removed.map(|(slot, ())| slot)
+    }
+
     fn next_id(&self) -> u64 {
         self.partitions.fetch_add(1, Ordering::Relaxed)
     }
@@ -293,15 +343,38 @@ impl Partition {
     /// Looks for the reply to a read of `key`. `now` is asked for only if the entry has a deadline.
     #[inline]
     pub fn read(&self, key: &[u8], variant: Variant<'_>, now: impl FnOnce() -> Time) -> Option<Hit> {
-        let entry = self.find(key)?;
+        let entry = self.l1.find(self.id.load(Ordering::Acquire), key)?;
         let (reply, same_in_both) = entry.variant(variant)?;
-        let header = &entry.0.header.header;
-        if header.deadline != Time::MAX && now() >= header.deadline && !is_planted(Mutation::DeadlineIgnored) {
-            return None;
+        entry.is_hit(now, &self.first_hits).then_some(Hit { entry, reply, same_in_both })
+    }
+
+    /// As [`Partition::read`], for a reply that can leave at once: one that is short (and, if `same_only`, the same in both
+    /// protocols), and has no deadline, is given to `put` without a reference to its entry being taken.
+    #[inline]
+    pub fn answer(
+        &self,
+        key: &[u8],
+        variant: Variant<'_>,
+        same_only: bool,
+        now: impl FnOnce() -> Time,
+        put: impl FnOnce(&[u8]),
+    ) -> Option<Answered> {
+        let (answered, put) = (Cell::new(None), Cell::new(Some(put)));
+        self.visit(key, |entry| {
+            let Some((reply, same_in_both)) = entry.variant(variant) else { return };
+            let leaves = reply.len() < SHARED_BYTES_MIN && (same_in_both || !same_only) && !entry.has_deadline();
+            if leaves && let Some(put) = put.take() {
+                entry.count_hit(&self.first_hits);
+                put(&entry.0.slice[reply.start as usize..reply.end as usize]);
+                answered.set(Some(Answered::Put));
+            } else {
+                answered.set(Some(Answered::Hit(Hit { entry: entry.clone(), reply, same_in_both })));
+            }
+        });
+        match answered.into_inner()? {
+            Answered::Hit(hit) if !hit.entry.is_hit(now, &self.first_hits) => None,
+            answered => Some(answered),
         }
-        let hits = header.hits.load(Ordering::Relaxed);
-        header.hits.store(hits.saturating_add(HIT) | UNTOLD, Ordering::Relaxed);
-        Some(Hit { entry, reply, same_in_both })
     }
 
     /// The partition's number for [`Insight`]: its own for ever, whatever is emptied.
@@ -359,6 +432,12 @@ impl Partition {
         self.removals.load(Ordering::Acquire)
     }
 
+    /// How many of the entries made by [`Filler::fill_marked`] have been hit at least once, ever (approximately: two
+    /// threads may hit one at the same moment).
+    pub fn first_hits(&self) -> u64 {
+        self.first_hits.load(Ordering::Relaxed)
+    }
+
     /// True if nothing has been filled since the partition was emptied: there is nothing that could be stale.
     pub fn is_empty(&self) -> bool {
         !self.filled.load(Ordering::Acquire)
@@ -411,8 +490,8 @@ impl Partition {
     /// What is known of at most `max` entries. Looks at the whole store: not for a task that others wait for.
     pub fn some_facts(&self, max: usize) -> Vec<EntryFacts> {
         let id = self.id.load(Ordering::Acquire);
-        let own = self.l1.cache.iter().filter(|(slot, _)| slot.0.header.header.partition == id);
-        own.take(max).map(|(slot, _)| slot.facts()).collect()
+        let own = self.l1.cache.iter().filter(|(slot, ())| slot.0.header.header.partition == id);
+        own.take(max).map(|(slot, ())| slot.facts()).collect()
     }
 
     /// The store that the partition is a part of.
@@ -421,14 +500,20 @@ impl Partition {
     }
 
     /// Keys of entries that were hit since the last call, at most `max` of them: what the upstream should be told is
-    /// in use.
+    /// in use. Looks at the whole store: not for a task that others wait for.
     pub fn take_touched(&self, max: usize) -> Vec<Vec<u8>> {
         let id = self.id.load(Ordering::Acquire);
         let touched = |slot: &Slot| {
             let header = &slot.0.header.header;
             header.partition == id && header.hits.fetch_and(!UNTOLD, Ordering::Relaxed) & UNTOLD > 0
         };
-        self.l1.cache.iter().filter(|(slot, _)| touched(slot)).take(max).map(|(slot, _)| slot.key().to_vec()).collect()
+        self.l1
+            .cache
+            .iter()
+            .filter(|(slot, ())| touched(slot))
+            .take(max)
+            .map(|(slot, ())| slot.key().to_vec())
+            .collect()
     }
 
     /// Keys that match a glob pattern, of entries made at `made_by` or before, at most `max` of them. Looks at the whole
@@ -440,15 +525,17 @@ impl Partition {
             let matches = || pattern == b"*" || glob::matches(pattern, slot.key(), Case::Sensitive);
             header.partition == id && header.filled_at <= made_by && matches()
         };
-        self.l1.cache.iter().filter(|(slot, _)| wanted(slot)).take(max).map(|(slot, _)| slot.key().to_vec()).collect()
+        self.l1.cache.iter().filter(|(slot, ())| wanted(slot)).take(max).map(|(slot, ())| slot.key().to_vec()).collect()
     }
 
-    fn find(&self, key: &[u8]) -> Option<Slot> {
-        self.l1.cache.get(&SlotRef { partition: self.id.load(Ordering::Acquire), key })
+    /// Finds an entry as one that is in use.
+    #[inline]
+    fn visit(&self, key: &[u8], visit: impl Fn(&Slot)) {
+        self.l1.cache.get(&Lookup { partition: self.id.load(Ordering::Acquire), key, visit });
     }
 
     fn peek(&self, key: &[u8]) -> Option<Slot> {
-        self.l1.cache.peek(&SlotRef { partition: self.id.load(Ordering::Acquire), key })
+        self.l1.peek(self.id.load(Ordering::Acquire), key)
     }
 }
 
@@ -462,6 +549,23 @@ impl Filler {
 
     /// Puts a RESP3 reply into L1, beside the other variants of its key.
     pub fn fill(&mut self, key: &[u8], variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
+        self.fill_as(0, key, variant, reply, deadline, now)
+    }
+
+    /// As [`Filler::fill`]; the first hit of the entry will be counted, unless the key has one already.
+    pub fn fill_marked(&mut self, key: &[u8], variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
+        self.fill_as(MARKED, key, variant, reply, deadline, now)
+    }
+
+    fn fill_as(
+        &mut self,
+        mark: u32,
+        key: &[u8],
+        variant: Variant<'_>,
+        reply: &[u8],
+        deadline: Time,
+        now: Time,
+    ) -> Filled {
         if now >= deadline {
             return Filled::Dead;
         }
@@ -490,7 +594,7 @@ impl Filler {
                     header.hits.load(Ordering::Relaxed),
                 )
             }
-            _ => (encode(key, &[], variant, reply), deadline, 0),
+            _ => (encode(key, &[], variant, reply), deadline, mark),
         };
         if body.len() > settings.entry_bytes_max {
             return Filled::TooBig;
@@ -501,7 +605,7 @@ impl Filler {
         // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
         self.partition.filled.store(true, Ordering::Release);
         self.partition.tell_peers(key);
-        l1.cache.insert(slot.clone(), slot);
+        l1.cache.insert(slot, ());
         if let Some(old) = old {
             // The crate reports a replacement as an eviction.
             l1.evictions.fetch_sub(1, Ordering::Relaxed);
@@ -520,9 +624,9 @@ impl Filler {
             // What is hidden may be left behind, and must then be as the stream says.
             partition = self.partition.id_before.load(Ordering::Acquire);
         }
-        let removed = self.partition.l1.cache.remove(&SlotRef { partition, key });
+        let removed = self.partition.l1.remove(partition, key);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        let Some((slot, _)) = removed else { return false };
+        let Some(slot) = removed else { return false };
         let cause = if slot.is_dead(now) { Cause::TtlExpired } else { cause };
         self.partition.l1.causes.add(cause, 1);
         self.partition.l1.insight.removed(self.partition.scope, key, cause, now);
@@ -559,6 +663,16 @@ impl<'a> Variant<'a> {
     /// The variant of a command without further arguments.
     pub fn bare(command: CommandId) -> Self {
         Self { command, args: Args::new(&[], &[]), key_at: 0 }
+    }
+
+    /// True if there are no arguments beside the key.
+    #[inline]
+    fn is_bare(&self) -> bool {
+        match self.key_at {
+            0 => self.args.is_empty(),
+            1 => self.args.len() <= 2,
+            _ => false,
+        }
     }
 
     fn arguments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
@@ -609,9 +723,20 @@ impl Hit {
         deadline == Time::MAX || deadline > now()
     }
 
+    /// True if its entry stops being answered at some time.
+    pub fn has_deadline(&self) -> bool {
+        self.entry.has_deadline()
+    }
+
     /// True if the reply is the same bytes in RESP2.
     pub fn same_in_both(&self) -> bool {
         self.same_in_both
+    }
+}
+
+impl AsRef<[u8]> for Hit {
+    fn as_ref(&self) -> &[u8] {
+        self.reply()
     }
 }
 
@@ -623,10 +748,35 @@ impl Slot {
         std::ptr::eq(self.0.slice.as_ptr(), other.0.slice.as_ptr())
     }
 
+    #[inline]
+    fn has_deadline(&self) -> bool {
+        self.0.header.header.deadline != Time::MAX
+    }
+
+    /// Counts a hit, unless the entry's deadline has passed. The clock is read only if there is one.
+    #[inline]
+    fn is_hit(&self, now: impl FnOnce() -> Time, first_hits: &AtomicU64) -> bool {
+        if self.has_deadline() && now() >= self.0.header.header.deadline && !is_planted(Mutation::DeadlineIgnored) {
+            return false;
+        }
+        self.count_hit(first_hits);
+        true
+    }
+
+    #[inline]
+    fn count_hit(&self, first_hits: &AtomicU64) {
+        let header = &self.0.header.header;
+        let hits = header.hits.load(Ordering::Relaxed);
+        if hits & MARKED != 0 {
+            first_hits.fetch_add(1, Ordering::Relaxed);
+        }
+        header.hits.store((hits & !MARKED).checked_add(HIT).unwrap_or(hits) | UNTOLD, Ordering::Relaxed);
+    }
+
     fn facts(&self) -> EntryFacts {
         let header = &self.0.header.header;
         EntryFacts {
-            bytes: ByteWeighter.weight(self, self),
+            bytes: ByteWeighter.weight(self, &()),
             variants: self.variants().count(),
             hits: header.hits.load(Ordering::Relaxed) / HIT,
             filled_at: header.filled_at,
@@ -657,9 +807,27 @@ impl Slot {
 
     #[inline]
     fn variant(&self, wanted: Variant<'_>) -> Option<(Range<u32>, bool)> {
+        if wanted.is_bare()
+            && let Some(first) = self.first_bare(wanted.command)
+        {
+            return Some(first);
+        }
         self.variants()
             .find(|(name, _, _)| wanted.matches(&self.0.slice[name.clone()]))
             .map(|(_, reply, same)| (reply.start as u32..reply.end as u32, same))
+    }
+
+    /// The first variant, if it is this command without arguments: most entries have no other.
+    #[inline]
+    fn first_bare(&self, command: CommandId) -> Option<(Range<u32>, bool)> {
+        let key_len = self.0.header.header.key_len;
+        let [l0, l1, l2, l3, c0, c1, c2, c3, n0, n1] = *self.0.slice.get(key_len as usize..)?.first_chunk()?;
+        let (name_len, coded) = (u32::from_le_bytes([l0, l1, l2, l3]), u32::from_le_bytes([c0, c1, c2, c3]));
+        if name_len != 2 || u16::from_le_bytes([n0, n1]) != command.0 {
+            return None;
+        }
+        let start = key_len + VARIANT_HEADER_BYTES as u32 + 2;
+        Some((start..start + (coded & !SAME_IN_BOTH), coded & SAME_IN_BOTH != 0))
     }
 
     /// The encoded variants other than `but`, none if there are `max` or more.
@@ -697,7 +865,7 @@ fn encode(key: &[u8], others: &[u8], variant: Variant<'_>, reply: &[u8]) -> Vec<
 
 impl Hash for Slot {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        SlotRef { partition: self.0.header.header.partition, key: self.key() }.hash(state);
+        hash_of(self.0.header.header.partition, self.key(), state);
     }
 }
 
@@ -709,186 +877,40 @@ impl PartialEq for Slot {
 
 impl Eq for Slot {}
 
-impl Hash for SlotRef<'_> {
+#[inline]
+fn hash_of<H: Hasher>(partition: u64, key: &[u8], state: &mut H) {
+    state.write(key);
+    state.write_u64(partition);
+}
+
+impl<V> Hash for Lookup<'_, V> {
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write(self.key);
-        state.write_u64(self.partition);
+        hash_of(self.partition, self.key, state);
     }
 }
 
-impl Equivalent<Slot> for SlotRef<'_> {
+impl<V: Fn(&Slot)> Equivalent<Slot> for Lookup<'_, V> {
     #[inline]
     fn equivalent(&self, slot: &Slot) -> bool {
-        self.partition == slot.0.header.header.partition && self.key == slot.key()
+        let found = self.partition == slot.0.header.header.partition && self.key == slot.key();
+        if found {
+            (self.visit)(slot);
+        }
+        found
     }
 }
 
-impl Weighter<Slot, Slot> for ByteWeighter {
-    fn weight(&self, _: &Slot, slot: &Slot) -> u64 {
+impl Weighter<Slot, ()> for ByteWeighter {
+    fn weight(&self, slot: &Slot, (): &()) -> u64 {
         (size_of::<Header>() + slot.0.slice.len()) as u64 + ENTRY_OVERHEAD_BYTES
     }
 }
 
-impl Lifecycle<Slot, Slot> for EvictionCount {
+impl Lifecycle<Slot, ()> for EvictionCount {
     type RequestState = ();
 
-    fn on_evict(&self, (): &mut (), _: Slot, _: Slot) {
+    fn on_evict(&self, (): &mut (), _: Slot, (): ()) {
         self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use larder_protocol::args::OwnedArgs;
-    use larder_protocol::table::Table;
-
-    fn store(size: u64) -> Arc<L1> {
-        L1::new(L1Settings { size_bytes_max: size, entry_bytes_max: 4096, variants_per_key_max: 3 })
-    }
-
-    fn id(name: &str) -> CommandId {
-        Table::builtin().lookup(name.as_bytes()).map(|c| c.id).unwrap()
-    }
-
-    fn at(micros: u64) -> Time {
-        Time::from_micros(micros)
-    }
-
-    fn read(p: &Partition, key: &str, request: &OwnedArgs, command: CommandId, now: u64) -> Option<Vec<u8>> {
-        p.read(key.as_bytes(), Variant::new(command, request.args(), 1), || at(now)).map(|h| h.reply().to_vec())
-    }
-
-    #[test]
-    fn holds_variants_of_a_key_and_drops_them_together() {
-        let (p, mut f) = store(1 << 20).partition();
-        let (get, strlen, range) = (id("get"), id("strlen"), id("getrange"));
-        let r1 = OwnedArgs::new(["GETRANGE", "k", "0", "1"]);
-        let r2 = OwnedArgs::new(["GETRANGE", "k", "0", "2"]);
-        let plain = OwnedArgs::new(["GET", "k"]);
-        f.fill(b"k", Variant::new(get, plain.args(), 1), b"$3\r\nabc\r\n", Time::MAX, at(1));
-        f.fill(b"k", Variant::new(range, r1.args(), 1), b"$2\r\nab\r\n", Time::MAX, at(1));
-        assert_eq!(read(&p, "k", &plain, get, 2).unwrap(), b"$3\r\nabc\r\n");
-        assert_eq!(read(&p, "k", &r1, range, 2).unwrap(), b"$2\r\nab\r\n");
-        assert_eq!(read(&p, "k", &r2, range, 2), None);
-        assert_eq!(read(&p, "k", &plain, strlen, 2), None);
-        assert_eq!(p.facts(b"k").unwrap().variants, 2);
-        assert!(f.remove(b"k", Cause::Manual, at(2)));
-        assert_eq!(read(&p, "k", &plain, get, 2), None);
-        assert_eq!(p.store().bytes(), 0);
-    }
-
-    #[test]
-    fn never_answers_at_or_after_the_deadline() {
-        let (p, mut f) = store(1 << 20).partition();
-        let get = id("get");
-        let plain = OwnedArgs::new(["GET", "k"]);
-        f.fill(b"k", Variant::bare(get), b"_\r\n", at(100), at(1));
-        assert!(read(&p, "k", &plain, get, 99).is_some());
-        let hit = p.read(b"k", Variant::bare(get), || at(99)).unwrap();
-        assert!(!hit.same_in_both());
-        assert!(p.holds(&hit, at(99)));
-        assert!(!p.holds(&hit, at(100)));
-        assert!(read(&p, "k", &plain, get, 100).is_none());
-        assert_eq!(f.fill(b"k", Variant::bare(get), b"_\r\n", at(100), at(100)), Filled::Dead);
-    }
-
-    #[test]
-    fn a_hit_holds_until_its_key_is_touched() {
-        let (p, mut f) = store(1 << 20).partition();
-        let get = Variant::bare(id("get"));
-        f.fill(b"k", get, b"$1\r\na\r\n", Time::MAX, at(1));
-        let hit = p.read(b"k", get, || at(1)).unwrap();
-        assert!(p.holds(&hit, at(2)));
-        f.remove(b"k", Cause::DataChanged, at(2));
-        f.fill(b"k", get, b"$1\r\na\r\n", Time::MAX, at(3));
-        assert!(!p.holds(&hit, at(4)));
-        let hit = p.read(b"k", get, || at(1)).unwrap();
-        f.empty(Cause::Manual);
-        assert!(!p.holds(&hit, at(4)));
-        assert!(p.is_empty());
-        assert_eq!(p.store().entries(), 0);
-    }
-
-    #[test]
-    fn partitions_do_not_see_each_other() {
-        let l1 = store(1 << 20);
-        let ((p1, mut f1), (p2, mut f2)) = (l1.partition(), l1.partition());
-        let get = Variant::bare(id("get"));
-        f1.fill(b"k", get, b"$1\r\na\r\n", Time::MAX, at(1));
-        assert!(p2.read(b"k", get, || at(1)).is_none());
-        f2.empty(Cause::Manual);
-        assert!(p1.read(b"k", get, || at(1)).is_some());
-        drop(f1);
-        assert!(p1.read(b"k", get, || at(1)).is_none());
-    }
-
-    #[test]
-    fn is_bounded_in_bytes_variants_and_entry_size() {
-        let l1 = store(64 * 1024);
-        let (p, mut f) = l1.partition();
-        let get = Variant::bare(id("get"));
-        for i in 0..10_000 {
-            f.fill(format!("key{i}").as_bytes(), get, &[b'x'; 100], Time::MAX, at(1));
-        }
-        assert!(l1.bytes() <= 64 * 1024);
-        assert!(l1.entries() > 100);
-        assert_eq!(l1.evictions() as usize, 10_000 - l1.entries());
-        assert_eq!(f.fill(b"big", get, &[b'x'; 5000], Time::MAX, at(1)), Filled::TooBig);
-        for i in 0..10 {
-            let request = OwnedArgs::new(["GETRANGE".to_string(), "v".into(), "0".into(), i.to_string()]);
-            f.fill(b"v", Variant::new(id("getrange"), request.args(), 1), b"$0\r\n\r\n", Time::MAX, at(1));
-            assert!(p.facts(b"v").unwrap().variants <= 3);
-        }
-    }
-
-    #[test]
-    fn counts_hits_and_tells_once_of_them() {
-        let (p, mut f) = store(1 << 20).partition();
-        let get = Variant::bare(id("get"));
-        f.fill(b"k", get, b"_\r\n", Time::MAX, at(1));
-        assert!(p.take_touched(9).is_empty());
-        for _ in 0..3 {
-            p.read(b"k", get, || at(2)).unwrap();
-        }
-        assert_eq!(p.facts(b"k").unwrap().hits, 3);
-        assert_eq!(p.take_touched(9), [b"k".to_vec()]);
-        assert!(p.take_touched(9).is_empty());
-        assert_eq!(p.facts(b"k").unwrap().hits, 3);
-    }
-
-    #[test]
-    fn finds_keys_by_pattern_and_age() {
-        let l1 = store(1 << 20);
-        let ((p, mut f), (_, mut f2)) = (l1.partition(), l1.partition());
-        let get = Variant::bare(id("get"));
-        for (key, filled_at) in [("a:1", 1), ("a:2", 2), ("b:1", 1), ("", 1)] {
-            f.fill(key.as_bytes(), get, b"_\r\n", Time::MAX, at(filled_at));
-            f2.fill(b"a:other", get, b"_\r\n", Time::MAX, at(1));
-        }
-        assert_eq!(p.keys_matching(b"a:*", at(1), 9), [b"a:1".to_vec()]);
-        assert_eq!(p.keys_matching(b"a:*", at(2), 9).len(), 2);
-        assert_eq!(p.keys_matching(b"*", at(2), 9).len(), 4);
-        assert_eq!(p.keys_matching(b"*", at(2), 3).len(), 3);
-    }
-
-    #[test]
-    fn counts_removals_by_cause() {
-        let l1 = store(1 << 20);
-        let (_, mut f) = l1.partition();
-        let get = Variant::bare(id("get"));
-        let fill = |f: &mut Filler, key: &[u8], deadline| f.fill(key, get, b"_\r\n", deadline, at(1));
-        fill(&mut f, b"changed", Time::MAX);
-        fill(&mut f, b"late", at(5));
-        fill(&mut f, b"replaced", at(5));
-        assert!(f.remove(b"changed", Cause::DataChanged, at(9)));
-        assert!(!f.remove(b"changed", Cause::DataChanged, at(9)));
-        assert!(f.remove(b"late", Cause::DataChanged, at(9)));
-        f.fill(b"replaced", get, b"_\r\n", Time::MAX, at(9));
-        f.fill(b"other", get, b"_\r\n", Time::MAX, at(9));
-        f.empty(Cause::FeedLost);
-        let counts = Cause::ALL.map(|cause| l1.removed(cause));
-        assert_eq!(counts, [2, 0, 1, 0, 0, 0, 2]);
     }
 }

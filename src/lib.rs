@@ -39,9 +39,9 @@
 //! | [`buffered`] | how much waits in the process altogether, and what happens at the bound |
 //! | [`outgoing`] | bytes on their way to a socket |
 //! | [`clients`] | who is connected |
-//! | [`received`] | what peers send that they should not: how the log shows it |
 //! | [`monitors`] | MONITOR: who watches, and what a line says |
 //! | [`pause`] | CORE: CLIENT PAUSE: who is held, until when, who goes on first |
+//! | [`received`] | what peers send that they should not: how the log shows it |
 //! | [`l1`] | the cache, in partitions: one a (user, database) pair |
 //! | [`upstream`] | links, pools, the breaker, scopes: everything between Larder and its server |
 //! | [`hub`] | subscriptions, one upstream for all clients of a user |

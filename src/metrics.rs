@@ -56,10 +56,6 @@ pub struct Counters {
     pub accepted: Counter,
     /// Connections refused at the limit.
     pub refused: Counter,
-    /// How long clients waited.
-    pub latencies: Latencies,
-    /// What is seen of the keys.
-    pub watcher: Watcher,
     /// Clients closed because they left more unread than the hard limit.
     pub closed_output_hard: Counter,
     /// Clients closed because they left more unread than the soft limit for too long.
@@ -68,6 +64,10 @@ pub struct Counters {
     pub closed_idle: Counter,
     /// Clients closed because what they sent was no request, or beyond a limit of requests.
     pub closed_protocol: Counter,
+    /// How long clients waited.
+    pub latencies: Latencies,
+    /// What is seen of the keys.
+    pub watcher: Watcher,
     passed: [Counter; Bypass::ALL.len() + 5],
 }
 

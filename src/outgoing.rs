@@ -96,13 +96,12 @@ impl Outgoing {
             }
             self.full.pop_front();
         }
-        self.tail.advance(written.min(self.tail.len()));
-        if self.tail.is_empty() {
-            if self.tail.capacity() > KEPT_BYTES_MAX {
-                self.tail = BytesMut::new();
-            } else {
-                self.tail.clear();
-            }
+        if written < self.tail.len() {
+            self.tail.advance(written);
+        } else if self.tail.capacity() > KEPT_BYTES_MAX {
+            self.tail = BytesMut::new();
+        } else {
+            self.tail.clear();
         }
     }
 

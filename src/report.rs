@@ -167,6 +167,10 @@ fn with_own_clients(theirs: &[u8], own: OwnClients) -> Vec<u8> {
     text
 }
 
+fn number_after(name: &[u8], line: &[u8]) -> Option<usize> {
+    std::str::from_utf8(line.strip_prefix(name)?.trim_ascii()).ok()?.parse().ok()
+}
+
 /// Means and percentiles of what clients waited for, in microseconds, since the last reset.
 fn gather_latencies(out: &mut Gatherer<'_>, shared: &Shared) {
     out.section("Latency");
@@ -178,10 +182,6 @@ fn gather_latencies(out: &mut Gatherer<'_>, shared: &Shared) {
             out.gauge(&format!("latency_{label}_us_{name}"), value);
         }
     }
-}
-
-fn number_after(name: &[u8], line: &[u8]) -> Option<usize> {
-    std::str::from_utf8(line.strip_prefix(name)?.trim_ascii()).ok()?.parse().ok()
 }
 
 fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream) {
@@ -198,6 +198,7 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     for reason in Passed::all() {
         out.counter(&format!("l1_passed_{}", reason.label()), shared.metrics.passed(reason));
     }
+    out.counter("l1_passed_not_admitted", upstream.link_counts().not_admitted);
     out.section("Removed");
     for cause in Cause::ALL {
         out.counter(&format!("l1_removed_{}", cause.label()), l1.removed(cause));

@@ -2,9 +2,11 @@
 //!
 //! Each worker thread has a current-thread runtime and a listener of its own on the same port (SO_REUSEPORT); the
 //! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
-//! worker. A stop closes the listeners, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
+//! worker. Before there is a listener, L1 is warmed with the names of hot keys that the last stop has saved
+//! (`warm.snapshot_file`). A stop closes the listeners, saves those names, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
 use crate::buffered::Buffered;
+use crate::cache::warm::{self, Warming};
 use crate::cache::{self, jobs::Jobs};
 use crate::client::{self, Place};
 use crate::clients::Clients;
@@ -106,6 +108,8 @@ pub struct Shared {
     pub jobs: Jobs,
     /// How often the index of tags was written to through this process.
     tag_uses: AtomicU64,
+    /// What all warming shares.
+    pub(crate) warming: Warming,
     /// How many lines of the log may be about what clients send.
     pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
@@ -158,6 +162,7 @@ pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
+    first.block_on(warm::warm_at_start(&shared));
     let (listeners, address) = listen(&shared.config, threads)?;
     println!("{}", shared.config.banner(address));
     let (stop, stopped) = watch::channel(false);
@@ -212,6 +217,7 @@ impl Shared {
             request_limits,
             jobs: Jobs::default(),
             tag_uses: AtomicU64::new(0),
+            warming: Warming::default(),
             lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
             redirects: Arc::default(),
@@ -237,11 +243,6 @@ impl Shared {
         self.tag_uses.load(Ordering::Relaxed)
     }
 
-    /// How long replies may take.
-    pub fn reply_times(&self) -> ReplyTimes {
-        reply_times_of(&self.config)
-    }
-
     /// Runs a task on the first worker.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(first) = self.workers.first() {
@@ -255,6 +256,11 @@ impl Shared {
             // A worker that has ended has no turns any more.
             let _: Result<(), tokio::task::JoinError> = worker.spawn(async {}).await;
         }
+    }
+
+    /// How long replies may take.
+    pub fn reply_times(&self) -> ReplyTimes {
+        reply_times_of(&self.config)
     }
 
     /// True if clients authenticate with Larder and not with the upstream.
@@ -358,8 +364,9 @@ impl Denied {
         if command.categories.intersects(self.categories) {
             return true;
         }
-        let container = command.name.split('|').next().unwrap_or_default();
-        self.names.iter().any(|name| *name == command.name || name == container)
+        // The name itself, or that of its container.
+        let ends = |rest: &[u8]| matches!(rest, [] | [b'|', ..]);
+        self.names.iter().any(|name| command.name.as_bytes().strip_prefix(name.as_bytes()).is_some_and(ends))
     }
 }
 
@@ -445,6 +452,7 @@ fn settings_of(config: &Config) -> UpstreamSettings {
             reply_max: link.reply_ms_max,
             write_max: link.write_ms_max,
             untracked_ttl: config.l1.untracked_ttl_ms_max,
+            admission: config.l1.admission,
             stale_longest: config.policies().stale_if_error_longest(),
         },
         times: LinkTimes {
@@ -538,12 +546,14 @@ async fn work(
 ) -> io::Result<()> {
     let counters = shared.metrics.worker(&shared.insight);
     let listener = TcpListener::from_std(listener)?;
+    let is_first = signal.is_some();
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
         tokio::spawn(cache::sweep::run(shared.clone()));
         tokio::spawn(watch_buffered(shared.clone()));
         tokio::spawn(wake_disowned(shared.clone()));
+        tokio::spawn(warm::begin_configured(shared.clone()));
     }
     loop {
         tokio::select! {
@@ -559,6 +569,11 @@ async fn work(
     }
     drop(listener);
     shared.draining.store(true, Ordering::Release);
+    if is_first {
+        let shared = shared.clone();
+        // It has said what went wrong.
+        drop(tokio::task::spawn_blocking(move || warm::save(&shared)).await);
+    }
     let deadline = tokio::time::Instant::now() + shared.config.limits.shutdown_grace_ms;
     while !shared.clients.is_empty() && tokio::time::Instant::now() < deadline {
         for client in shared.clients.all() {

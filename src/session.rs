@@ -17,9 +17,14 @@
 //!
 //! Bounds: the shell takes no more requests while [`Session::under_way`] is at `limits.client_in_flight_max`.
 
+mod each;
+mod put;
+
+use self::put::{put_held, put_hit, put_reply, put_reply_bytes};
+
 use crate::clock::Time;
 use crate::insight::latency::Timed;
-use crate::l1::{Hit, Partition, Variant};
+use crate::l1::{Answered, Hit, Partition, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
@@ -30,7 +35,7 @@ use bytes::{Bytes, BytesMut};
 use larder_protocol::args::Args;
 use larder_protocol::cache::ReadMode;
 use larder_protocol::cursor::{Cursor, Item};
-use larder_protocol::shape::{self, Protocol, Shape};
+use larder_protocol::shape::{Protocol, Shape};
 use larder_protocol::table::{Cacheability, Class, Command, CommandId, PerKey, Table};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -100,6 +105,8 @@ pub struct Session {
     held: usize,
     /// Bytes of replies of the link that wait for their turn.
     kept_bytes: usize,
+    /// What the replies that have left since the last [`Session::advance`] were, and when their requests came.
+    waited: Vec<(Timed, Time)>,
     /// Reads that are not held but sent down the link: what a client that mixes reads and writes is better served by.
     follows: u32,
     muted: Muted,
@@ -107,6 +114,9 @@ pub struct Session {
     /// When the bytes came in which the requests at hand stand.
     batch_at: Time,
 }
+
+/// Room for so many replies' times is kept from batch to batch.
+const WAITED_KEPT_MAX: usize = 32;
 
 /// `CLIENT REPLY`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -234,6 +244,7 @@ impl Session {
             writes_out: 0,
             held: 0,
             kept_bytes: 0,
+            waited: Vec::new(),
             follows: 0,
             muted: Muted::No,
             reads: ReadMode::Cached,
@@ -435,7 +446,7 @@ impl Session {
         batch: &mut Batch,
         out: &mut Outgoing,
     ) -> Flow {
-        let Some(key_at) = command.keys(args).next() else {
+        let Some(key_at) = command.first_key_at(args) else {
             self.send(command, args, OpKind::Read, around, batch);
             return Flow::Taken;
         };
@@ -449,7 +460,21 @@ impl Session {
             return Flow::Taken;
         };
         let key = args.arg(key_at);
-        let hit = partition.read(key, Variant::new(command.id, args, key_at), around.now);
+        let variant = Variant::new(command.id, args, key_at);
+        let hit = if self.slots.is_empty() && self.muted == Muted::No {
+            let same_only = self.protocol == Protocol::Resp2 && !around.upstream_is_resp2;
+            match partition.answer(key, variant, same_only, around.now, |reply| out.put(reply)) {
+                Some(Answered::Put) => {
+                    around.counters.hits.add(1);
+                    around.counters.watcher.read(partition.scope(), key, true, around.now);
+                    return Flow::Taken;
+                }
+                Some(Answered::Hit(hit)) => Some(hit),
+                None => None,
+            }
+        } else {
+            partition.read(key, variant, around.now)
+        };
         around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
         if self.writes_out > 0 {
             around.counters.pass(Passed::UnansweredWrite);
@@ -485,7 +510,7 @@ impl Session {
                 return Flow::Taken;
             }
             if self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2 {
-                out.put(hit.reply());
+                put_hit(hit, out);
             } else {
                 put_reply_bytes(Shape::of(command, args), hit.reply(), out);
             }
@@ -501,78 +526,6 @@ impl Session {
         Flow::Taken
     }
 
-    fn read_each(
-        &mut self,
-        command: &Command,
-        per_key: PerKey,
-        args: Args<'_>,
-        around: &Surroundings<'_>,
-        batch: &mut Batch,
-        out: &mut Outgoing,
-    ) -> Flow {
-        let each = each_of(per_key, command, around.table);
-        let (Some(partition), 0) = (around.partition, self.writes_out) else {
-            if let Some(hits) = self.read_each_stale(each, args, around) {
-                return self.found_each(command, per_key, args, hits, Source::LeftBehind, around, out);
-            }
-            let reason = if self.writes_out > 0 { Passed::UnansweredWrite } else { Passed::NotTracked };
-            around.counters.pass(reason);
-            self.send(command, args, fill_each(each, around), around, batch);
-            return Flow::Taken;
-        };
-        let removals = partition.removals();
-        let hits: Vec<Option<Hit>> =
-            args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
-        for (key, hit) in args.iter().skip(1).zip(&hits) {
-            around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
-        }
-        let found = hits.iter().flatten().count();
-        around.counters.hits.add(found as u64);
-        around.counters.misses.add((hits.len() - found) as u64);
-        if found == 0 {
-            self.send(command, args, fill_each(each, around), around, batch);
-            return Flow::Taken;
-        }
-        if found == hits.len() {
-            // If a removal came in between, or a deadline, the hits may not have been there at once; a held answer with
-            // nothing in front of it would never be looked at again.
-            let were_alive_at_once = hits.iter().flatten().all(|hit| hit.is_alive(around.now));
-            if self.slots.is_empty() && (partition.removals() != removals || !were_alive_at_once) {
-                self.send(command, args, fill_each(each, around), around, batch);
-                return Flow::Taken;
-            }
-            return self.found_each(command, per_key, args, hits, Source::Feed, around, out);
-        }
-        let missing = args.iter().skip(1).zip(&hits).filter(|(_, hit)| hit.is_none()).map(|(key, _)| key);
-        let words = std::iter::once(args.arg(0)).chain(missing);
-        let part = larder_protocol::args::OwnedArgs::new(words);
-        let held = Held { what: HeldKind::of(per_key), source: Source::Feed, hits, missing: Missing::AskedFor };
-        let seq = self.hold(command, args, held, around);
-        batch.push(seq, part.args().bytes(), fill_each(each, around));
-        Flow::Taken
-    }
-
-    /// All keys of a read of several were found.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one request, and what was found for it")]
-    fn found_each(
-        &mut self,
-        command: &Command,
-        per_key: PerKey,
-        args: Args<'_>,
-        hits: Vec<Option<Hit>>,
-        source: Source,
-        around: &Surroundings<'_>,
-        out: &mut Outgoing,
-    ) -> Flow {
-        let what = HeldKind::of(per_key);
-        if !self.slots.is_empty() {
-            self.hold(command, args, Held { what, source, hits, missing: Missing::Nothing }, around);
-        } else if !self.take_muted() {
-            let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
-        }
-        Flow::Taken
-    }
-
     /// What was left behind for a read, while the upstream is away. A client with an unanswered write waits for that.
     fn read_stale(&self, command: &Command, args: Args<'_>, key_at: usize, around: &Surroundings<'_>) -> Option<Hit> {
         let stale = around.stale.filter(|_| self.writes_out == 0)?;
@@ -581,24 +534,6 @@ impl Session {
         let hit = stale.partition.read_left(key, Variant::new(command.id, args, key_at), age_max, (around.now)())?;
         around.counters.stale.add(1);
         Some(hit)
-    }
-
-    /// As [`Session::read_stale`], for a read of several keys: all of them, or none.
-    fn read_each_stale(&self, each: Each, args: Args<'_>, around: &Surroundings<'_>) -> Option<Vec<Option<Hit>>> {
-        let stale = around.stale.filter(|_| self.writes_out == 0)?;
-        let now = (around.now)();
-        let read = |key: &[u8]| {
-            let age_max = stale.policies.stale_if_error(key);
-            read_one_as(each, |variant| stale.partition.read_left(key, variant, age_max, now)).map(Some)
-        };
-        let hits: Vec<Option<Hit>> = args.iter().skip(1).map(read).collect::<Option<_>>()?;
-        // What was given up in between may have been given up for news.
-        let hold = |hit: &Hit| stale.partition.holds_left(hit, stale.policies.stale_if_error(hit.key()), now);
-        if !hits.iter().flatten().all(hold) {
-            return None;
-        }
-        around.counters.stale.add(hits.len() as u64);
-        Some(hits)
     }
 
     fn write(
@@ -674,6 +609,24 @@ impl Session {
         if around.upstream_is_resp2 { Protocol::Resp3 } else { self.protocol }
     }
 
+    /// As [`Session::replied`], for a reply that can leave at once: its slot is the first, and no other link is to be
+    /// fenced. False if that is not so, and then nothing has been done.
+    pub fn replied_in_turn(&mut self, seq: Seq, reply: &[u8], counters: &Counters, out: &mut Outgoing) -> bool {
+        let Some(slot) = self.slots.front() else { return false };
+        let State::Waiting { writes } = slot.state else { return false };
+        if slot.seq != seq || slot.receivers.is_some() {
+            return false;
+        }
+        self.writes_out -= usize::from(writes);
+        self.waited.extend(slot.timed.map(|what| (what, slot.came_at)));
+        count_level(slot.timed, reply, counters);
+        if !slot.muted {
+            put_reply_bytes(slot.shape, reply, out);
+        }
+        self.slots.pop_front();
+        true
+    }
+
     /// A reply has come. A number that is not known belongs to a request that was done again, or has ended.
     pub fn replied(&mut self, seq: Seq, reply: Bytes) {
         let Some(at) = self.find(seq) else { return };
@@ -736,7 +689,7 @@ impl Session {
     /// Moves what may leave to `out`, in order.
     pub fn advance(&mut self, around: &Surroundings<'_>, out: &mut Outgoing) -> Advanced {
         let mut advanced = Advanced::default();
-        let mut waited: SmallVec<[(Timed, Time); 8]> = SmallVec::new();
+        let mut waited = std::mem::take(&mut self.waited);
         let fences = around.fences && !is_planted(Mutation::OtherScopesUnfenced);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
@@ -747,8 +700,9 @@ impl Session {
                     waited.extend(slot.timed.map(|what| (what, slot.came_at)));
                     count_level(slot.timed, reply, around.counters);
                     if !slot.muted {
-                        match (slot.receivers, Cursor::new(reply).next()) {
-                            (Some((upstream, here)), Some(Item::Integer(n))) => {
+                        let counted = slot.receivers.zip(slot.receivers.and_then(|_| Cursor::new(reply).next()));
+                        match counted {
+                            Some(((upstream, here), Item::Integer(n))) => {
                                 out.put(format!(":{}\r\n", (n - upstream).max(0) + here).as_bytes());
                             }
                             _ => put_reply(slot.shape, reply, out),
@@ -776,6 +730,10 @@ impl Session {
             let now = (around.now)();
             let micros = |came_at: Time| now.saturating_since(came_at).as_micros() as u64;
             around.counters.latencies.record_all(waited.iter().map(|(what, at)| (*what, micros(*at))));
+            waited.clear();
+        }
+        if waited.capacity() <= WAITED_KEPT_MAX {
+            self.waited = waited;
         }
         if fences {
             let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
@@ -901,94 +859,4 @@ fn read_one_as(each: Each, look: impl Fn(Variant<'static>) -> Option<Hit>) -> Op
         Each::Exists(exists) => look(Variant::bare(exists)),
         Each::Mget { get, mget } => look(Variant::bare(get)).or_else(|| look(Variant::bare(mget))),
     }
-}
-
-fn put_reply(shape: Option<Shape>, reply: &Bytes, out: &mut Outgoing) {
-    match shape {
-        Some(shape) if !shape::same_in_both(reply) => put_resp2(shape, reply, out),
-        _ => out.put_shared(reply.clone()),
-    }
-}
-
-fn put_reply_bytes(shape: Option<Shape>, reply: &[u8], out: &mut Outgoing) {
-    match shape {
-        Some(shape) if !shape::same_in_both(reply) => put_resp2(shape, reply, out),
-        _ => out.put(reply),
-    }
-}
-
-fn put_resp2(shape: Shape, reply: &[u8], out: &mut Outgoing) {
-    let tail = out.tail();
-    let before = tail.len();
-    if shape::to_resp2(shape, reply, tail).is_err() {
-        tail.truncate(before);
-        tail.extend_from_slice(b"-ERR larder: the upstream's reply cannot be put into RESP2\r\n");
-    }
-}
-
-/// Puts a held answer, if what it rests on is still true.
-fn put_held(held: &Held, shape: Option<Shape>, muted: bool, around: &Surroundings<'_>, out: &mut Outgoing) -> bool {
-    let now = (around.now)();
-    let mut hits = held.hits.iter().flatten();
-    let hold = match (held.source, around.partition, around.stale) {
-        (Source::Feed, Some(partition), _) => hits.all(|hit| partition.holds(hit, now)),
-        (Source::LeftBehind, _, Some(Stale { partition, policies })) => {
-            hits.all(|hit| partition.holds_left(hit, policies.stale_if_error(hit.key()), now))
-        }
-        _ => return false,
-    };
-    if !hold && !is_planted(Mutation::HeldUnchecked) {
-        return false;
-    }
-    let came: &[u8] = match &held.missing {
-        Missing::Came(reply) => reply,
-        _ => &[],
-    };
-    if muted {
-        return true;
-    }
-    match (held.what, &held.hits[..]) {
-        (HeldKind::Single, [Some(hit)]) => match shape {
-            Some(shape) if !hit.same_in_both() => put_resp2(shape, hit.reply(), out),
-            _ => out.put(hit.reply()),
-        },
-        (what, hits) => {
-            let protocol = if shape.is_some() { Protocol::Resp2 } else { Protocol::Resp3 };
-            return put_merged(what, hits, came, protocol, out);
-        }
-    }
-    true
-}
-
-/// Puts the reply to MGET or EXISTS together from hits and from the reply for the missing keys. False if the latter is
-/// not what it should be (an error, say).
-fn put_merged(what: HeldKind, hits: &[Option<Hit>], came: &[u8], protocol: Protocol, out: &mut Outgoing) -> bool {
-    let mut cursor = Cursor::new(came);
-    if what == HeldKind::Exists {
-        let mut total: i64 = match (came.is_empty(), cursor.next()) {
-            (true, _) => 0,
-            (false, Some(Item::Integer(n))) => n,
-            _ => return false,
-        };
-        total += hits.iter().flatten().filter(|hit| hit.reply() == b":1\r\n").count() as i64;
-        out.put(format!(":{total}\r\n").as_bytes());
-        return true;
-    }
-    let missing = hits.iter().filter(|hit| hit.is_none()).count() as u64;
-    if missing > 0 && cursor.next_count() != Some(missing) {
-        return false;
-    }
-    out.put(format!("*{}\r\n", hits.len()).as_bytes());
-    for hit in hits {
-        let element = match hit {
-            Some(hit) => hit.reply(),
-            None => cursor.next_frame().unwrap_or(b"_\r\n"),
-        };
-        if protocol == Protocol::Resp2 && element.starts_with(b"_") {
-            out.put(b"$-1\r\n");
-        } else {
-            out.put(element);
-        }
-    }
-    true
 }

@@ -112,6 +112,7 @@ fn upstream_settings() -> UpstreamSettings {
             reply_max: Duration::from_millis(800),
             write_max: Duration::from_millis(800),
             untracked_ttl: None,
+            admission: larder::upstream::admission::Admission::Always,
             stale_longest: None,
         },
         times: LinkTimes {

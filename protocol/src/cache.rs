@@ -13,6 +13,7 @@ mod jobs;
 mod subscribe;
 pub mod syntax;
 mod tags;
+pub mod warm;
 
 pub use self::invalidate::{Matching, Reach, Target};
 pub use self::jobs::JobsCommand;
@@ -21,6 +22,7 @@ pub use self::tags::{Condition, TaggedSet, TagsCommand};
 
 pub use self::insight::ConfigOrder;
 use self::syntax::Argument;
+use self::warm::Warm;
 use crate::args::Args;
 use crate::scan::strict_i64;
 use thiserror::Error;
@@ -60,6 +62,8 @@ pub enum CacheCommand<'a> {
     Tags(TagsCommand<'a>),
     /// `SUBSCRIBE`, `UNSUBSCRIBE`
     Events(EventsCommand<'a>),
+    /// `WARM ...`
+    Warm(Warm<'a>),
 }
 
 /// Where the reads of a connection are answered from.
@@ -263,6 +267,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     tags::TAGS,
     subscribe::UNSUBSCRIBE,
     tags::UNTAG,
+    warm::WARM,
     Subcommand {
         name: "help",
         arity: 2,
@@ -313,6 +318,7 @@ impl<'a> CacheCommand<'a> {
             ("read", 3) => ReadMode::parse(args.arg(2)).map(|mode| Self::Read(Some(mode))),
             ("resetstats", _) => Ok(Self::ResetStats),
             ("stats", _) => Ok(Self::Stats),
+            ("warm", _) => warm::parse(args),
             ("help", _) => Ok(Self::Help),
             _ => wrong_arity,
         }
@@ -420,6 +426,7 @@ fn is(word: &[u8], keyword: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::warm::{WarmCourse, WarmSubject};
     use super::*;
     use crate::args::OwnedArgs;
     use crate::table::{Class, Group, Table};
@@ -440,6 +447,21 @@ mod tests {
                 format!("Tags({matching:?} {}) {reach:?}", listed(&tags))
             }
             Ok(CacheCommand::Tags(command)) => shown(command),
+            Ok(CacheCommand::Warm(warm)) => {
+                let subject = match warm.subject {
+                    WarmSubject::Keys(keys) => {
+                        let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
+                        format!("Keys({})", keys.join(","))
+                    }
+                    WarmSubject::Pattern(glob) => format!("Pattern({})", String::from_utf8_lossy(glob)),
+                    other => format!("{other:?}"),
+                };
+                let course = match warm.course {
+                    WarmCourse::Every { seconds, name } => format!("{} every {seconds}", String::from_utf8_lossy(name)),
+                    other => format!("{other:?}"),
+                };
+                format!("Warm {subject} {course}")
+            }
             Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
             Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
             Ok(command) => format!("{command:?}"),
@@ -565,6 +587,14 @@ mod tests {
             ("CACHE INVALIDATE PATTERN a* CURSOR 17", "Pattern(a*) from 17 Everywhere"),
             ("CACHE INVALIDATE ALL", "Invalidate(All, Everywhere)"),
             ("CACHE INVALIDATE ALL LOCAL", "Invalidate(All, Local)"),
+            ("CACHE WARM KEYS 2 a sync", "Warm Keys(a,sync) Once"),
+            ("cache warm keys 1 a SYNC", "Warm Keys(a) Sync"),
+            ("CACHE WARM PATTERN a*", "Warm Pattern(a*) Once"),
+            ("CACHE WARM PATTERN a* EVERY 60 NAME n", "Warm Pattern(a*) n every 60"),
+            ("CACHE WARM HOT", "Warm Hot(1000) Once"),
+            ("CACHE WARM SNAPSHOT hot SYNC", "Warm Snapshot([104, 111, 116]) Sync"),
+            ("CACHE WARM HOT sync", "Warm Hot(1000) Sync"),
+            ("CACHE WARM HOT 5 every 2592000 name n", "Warm Hot(5) n every 2592000"),
         ] {
             assert_eq!(parsed(line), meaning, "{line}");
         }
@@ -617,6 +647,21 @@ mod tests {
             ("CACHE INVALIDATE PATTERN a CURSOR 7 LOCAL", SYNTAX),
             ("CACHE INVALIDATE ALL here", SYNTAX),
             ("CACHE INVALIDATE SOME", SYNTAX),
+            ("CACHE WARM", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM KEYS 1", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM SNAPSHOT", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM PATTERN", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM KEYS 0 k", "ERR numkeys should be greater than 0"),
+            ("CACHE WARM KEYS 2 k", "ERR Number of keys can't be greater than number of args"),
+            ("CACHE WARM KEYS 1 k j", SYNTAX),
+            ("CACHE WARM HOT 0", "ERR value is not an integer or out of range"),
+            ("CACHE WARM HOT 1001", "ERR value is not an integer or out of range"),
+            ("CACHE WARM HOT 5 SYNC EVERY 1 NAME n", SYNTAX),
+            ("CACHE WARM HOT EVERY 0 NAME n", "ERR value is not an integer or out of range"),
+            ("CACHE WARM HOT EVERY 2592001 NAME n", "ERR value is not an integer or out of range"),
+            ("CACHE WARM HOT EVERY 1", SYNTAX),
+            ("CACHE WARM HOT EVERY 1 CALLED n", SYNTAX),
+            ("CACHE WARM COLD", SYNTAX),
         ] {
             assert_eq!(parsed(line), error, "{line}");
         }
@@ -633,7 +678,7 @@ mod tests {
             let titles = lines.iter().filter(|line| line.split(' ').next() == Some(&name)).count();
             assert_eq!(titles, 1, "{name}");
         }
-        assert!(lines.iter().all(|line| line.len() <= 140));
+        assert!(lines.iter().all(|line| line.len() <= 160));
     }
 
     #[test]
@@ -670,6 +715,7 @@ mod tests {
             ("CACHE ENTRY k", &["k"][..]),
             ("CACHE INVALIDATE KEYS 2 a b LOCAL", &["a", "b"]),
             ("CACHE INVALIDATE PATTERN KEYS", &[]),
+            ("CACHE WARM KEYS 2 a b SYNC", &["a", "b"]),
             ("CACHE STATS", &[]),
         ] {
             let args = OwnedArgs::new(line.split_whitespace());
@@ -687,7 +733,8 @@ mod tests {
                     prop::collection::vec(any::<u8>(), 0..12),
                     prop::sample::select(vec![
                         "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "read", "strict", "breaker", "open", "info",
-                        "entry", "help", "set", "tag", "members", "lease", "tags", "count", "cursor", "ex", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
+                        "entry", "help", "set", "tag", "members", "lease", "tags", "count", "cursor", "ex", "warm", "hot",
+                        "every", "name", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
                     ]).prop_map(|word| word.as_bytes().to_vec()),
                 ],
                 0..8,

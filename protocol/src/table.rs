@@ -92,11 +92,13 @@ impl Table {
     }
 
     /// The top-level command with this name, in whatever case.
+    #[inline]
     pub fn lookup(&self, name: &[u8]) -> Option<&Command> {
         self.index.find(&self.rows, None, name)
     }
 
     /// What `args` ask for. A container without a second argument is [`Resolved::Known`] itself.
+    #[inline]
     pub fn resolve(&self, args: Args<'_>) -> Resolved<'_> {
         let Some(command) = self.lookup(args.arg(0)) else { return Resolved::Unknown };
         if !command.is_container {

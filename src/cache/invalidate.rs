@@ -143,7 +143,7 @@ impl<'a> Deletion<'a> {
     async fn delete_matching(&mut self, glob: &[u8], mut cursor: Bytes, job: &Job) -> Result<(), Failure> {
         while !job.is_cancelled() {
             let began = Instant::now();
-            let (next, keys) = self.scan(&cursor, glob).await?;
+            let (next, keys) = scan(self.upstream, self.scope, &cursor, glob).await?;
             job.advance(self.delete(keys.iter().map(|key| &key[..])).await?);
             job.stands_at(&next);
             if next == "0" {
@@ -155,43 +155,48 @@ impl<'a> Deletion<'a> {
         Ok(())
     }
 
-    /// One step of SCAN: the next cursor and the keys found.
-    async fn scan(&self, cursor: &Bytes, glob: &[u8]) -> Result<(Bytes, Vec<Bytes>), Failure> {
-        let words = [&b"SCAN"[..], cursor, b"MATCH", glob, b"COUNT", SCAN_COUNT.as_bytes()];
-        let reply_max = self.upstream.settings().times.reply_max;
-        if let Some(failure) = self.upstream.node().refusal() {
-            return Err(failure);
-        }
-        let mut borrowed = self.scope.pools.borrow(Use::Short, Protocol::Resp2).await?;
-        let reply = match timeout(reply_max, borrowed.call(words)).await {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(error)) => {
-                self.upstream.node().record_loss(error.cause());
-                return Err(Failure::ReadLost);
-            }
-            Err(_) => {
-                self.upstream.node().record_failures(FailureCause::Timeout, 1);
-                return Err(Failure::ReadTimeout(reply_max.as_millis() as u64));
-            }
-        };
-        drop(borrowed);
-        let mut items = Cursor::new(&reply);
-        match items.next() {
-            Some(Item::Error(line)) => return Err(Failure::Refused(reply.slice_ref(line))),
-            Some(Item::Aggregate(_, 2)) => {}
-            _ => return Err(refused("ERR larder: the upstream's reply to SCAN cannot be read")),
-        }
-        let next = items.next_bytes().map(|next| reply.slice_ref(next));
-        let count = items.next_count().unwrap_or(0);
-        let keys = (0..count).map_while(|_| items.next_bytes()).map(|key| reply.slice_ref(key)).collect();
-        next.map(|next| (next, keys)).ok_or_else(|| refused("ERR larder: the upstream's reply to SCAN cannot be read"))
-    }
-
     /// Other users' links of the database have heard of it, too.
     async fn finish(mut self) -> Result<(), Failure> {
         let others = self.upstream.others(self.scope, Some(self.scope.database));
         self.errand.fence(&others).await
     }
+}
+
+/// One step of SCAN: the next cursor and the keys found.
+pub(super) async fn scan(
+    upstream: &Upstream,
+    scope: &Scope,
+    cursor: &Bytes,
+    glob: &[u8],
+) -> Result<(Bytes, Vec<Bytes>), Failure> {
+    let words = [&b"SCAN"[..], cursor, b"MATCH", glob, b"COUNT", SCAN_COUNT.as_bytes()];
+    let reply_max = upstream.settings().times.reply_max;
+    if let Some(failure) = upstream.node().refusal() {
+        return Err(failure);
+    }
+    let mut borrowed = scope.pools.borrow(Use::Short, Protocol::Resp2).await?;
+    let reply = match timeout(reply_max, borrowed.call(words)).await {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(error)) => {
+            upstream.node().record_loss(error.cause());
+            return Err(Failure::ReadLost);
+        }
+        Err(_) => {
+            upstream.node().record_failures(FailureCause::Timeout, 1);
+            return Err(Failure::ReadTimeout(reply_max.as_millis() as u64));
+        }
+    };
+    drop(borrowed);
+    let mut items = Cursor::new(&reply);
+    match items.next() {
+        Some(Item::Error(line)) => return Err(Failure::Refused(reply.slice_ref(line))),
+        Some(Item::Aggregate(_, 2)) => {}
+        _ => return Err(refused("ERR larder: the upstream's reply to SCAN cannot be read")),
+    }
+    let next = items.next_bytes().map(|next| reply.slice_ref(next));
+    let count = items.next_count().unwrap_or(0);
+    let keys = (0..count).map_while(|_| items.next_bytes()).map(|key| reply.slice_ref(key)).collect();
+    next.map(|next| (next, keys)).ok_or_else(|| refused("ERR larder: the upstream's reply to SCAN cannot be read"))
 }
 
 /// A pattern's job: how many keys it has deleted.

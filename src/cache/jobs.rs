@@ -62,6 +62,20 @@ struct Noted {
     /// Where to go on, if the work can be taken up again.
     cursor: Option<Bytes>,
     ended: Option<Time>,
+    rounds: Option<Rounds>,
+}
+
+/// What has become of the rounds of work that is done again and again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rounds {
+    /// Rounds that were done.
+    pub done: u64,
+    /// Rounds that failed.
+    pub failed: u64,
+    /// Rounds that were due while another was at work, and left out.
+    pub left_out: u64,
+    /// Why the last round has failed, if it has.
+    pub error: Option<String>,
 }
 
 /// How far a job has come.
@@ -111,7 +125,7 @@ impl Jobs {
             committed: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             cancels: Notify::new(),
-            state: Mutex::new(Noted { state: JobState::Running, cursor: None, ended: None }),
+            state: Mutex::new(Noted { state: JobState::Running, cursor: None, ended: None, rounds: None }),
         });
         registered.running.insert(job.id, job.clone());
         Ok(Running { jobs: self, job, clock })
@@ -192,6 +206,23 @@ impl Job {
         self.committed.store(true, Ordering::Release);
     }
 
+    /// So many steps more are to be done.
+    pub fn expect_more(&self, steps: u64) {
+        self.expected.fetch_add(steps, Ordering::Relaxed);
+    }
+
+    /// A round has ended, with this failure or well; so many were due meanwhile and are left out.
+    pub fn count_round(&self, failure: Option<&Failure>, left_out: u64) {
+        let mut noted = self.noted();
+        let rounds = noted.rounds.get_or_insert_default();
+        match failure {
+            None => rounds.done += 1,
+            Some(_) => rounds.failed += 1,
+        }
+        rounds.left_out += left_out;
+        rounds.error = failure.map(Failure::to_string);
+    }
+
     /// Notes where the work can be taken up again.
     pub fn stands_at(&self, cursor: &Bytes) {
         self.noted().cursor = Some(cursor.clone());
@@ -231,7 +262,7 @@ impl Job {
             JobState::Cancelled => ("cancelled", None),
         };
         let took = noted.ended.unwrap_or(now).saturating_since(self.began);
-        reply.map(10);
+        reply.map(11);
         reply.bulk("id").integer(self.id);
         reply.bulk("kind").bulk(self.kind);
         reply.bulk("subject").bulk(&self.subject);
@@ -248,6 +279,15 @@ impl Job {
             Some(cursor) => reply.bulk(&String::from_utf8_lossy(cursor)),
             None => reply.null(),
         };
+        reply.bulk("rounds");
+        match &noted.rounds {
+            Some(rounds) => {
+                reply.map(3).bulk("done").integer(rounds.done).bulk("failed").integer(rounds.failed);
+                reply.bulk("left_out").integer(rounds.left_out)
+            }
+            None => reply.null(),
+        };
+        let error = error.or(noted.rounds.as_ref().and_then(|rounds| rounds.error.as_ref()));
         reply.bulk("error");
         match error {
             Some(why) => reply.bulk(why),
@@ -335,6 +375,19 @@ mod tests {
         assert_eq!(jobs.cancel(2).unwrap_err().to_string(), "ERR the job can no longer be cancelled");
         job.end(Some(&Failure::ReadLost));
         assert!(matches!(jobs.find(2).unwrap().state(), JobState::Failed(why) if why.starts_with("UPSTREAMLOST")));
+    }
+
+    #[test]
+    fn rounds_are_counted() {
+        let (jobs, clock) = (Jobs::default(), Clock::start());
+        let job = jobs.begin("one", b"", clock).unwrap();
+        job.count_round(None, 2);
+        job.count_round(Some(&Failure::ReadLost), 1);
+        let rounds = job.noted().rounds.clone().unwrap();
+        assert_eq!((rounds.done, rounds.failed, rounds.left_out), (1, 1, 3));
+        assert!(rounds.error.unwrap().starts_with("UPSTREAMLOST"));
+        job.count_round(None, 0);
+        assert_eq!(job.noted().rounds.clone().unwrap().error, None);
     }
 
     #[test]

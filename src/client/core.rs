@@ -22,7 +22,7 @@ use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestError, RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -233,16 +233,28 @@ impl Core {
         work(self, &around)
     }
 
-    /// Takes one request.
-    pub(super) fn take(&mut self, args: Args<'_>, around: &Surroundings<'_>) -> Take {
+    /// Takes one request. `last` is for the caller to keep from request to request: a client mostly calls the same
+    /// command again, and need not have it looked up again.
+    pub(super) fn take<'t>(
+        &mut self,
+        args: Args<'_>,
+        last: &mut Option<&'t Command>,
+        around: &Surroundings<'t>,
+    ) -> Take {
         self.counters.commands.add(1);
-        let command = match around.table.resolve(args) {
-            Resolved::Known(command) => command,
-            Resolved::Unknown => return self.take_unknown(None, args),
-            Resolved::UnknownSubcommand(container) => return self.take_unknown(Some(container), args),
+        let command = match *last {
+            Some(command) if command.name.as_bytes().eq_ignore_ascii_case(args.arg(0)) => command,
+            _ => match around.table.resolve(args) {
+                Resolved::Known(command) => command,
+                Resolved::Unknown => return self.take_unknown(None, args),
+                Resolved::UnknownSubcommand(container) => return self.take_unknown(Some(container), args),
+            },
         };
+        *last = (!command.is_container && command.parent.is_none()).then_some(command);
         self.client.last_command.store(command.id.0, Ordering::Relaxed);
-        if let Some(line) = self.refusal(command) {
+        if self.may_refuse(command)
+            && let Some(line) = self.refusal(command)
+        {
             return self.answer(line.as_bytes());
         }
         // The upstream words the error.
@@ -285,7 +297,8 @@ impl Core {
         self.knowledge = Knowledge::Something;
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
             Flow::Taken => {
-                if matches!(&*command.name, "publish" | "spublish")
+                if command.class == Class::Plain
+                    && matches!(&*command.name, "publish" | "spublish")
                     && let Some((upstream, here)) = self.shared.receivers(args.arg(1))
                 {
                     self.session.publishes_to(upstream, here);
@@ -319,6 +332,15 @@ impl Core {
         let answer = self.shared.execute_embedded(database, self.session.protocol(), args);
         self.watch_embedded(ScopeId(u64::from(database)), args, answer.len());
         self.answer(&answer)
+    }
+
+    /// False if [`Core::refusal`] has nothing against a command: what is so for nearly all, found out at little cost.
+    #[inline]
+    fn may_refuse(&self, command: &Command) -> bool {
+        self.login == Login::Missing
+            || command.class == Class::Local
+            || self.session.protocol() == Protocol::Resp2 && self.is_subscribed()
+            || self.shared.denied.denies(command)
     }
 
     fn watch_embedded(&self, scope: ScopeId, args: Args<'_>, answer_bytes: usize) {
@@ -402,8 +424,8 @@ impl Core {
 
     /// Answers bytes that are no request.
     pub(super) fn refuse_input(&mut self, error: RequestError, input: &[u8]) {
-        self.tell_of_refused(error, input);
         self.counters.closed_protocol.add(1);
+        self.tell_of_refused(error, input);
         self.session.answer(format!("-ERR {error}\r\n").as_bytes(), &mut self.out);
     }
 
@@ -420,7 +442,7 @@ impl Core {
             return;
         }
         let job = self.batch.take(&self.client.port);
-        let seqs: Vec<Seq> = job.ops.iter().map(|op| op.seq).collect();
+        let seqs: SmallVec<[Seq; 32]> = job.ops.iter().map(|op| op.seq).collect();
         let Some(scope) = self.scope() else { return };
         if let Err(failure) = scope.link.submit(job) {
             if self.is_disowned(&failure) {
@@ -470,13 +492,16 @@ impl Core {
     pub(crate) fn take_deliveries(&mut self) {
         let mut taken = std::mem::take(&mut self.taken);
         self.client.port.take(&mut taken);
+        let fences = self.fences_replies();
         let mut at = 0;
         for delivery in taken.deliveries.drain(..) {
             match delivery {
                 Delivery::Small { seq, len } => {
-                    let end = at + len;
-                    self.session.replied(seq, Bytes::copy_from_slice(&taken.bytes[at..end]));
-                    at = end;
+                    let reply = &taken.bytes[at..at + len];
+                    at += len;
+                    if fences || !self.session.replied_in_turn(seq, reply, &self.counters, &mut self.out) {
+                        self.session.replied(seq, Bytes::copy_from_slice(reply));
+                    }
                 }
                 Delivery::Large(seq, reply) => self.session.replied(seq, reply),
                 Delivery::Failed(seq, failure) => {
@@ -507,6 +532,14 @@ impl Core {
         taken.recycle();
         self.taken = taken;
         self.advance();
+    }
+
+    /// What [`Surroundings::fences`] is.
+    fn fences_replies(&self) -> bool {
+        match (&self.place, &self.shared.backend) {
+            (Place::Upstream(scope), Backend::Upstream(upstream)) => upstream.has_peers(scope),
+            _ => false,
+        }
     }
 
     /// Moves what may leave to the output; does again what must be.

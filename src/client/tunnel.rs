@@ -22,6 +22,7 @@ mod decide;
 mod monitor;
 mod owed;
 mod patience;
+mod replies;
 mod swap;
 mod track;
 mod transaction;
@@ -29,6 +30,7 @@ mod transaction;
 use self::decide::{Next, purpose_of, unblock_request};
 use self::owed::{Owed, Reach, What, bound_of};
 use self::patience::Patience;
+use self::replies::Waiting;
 use self::swap::Swap;
 use self::transaction::{Own, Transaction};
 use super::cache::is_cache;
@@ -39,12 +41,11 @@ use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request};
 use crate::l1::Cause;
 use crate::monitors::Watching;
 use crate::pause::{self, Beginning, Mode};
-use crate::port::{CatchUp, Failure, Seq};
-use crate::received::Received;
-use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
+use crate::port::{Failure, Seq};
+use crate::upstream::breaker::FailureCause;
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::{Borrowed, Use};
-use crate::upstream::raw::{Piece, RawError};
+use crate::upstream::raw::RawError;
 use crate::upstream::scope::{ReplyTimes, Scope};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::{Args, OwnedArgs};
@@ -111,15 +112,6 @@ pub(super) struct Tunnel {
     numbered: Numbered,
     /// The state has changed after the next request was looked at.
     reconsiders: bool,
-}
-
-/// A piece that waits for a fence.
-struct Waiting {
-    bytes: Bytes,
-    /// True if a reply ends with it.
-    ends: bool,
-    /// Who waits until the client has been told.
-    catch_ups: Vec<CatchUp>,
 }
 
 /// Whether the connection can still be used.
@@ -337,8 +329,8 @@ impl Connection {
             // What was drained makes room for more.
             moved |= self.core.out.len() < waited;
             self.tell_share(tunnel.waiting_bytes());
-            if self.has_too_much_output(cx) || !self.core.out.is_empty() && self.holds_others_up(tunnel.waiting_bytes())
-            {
+            let holds_up = !self.core.out.is_empty() && self.holds_others_up(tunnel.waiting_bytes());
+            if self.has_too_much_output(cx) || holds_up {
                 return Poll::Ready(Err(End::Closed));
             }
             if std::mem::take(&mut tunnel.reconsiders) && fed == Fed::Leave {
@@ -580,6 +572,15 @@ impl Tunnel {
         }
     }
 
+    /// The server is to know the connection by its client's name, in SLOWLOG say. (Who watches would see it.)
+    fn put_name(&mut self, core: &Core) {
+        let name = core.client.with_names(|names| names.name.clone());
+        if name != self.connection.name() && !core.shared.monitors.any() {
+            self.connection.put_name(name);
+            self.owed.push_back(Owed::unseen(What::Reply, self.times.write_max));
+        }
+    }
+
     /// What the requests that are owed a reply may have changed must not be answered stale, as if they had not.
     fn doubt(&mut self, core: &Core) {
         let reaches = self.owed.iter_mut().map(|owed| std::mem::take(&mut owed.reach));
@@ -609,16 +610,6 @@ impl Tunnel {
     fn tell_breaker(&mut self) {
         if self.answered > 0 {
             self.scope.link.node().record_successes(std::mem::take(&mut self.answered));
-        }
-    }
-
-    /// The server is to know the connection by its client's name, in SLOWLOG say. (Who watches would see it.)
-    fn put_name(&mut self, core: &Core) {
-        let name = core.client.with_names(|names| names.name.clone());
-        if name != self.connection.name() && !core.shared.monitors.any() {
-            self.connection.put_name(name);
-            self.owed.push_back(Owed::of_larder(&self.times));
-            self.be_patient();
         }
     }
 
@@ -670,7 +661,7 @@ impl Tunnel {
             // WAIT counts replicas that have what was written before the connection's last command: with one more, it counts
             // what came by the link, too.
             self.connection.put_request(b"*1\r\n$5\r\nHELLO\r\n");
-            self.owed.push_back(Owed::of_larder(&self.times));
+            self.owed.push_back(Owed::unseen(What::Reply, self.times.write_max));
         }
         match owed.what {
             // Not a command of any server: it marks the transaction as failed.
@@ -738,125 +729,6 @@ impl Tunnel {
         moved
     }
 
-    /// A piece of a reply, or of a push, has come.
-    fn came(&mut self, core: &mut Core, piece: Piece) {
-        self.be_patient();
-        if piece.kind == b'>' {
-            if let Some(push) = self.whole_push(core, piece) {
-                // It tells of keys in any database.
-                self.fence_widely = true;
-                self.pass(core, push, true, true);
-            }
-            return;
-        }
-        let Some(piece) = self.take_line(core, piece) else { return };
-        let Some(owed) = self.owed.front_mut() else {
-            let (upstream, received) = (&self.scope.link.node().endpoint, Received::of(&piece.bytes));
-            tracing::warn!(%upstream, %received, "a reply that nothing had asked for, on an exclusive connection");
-            return self.connection.condemn();
-        };
-        let first = !self.in_reply;
-        self.in_reply = !piece.ends;
-        let (writes, muted) = (owed.writes, owed.muted);
-        let fenced = match &owed.what {
-            What::Monitor => false,
-            // Who watches is to hear of it first.
-            _ if core.shared.monitors.any() => true,
-            What::Acknowledgement | What::Multi | What::Queued | What::Select(_) | What::Tracking(_) => {
-                piece.kind != b'+'
-            }
-            _ => true,
-        };
-        match &mut owed.what {
-            What::Mark(_) if !piece.ends => return,
-            What::Mark(catch_ups) => {
-                let catch_ups = std::mem::take(catch_ups);
-                self.uncovered.push_back(Waiting { bytes: Bytes::new(), ends: true, catch_ups });
-                return drop(self.owed.pop_front());
-            }
-            What::Monitor if piece.ends => self.watch(core, piece.kind == b'+'),
-            _ => {}
-        }
-        let Some(owed) = self.owed.front_mut() else { return };
-        if let (What::Select(database), b'+') = (&owed.what, piece.kind) {
-            core.selected_in_transaction = *database;
-            self.has_selected = true;
-        }
-        if let (What::Multi | What::Acknowledgement | What::Exec(_), b'-', true) = (&owed.what, piece.kind, first) {
-            // What state is left only the upstream knows: the connection is not given to others.
-            self.connection.condemn();
-            if matches!(owed.what, What::Multi) && !piece.bytes.starts_with(b"-ERR MULTI calls") {
-                self.state.in_multi = false;
-            }
-        }
-        let gathers = match &owed.what {
-            What::Exec(transaction) => !transaction.own.is_empty(),
-            What::Redirection => true,
-            _ => false,
-        };
-        let mut removed = match &mut owed.what {
-            What::Removal(users) if piece.kind == b':' && piece.ends => std::mem::take(users),
-            _ => Vec::new(),
-        };
-        let change = match &mut owed.what {
-            What::Tracking(change) if piece.kind == b'+' && piece.ends => Some(std::mem::take(change)),
-            _ => None,
-        };
-        let transaction = match &mut owed.what {
-            What::Exec(transaction) if piece.ends => std::mem::take(transaction),
-            _ => Transaction::default(),
-        };
-        let executed = piece.kind == b'*' && !(first && piece.bytes.starts_with(b"*-1"));
-        if let (true, Some(database)) = (executed, transaction.selects) {
-            core.selected_in_transaction = Some(database);
-        }
-        if executed {
-            removed.extend_from_slice(&transaction.removes);
-        }
-        let instead = if let What::Instead(line) = &owed.what { Some(line.clone()) } else { None };
-        // What is read in another database belongs to other scopes than the client's own.
-        if first && fenced && (writes || self.has_selected) {
-            self.fence_widely = true;
-        }
-        let is_the_servers = matches!(owed.what, What::Acknowledgement | What::Multi | What::Queued | What::Blocking);
-        if first && piece.kind == b'-' && is_the_servers {
-            self.heed_error(&piece.bytes);
-        } else if piece.ends {
-            self.answered += 1;
-        }
-        if piece.ends {
-            self.owed.pop_front();
-            self.be_patient();
-            self.pause_or_unpause(core, &transaction, executed);
-            core.client.blocked.store(self.is_blocked(), Ordering::Relaxed);
-        }
-        if let Some(change) = change {
-            self.track(core, change);
-        }
-        if !removed.is_empty() {
-            core.end_users(&removed);
-        }
-        if gathers {
-            return self.gather(core, transaction.own, piece, muted);
-        }
-        match instead {
-            Some(line) if piece.ends && !muted => self.pass(core, line, true, false),
-            None if !muted => self.pass(core, piece.bytes, piece.ends, fenced && first),
-            // Nobody is told, but what was changed must be known in time all the same.
-            _ if fenced && first && writes => self.pass(core, Bytes::new(), true, true),
-            _ => {}
-        }
-    }
-
-    /// An error reply that no script can have made up: it may tell that the upstream does not serve, or is another's.
-    fn heed_error(&mut self, reply: &[u8]) {
-        match classify_error(reply) {
-            ErrorKind::Failure(cause) => self.scope.link.node().record_failures(cause, 1),
-            ErrorKind::Reconnect => self.scope.moved(),
-            ErrorKind::PassThrough => {}
-        }
-    }
-
     fn is_call_of(&self, name: &str, args: Args<'_>) -> bool {
         matches!(self.table.resolve(args), Resolved::Known(command) if command.name == name && command.accepts(args.len()))
     }
@@ -865,70 +737,12 @@ impl Tunnel {
         matches!(self.owed.front(), Some(Owed { what: What::Blocking, .. }))
     }
 
-    /// Passes a piece to the client, or lets it wait for a fence. `ends` tells whether a reply ends with it.
-    fn pass(&mut self, core: &mut Core, bytes: Bytes, ends: bool, fenced: bool) {
-        let piece = Waiting { bytes, ends, catch_ups: Vec::new() };
-        if !fenced && self.covered.is_empty() && self.uncovered.is_empty() {
-            return piece.put(core);
-        }
-        self.waiting_bytes += piece.bytes.len();
-        self.uncovered.push_back(piece);
-    }
-
-    /// Releases what has been fenced; starts the next fence.
-    fn release(&mut self, core: &mut Core) -> Result<bool, Failure> {
-        let mut moved = false;
-        if let Some(seq) = self.fence {
-            match core.fence_state(seq) {
-                None => return Ok(false),
-                Some(fenced) => {
-                    self.fence = None;
-                    fenced.map_err(|()| Failure::WriteTimeout(self.times.write_max.as_millis() as u64))?;
-                    for piece in self.covered.drain(..) {
-                        self.waiting_bytes -= piece.bytes.len();
-                        piece.put(core);
-                    }
-                    moved = true;
-                }
-            }
-        }
-        if self.uncovered.is_empty() {
-            return Ok(moved);
-        }
-        std::mem::swap(&mut self.covered, &mut self.uncovered);
-        let swap_over = self.owed.is_empty() && !self.state.in_multi;
-        let seq = match self.swap.take_if(|_| swap_over) {
-            Some(swap) => core.start_fence(&swap.finish(), OpKind::FenceAndResume),
-            None => {
-                let scopes = core.links_to_fence(std::mem::take(&mut self.fence_widely));
-                core.start_fence(&scopes, OpKind::Fence)
-            }
-        };
-        self.fence_monitors(core, seq);
-        self.fence = Some(seq);
-        Ok(true)
-    }
-
     /// Nothing is left to do: the client goes back to its link.
     fn leave(&mut self, core: &mut Core) {
         core.client.in_transaction.store(false, Ordering::Relaxed);
         drop(self.swap.take());
         self.tell_breaker();
         tracing::trace!(database = self.scope.database, "tunnel closed");
-    }
-}
-
-// === impl Waiting ===
-
-impl Waiting {
-    fn put(self, core: &mut Core) {
-        core.out.put_shared(self.bytes);
-        if self.ends {
-            core.put_messages();
-        } else {
-            core.in_reply = true;
-        }
-        drop(self.catch_ups);
     }
 }
 

@@ -15,10 +15,9 @@
 //!   answered until the feed has been lost for the time allowed: so never longer than that after its deadline, either.
 //! * Entries are only removed, by any thread; none is ever added.
 
-use super::{Cause, Filler, Hit, L1, NOWHERE, Partition, SlotRef, Variant};
+use super::{Cause, Filler, Hit, NOWHERE, Partition, Variant};
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -50,7 +49,7 @@ impl Partition {
     pub fn read_left(&self, key: &[u8], variant: Variant<'_>, age_max: Duration, now: Time) -> Option<Hit> {
         let left = self.left.load();
         let left = left.as_ref().filter(|left| !left.is_older_than(age_max, now))?;
-        let entry = self.l1.cache.get(&SlotRef { partition: left.id, key })?;
+        let entry = self.l1.find(left.id, key)?;
         if entry.is_dead(left.lost_at) {
             return None;
         }
@@ -62,7 +61,7 @@ impl Partition {
     pub fn holds_left(&self, hit: &Hit, age_max: Duration, now: Time) -> bool {
         let left = self.left.load();
         let Some(left) = left.as_ref().filter(|left| !left.is_older_than(age_max, now)) else { return false };
-        let held = || self.l1.cache.peek(&SlotRef { partition: left.id, key: hit.entry.key() });
+        let held = || self.l1.peek(left.id, hit.entry.key());
         hit.entry.0.header.header.partition == left.id && held().is_some_and(|entry| entry.is(&hit.entry))
     }
 
@@ -96,7 +95,7 @@ impl Partition {
     pub fn forget_left(&self, key: &[u8]) {
         let left = self.left.load();
         let Some(left) = left.as_ref() else { return };
-        if self.l1.cache.remove(&SlotRef { partition: left.id, key }).is_some() {
+        if self.l1.remove(left.id, key).is_some() {
             self.l1.causes.add(Cause::FeedLost, 1);
         }
     }
@@ -123,7 +122,7 @@ impl Filler {
     /// A key among what was put aside may have been changed by a command that was lost.
     pub fn forget_aside(&mut self, key: &[u8]) {
         let Some(aside) = &self.aside else { return };
-        if self.partition.l1.cache.remove(&SlotRef { partition: aside.id, key }).is_some() {
+        if self.partition.l1.remove(aside.id, key).is_some() {
             self.partition.l1.causes.add(Cause::FeedLost, 1);
         }
     }
@@ -140,21 +139,6 @@ impl Filler {
         if let Some(aside) = self.aside.take() {
             self.partition.left.store(Some(Arc::new(aside)));
         }
-    }
-}
-
-// === impl L1 ===
-
-impl L1 {
-    /// Gives the memory of all entries under an id back.
-    pub(super) fn sweep(&self, id: u64, cause: Cause) {
-        let swept = Cell::new(0);
-        self.cache.retain(|slot, _| {
-            let stays = slot.0.header.header.partition != id;
-            swept.set(swept.get() + u64::from(!stays));
-            stays
-        });
-        self.causes.add(cause, swept.get());
     }
 }
 
@@ -184,6 +168,7 @@ impl Filler {
 mod tests {
     use super::super::L1Settings;
     use super::*;
+    use crate::l1::L1;
     use larder_protocol::table::Table;
 
     const MAX: Duration = Duration::from_micros(100);

@@ -68,6 +68,28 @@ impl Errand {
         Ok(last)
     }
 
+    /// Sends requests as one job; the reply to each, an error reply being a failure.
+    ///
+    /// # Errors
+    /// Nothing has been sent: the upstream is down, or too much waits.
+    pub(crate) async fn ask_each(
+        &mut self,
+        link: &LinkHandle,
+        requests: &[(OpKind, OwnedArgs)],
+    ) -> Result<Vec<Result<Bytes, Failure>>, Failure> {
+        let borrowed: Vec<(OpKind, &OwnedArgs)> = requests.iter().map(|(kind, request)| (*kind, request)).collect();
+        link.submit(self.job(&borrowed))?;
+        let answers = self.outcomes(requests.len()).await.into_iter().map(|outcome| match outcome {
+            Outcome::Failed(failure) => Err(failure),
+            Outcome::Reply(reply) if matches!(reply.first(), Some(b'-' | b'!')) => {
+                Err(Failure::Refused(reply.slice(1..reply.len().saturating_sub(2).max(1))))
+            }
+            Outcome::Reply(reply) => Ok(reply),
+            Outcome::Fenced => Ok(Bytes::new()),
+        });
+        Ok(answers.collect())
+    }
+
     /// Drops keys from L1, in the order of the link: how many were there. `keys` has a word in front of them.
     pub(crate) async fn drop_keys(&mut self, link: &LinkHandle, cause: Cause, keys: &OwnedArgs) -> u64 {
         link.submit_fence(self.job(&[(OpKind::Drop(cause), keys)]));

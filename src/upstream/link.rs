@@ -36,9 +36,10 @@ use self::flights::{Flight, KeyState};
 use crate::clock::Time;
 use crate::l1::{Cause, Filler};
 use crate::mutation::{Mutation, is_planted};
-use crate::outgoing::Outgoing;
+use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
 use crate::port::{Delivery, Failure, Port, Seq};
 use crate::received::Received;
+use crate::upstream::admission::{Admission, Filter};
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::upstream::feed::Feed;
 use bytes::Bytes;
@@ -74,6 +75,8 @@ pub struct LinkLimits {
     pub write_max: Duration,
     /// Deadline for entries where the upstream has no tracking (`l1.untracked_ttl_ms_max`); `None` keeps nothing then.
     pub untracked_ttl: Option<Duration>,
+    /// Which misses are filled (`l1.admission`).
+    pub admission: Admission,
     /// How long what was kept when the feed was lost may be answered at most; `None` keeps nothing over a loss.
     pub stale_longest: Option<Duration>,
 }
@@ -113,6 +116,8 @@ pub struct LinkCounts {
     pub fills: u64,
     /// Replies not put into L1 because the key changed under the read.
     pub fills_outrun: u64,
+    /// Reads whose reply was not kept because fills like it have turned out to be wasted (`l1.admission`).
+    pub not_admitted: u64,
     /// Reads that shared the reply of another.
     pub joined: u64,
     /// Entries dropped because of a push.
@@ -154,6 +159,7 @@ pub struct LinkCore {
     elsewhere: bool,
     counts: LinkCounts,
     feed: Arc<Feed>,
+    admission: Filter,
     #[cfg(feature = "mutations")]
     late: flights::Late,
 }
@@ -215,6 +221,7 @@ impl std::ops::Add for LinkCounts {
         Self {
             fills: self.fills + other.fills,
             fills_outrun: self.fills_outrun + other.fills_outrun,
+            not_admitted: self.not_admitted + other.not_admitted,
             joined: self.joined + other.joined,
             dropped_by_push: self.dropped_by_push + other.dropped_by_push,
             dropped_by_write: self.dropped_by_write + other.dropped_by_write,
@@ -254,6 +261,7 @@ impl LinkCore {
             elsewhere: false,
             counts: LinkCounts::default(),
             feed: Arc::default(),
+            admission: Filter::new(limits.admission),
             #[cfg(feature = "mutations")]
             late: flights::Late::default(),
         }
@@ -272,6 +280,7 @@ impl LinkCore {
         }
         self.caching = caching;
         self.table = table;
+        self.admission.reset();
     }
 
     /// True if replies may be kept for a bounded time where there is no tracking.
@@ -643,7 +652,11 @@ impl LinkCore {
 
     fn put_shared(&mut self, bytes: &Bytes) -> u64 {
         let starts_at = self.bytes_put;
-        self.outgoing.put_shared(bytes.clone());
+        if bytes.len() < SHARED_BYTES_MIN {
+            self.outgoing.put(bytes);
+        } else {
+            self.outgoing.put_shared(bytes.clone());
+        }
         self.bytes_put += bytes.len() as u64;
         starts_at
     }

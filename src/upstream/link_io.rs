@@ -201,10 +201,12 @@ impl LinkHandle {
 
     /// True if the queue takes more. Else `port` is woken when it does: a client whose requests find no room is not read
     /// from meanwhile. The bounds may be exceeded by one job of each client.
+    #[inline]
     pub fn has_room(&self, port: &Arc<Port>) -> bool {
-        if !self.is_full.load(Ordering::Acquire) {
-            return true;
-        }
+        !self.is_full.load(Ordering::Acquire) || self.has_room_again(port)
+    }
+
+    fn has_room_again(&self, port: &Arc<Port>) -> bool {
         let mut queue = self.lock();
         let full = queue.ops >= self.times.queued_max || queue.bytes >= self.times.queued_bytes_max;
         if full && !queue.waiting.iter().any(|p| Arc::ptr_eq(p, port)) {

@@ -12,9 +12,11 @@
 //! | [`peers`] | other Larders of the same upstream |
 //! | [`feed`] | who wants to hear of invalidations |
 //! | `errand` | requests of Larder's own on links |
+//! | [`admission`] | CORE of the choice which misses are worth a fill |
 //! | [`backoff`] | how long to wait before the next connect attempt |
 
 pub mod addresses;
+pub mod admission;
 pub mod backoff;
 pub mod breaker;
 pub(crate) mod errand;

@@ -137,6 +137,11 @@ impl Pools {
         }
     }
 
+    /// Their bounds.
+    pub fn limits(&self) -> &PoolLimits {
+        &self.limits
+    }
+
     /// Connections that were made until now are not lent out any more. Not again for [`RETIRE_PAUSE`]: an upstream may be a
     /// replica on purpose.
     pub fn retire(&self, now: Time) {
@@ -147,11 +152,6 @@ impl Pools {
         if is_due && self.retired_at_us.compare_exchange(last, us, order.0, order.1).is_ok() {
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
-    }
-
-    /// Their bounds.
-    pub fn limits(&self) -> &PoolLimits {
-        &self.limits
     }
 
     /// Connections in use and idle, short and waiting together.

@@ -92,10 +92,10 @@ pub struct RawConnection {
     /// Replies that are owed by the upstream.
     owed: usize,
     upstream_id: u64,
-    /// Which generation of its pool's connections it belongs to.
-    pub generation: u64,
     address: Registered,
     name: Vec<u8>,
+    /// Which generation of its pool's connections it belongs to.
+    pub generation: u64,
 }
 
 /// A piece of a reply.
@@ -199,9 +199,9 @@ impl RawConnection {
             broken: false,
             owed: 0,
             upstream_id: 0,
-            generation: 0,
             address,
             name: Vec::new(),
+            generation: 0,
         })
     }
 
@@ -434,16 +434,6 @@ pub async fn set_up(
     Ok(hello)
 }
 
-/// The reply to `command`, if it is of the type that every server answers it with.
-fn of_type(kind: u8, command: &'static str, reply: Bytes) -> Result<Bytes, RawError> {
-    let reply = accepted(reply)?;
-    if reply.first() == Some(&kind) {
-        Ok(reply)
-    } else {
-        Err(BadReply::OtherType(command, Received::of(&reply)).into())
-    }
-}
-
 /// True if the server says that a script keeps it busy. Whoever cannot be asked within `within` is not.
 pub async fn is_busy(endpoint: &Endpoint, identity: &Identity, within: Duration, limits: ReplyLimits) -> bool {
     let asked = async {
@@ -452,6 +442,16 @@ pub async fn is_busy(endpoint: &Endpoint, identity: &Identity, within: Duration,
         connection.call(["PING"]).await
     };
     matches!(tokio::time::timeout(within, asked).await, Ok(Ok(reply)) if reply.starts_with(b"-BUSY"))
+}
+
+/// The reply to `command`, if it is of the type that every server answers it with.
+fn of_type(kind: u8, command: &'static str, reply: Bytes) -> Result<Bytes, RawError> {
+    let reply = accepted(reply)?;
+    if reply.first() == Some(&kind) {
+        Ok(reply)
+    } else {
+        Err(BadReply::OtherType(command, Received::of(&reply)).into())
+    }
 }
 
 /// An error reply as an error.

@@ -3,8 +3,8 @@
 use crate::support::{Client, encode};
 use crate::{Larder, OK, Pair, Value, error_of, map_of, wait_until};
 
-const NAMES: [&str; 10] =
-    ["cursor", "done", "error", "expected", "failed", "id", "kind", "state", "subject", "took_ms"];
+const NAMES: [&str; 11] =
+    ["cursor", "done", "error", "expected", "failed", "id", "kind", "rounds", "state", "subject", "took_ms"];
 
 fn fill(client: &mut Client, count: usize) {
     let writes: Vec<u8> = (0..count).flat_map(|n| encode(&["SET", &format!("k:{n}"), "v"])).collect();

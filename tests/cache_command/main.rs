@@ -16,6 +16,7 @@ mod reads;
 mod seen;
 mod tag_histories;
 mod tags;
+mod warm;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -117,6 +118,10 @@ fn errors_are_worded_as_redis_words_them() {
                 ("CACHE INVALIDATE KEYS 2 k", "ERR Number of keys can't be greater than number of args"),
                 ("CACHE INVALIDATE KEYS 1 k j", "ERR syntax error"),
                 ("CACHE INVALIDATE SOME", "ERR syntax error"),
+                ("CACHE WARM", "ERR wrong number of arguments for 'cache|warm' command"),
+                ("CACHE WARM COLD", "ERR syntax error"),
+                ("CACHE WARM HOT 0", "ERR value is not an integer or out of range"),
+                ("CACHE WARM KEYS 0 k", "ERR numkeys should be greater than 0"),
             ] {
                 assert_eq!(error_of(&mut client, line), error, "{line}");
             }

@@ -1,7 +1,7 @@
 //! `CACHE FENCE` and `CACHE READ`: certainty about writers elsewhere.
 
 use crate::support::{Client, encode, words};
-use crate::{DELAY_MAX, Kind, Larder, OK, Pair, Relay, Server, is_in_l1, stat};
+use crate::{DELAY_MAX, Kind, Larder, OK, Pair, Relay, Server, is_in_l1, stat, wait_for_stat};
 
 #[test]
 fn after_a_fence_nothing_older_than_the_call_is_read() {
@@ -125,6 +125,24 @@ fn strict_fills_and_bypass_does_not() {
     assert_eq!(client.run("GET c"), b"$1\r\n3\r\n");
     assert_eq!(pair.upstream.calls("get"), before);
     assert_eq!(stat(&mut client, "l1_passed_read_mode"), 12);
+}
+
+#[test]
+fn the_second_miss_is_filled_where_the_operator_says_so() {
+    let pair = Pair::start(&["--set", "l1.admission=second-touch"]);
+    let mut client = pair.larder.client();
+    client.ok(&["MSET", "a", "1", "b", "2", "c", "3"]);
+    assert_eq!(client.run("GET a"), b"$1\r\n1\r\n");
+    client.run("MGET b c");
+    assert!(!is_in_l1(&mut client, "a") && !is_in_l1(&mut client, "b"));
+    assert_eq!(pair.upstream.calls("pttl"), 0);
+    wait_for_stat(&mut client, "l1_passed_not_admitted", 2);
+    client.run("GET a");
+    client.run("MGET b nosuch");
+    assert!(["a", "b", "nosuch"].into_iter().all(|key| is_in_l1(&mut client, key)));
+    let before = pair.upstream.calls("get");
+    assert_eq!(client.run("GET a"), b"$1\r\n1\r\n");
+    assert_eq!(pair.upstream.calls("get"), before);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Kind, Value, encode};
+use crate::support::{Client, Kind, Larder, Relay, Value, encode, wait_until};
 use crate::{Floors, Scene, assert_not_before, catch_up, number, on_both_servers};
 
 on_both_servers! {
@@ -12,6 +12,8 @@ on_both_servers! {
     evicted_keys_leave_l1_allkeys_lfu: |kind| evicted_keys_leave_l1(kind, "allkeys-lfu"),
     evicted_keys_leave_l1_volatile_ttl: |kind| evicted_keys_leave_l1(kind, "volatile-ttl"),
     evicted_keys_leave_l1_volatile_random: |kind| evicted_keys_leave_l1(kind, "volatile-random"),
+    // Item 6.
+    keys_that_l1_answers_do_not_look_idle: keys_that_are_hit_do_not_look_idle,
     // Item 4: `tracking-table-max-keys`.
     a_tracking_table_that_overflows_leaves_nothing_stale: |kind| {
         let scene = Scene::start("tracking table", kind, &["--tracking-table-max-keys", "20"]);
@@ -76,6 +78,33 @@ fn evicted_keys_leave_l1(kind: Kind, policy: &str) {
     let evicted: u64 = scene.upstream.info("stats", "evicted_keys").parse().expect("a number");
     println!("eviction, {policy}, {kind:?}: {round} rounds, {evicted} keys evicted, {gone_from_l1} of which L1 held");
     assert!(gone_from_l1 > 0, "nothing that L1 held was evicted");
+}
+
+/// One key is read all the time, from L1; the upstream must not take it for idle, and must not be asked for it either.
+fn keys_that_are_hit_do_not_look_idle(kind: Kind) {
+    /// The server counts idle time in seconds.
+    const IDLE_S: i64 = 4;
+    let larder = |relay: &Relay| Larder::behind(relay, &["--set", "l1.touch_interval_ms=300"]);
+    let scene = Scene::with("idle keys", kind, &[], larder);
+    let (mut reader, mut direct) = (scene.larder.client(), scene.upstream.client());
+    for key in ["hit", "left alone"] {
+        direct.ok(&["SET", key, "v"]);
+        reader.cmd(&["GET", key]);
+    }
+    let asked = scene.upstream.calls("get");
+    let mut reads = 0_u64;
+    let idle = |direct: &mut Client, key: &str| direct.value(&["OBJECT", "IDLETIME", key]).int();
+    wait_until("the other key looks idle", || {
+        reader.cmd(&["GET", "hit"]);
+        reads += 1;
+        idle(&mut direct, "left alone") >= IDLE_S
+    });
+    let (hit, alone) = (idle(&mut direct, "hit"), idle(&mut direct, "left alone"));
+    println!("idle keys, {kind:?}: {hit} s after {reads} reads, {alone} s without");
+    if !Larder::is_plain() {
+        assert!(hit < IDLE_S - 1, "a key that L1 answers looks idle for {hit} s");
+        assert_eq!(scene.upstream.calls("get"), asked, "TOUCH has sent a push, or the reads were no hits");
+    }
 }
 
 /// Writers here and elsewhere write ever larger numbers into keys, each into its own half of them. Reads of a key never go

@@ -92,7 +92,8 @@ const LIFE_MS: i64 = 20_000;
 fn many_keys_end_at_once(kind: Kind) {
     let mut rng = crate::Rng::new(seed(&format!("many keys, {kind:?}"), None));
     let upstream = Server::start(kind, &[]);
-    let larder = Larder::start(Some(&upstream), &[]);
+    // They are all to be kept, though most are never read again.
+    let larder = Larder::start(Some(&upstream), &["--set", "l1.admission=always"]);
     let (mut direct, mut through) = (upstream.client(), larder.client());
     let (begin_ms, begin) = now_of(&mut direct);
     let script = "for n = 1, ARGV[1] do redis.call('set', 'k' .. n, 'v', 'PXAT', ARGV[2] + n % 1000) end return 1";

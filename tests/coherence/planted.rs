@@ -45,8 +45,10 @@ const HUNTS: [Hunt; 6] = [
     Hunt::Deadlines,
 ];
 
-fn hunt_for(bug: Mutation) -> Hunt {
-    match bug {
+/// What shows a bug; `None` for those in stale answers during an outage, which a Larder as it is set here does not give:
+/// the simulation looks for them.
+fn hunt_for(bug: Mutation) -> Option<Hunt> {
+    Some(match bug {
         Mutation::WriteRemovesNothing
         | Mutation::NullPushIgnored
         | Mutation::FenceDropped
@@ -58,7 +60,10 @@ fn hunt_for(bug: Mutation) -> Hunt {
         Mutation::DeadlineIgnored => Hunt::Expiry,
         // The value is right even so; only its deadline is not.
         Mutation::FillOutrun => Hunt::Deadlines,
-    }
+        Mutation::LeftOverReconnect | Mutation::LostWriteLeft | Mutation::LeftInSpiteOfNews | Mutation::LeftForEver => {
+            return None;
+        }
+    })
 }
 
 #[test]
@@ -73,7 +78,7 @@ fn planted_bugs_are_caught_at_the_wire() {
     }
     let mut escaped = Vec::new();
     for (at, bug) in Mutation::ALL.into_iter().enumerate() {
-        let hunt = hunt_for(bug);
+        let Some(hunt) = hunt_for(bug) else { continue };
         match search(hunt, Some(bug), Duration::from_secs(HUNT_SECONDS_MAX), at) {
             (operations, Some(what)) => {
                 let line: String = what.lines().next().unwrap_or_default().chars().take(SHOWN_MAX).collect();

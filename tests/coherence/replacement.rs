@@ -89,7 +89,7 @@ fn nothing_of_the_dataset_before_is_served(kind: Kind) {
     let until = Instant::now() + run_seconds(3);
     let (mut round, mut refused) = (0_u64, 0_u64);
     while Instant::now() < until {
-        let text = |n: usize, round: u64| if n % 3 == 0 { None } else { Some(format!("{n} of {round}")) };
+        let text = |n: usize, round: u64| if n.is_multiple_of(3) { None } else { Some(format!("{n} of {round}")) };
         let mut direct = upstream.client();
         for (n, key) in keys.iter().enumerate() {
             text(n, round).iter().for_each(|value| direct.ok(&["SET", key, value]));

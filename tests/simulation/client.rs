@@ -388,12 +388,16 @@ impl Client {
     fn take_deliveries(&mut self, around: &Around<'_>) {
         let mut taken = std::mem::take(&mut self.taken);
         self.port.take(&mut taken);
+        let fences = surrounded(around, self.scope, |s| s.fences);
         let mut at = 0;
         for delivery in taken.deliveries.drain(..) {
             match delivery {
                 Delivery::Small { seq, len } => {
-                    self.session.replied(seq, Bytes::copy_from_slice(&taken.bytes[at..at + len]));
+                    let reply = &taken.bytes[at..at + len];
                     at += len;
+                    if fences || !self.session.replied_in_turn(seq, reply, around.counters, &mut self.out) {
+                        self.session.replied(seq, Bytes::copy_from_slice(reply));
+                    }
                 }
                 Delivery::Large(seq, reply) => self.session.replied(seq, reply),
                 Delivery::Failed(seq, failure) => {

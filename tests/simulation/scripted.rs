@@ -11,7 +11,7 @@ use larder::metrics::Counters;
 use larder::outgoing::Outgoing;
 use larder::port::{Delivery, Failure, Port, Seq, Taken};
 use larder::session::{Batch, Flow, Session, Surroundings};
-use larder::upstream::link::{Caching, Each, Frame, Job, LinkCore, LinkLimits, Op, OpKind};
+use larder::upstream::link::{Caching, Each, Frame, Job, LinkCore, LinkLimits, Op, OpKind, Violation};
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::table::{CommandId, Table};
 use smallvec::smallvec;
@@ -32,11 +32,58 @@ fn link(table: &Arc<Table>) -> (LinkCore, Arc<Partition>) {
         reply_max: Duration::from_secs(1),
         write_max: Duration::from_secs(1),
         untracked_ttl: None,
+        admission: larder::upstream::admission::Admission::Always,
         stale_longest: None,
     };
     let mut link = LinkCore::new(filler, table.clone(), limits);
     link.connected(Caching::Tracked, table.clone());
     (link, partition)
+}
+
+/// Everything that waits to be sent is sent.
+fn send_all(link: &mut LinkCore) {
+    *link.outgoing() = Outgoing::default();
+}
+
+/// Replies that are out of step with the requests are found by what stands between these, and end the link: before
+/// anything has been sent, by the type of the reply to a PTTL, and by that of the reply to a fence's PING.
+#[test]
+fn replies_out_of_step_are_violations() {
+    let table = Arc::new(Table::builtin());
+    let get = id(&table, "get");
+    let asked = |kind: OpKind| {
+        let (mut link, _) = link(&table);
+        let request = Bytes::from_static(b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n");
+        let op = Op { seq: Seq(1), bytes: 0..request.len() as u32, kind };
+        link.submit(&Job { port: Arc::new(Port::default()), bytes: request, ops: smallvec![op] }, Time::ZERO);
+        link
+    };
+    let fill = OpKind::Fill { command: get, key_at: 1, may_join: false, asks_encoding: false };
+    let come = |link: &mut LinkCore, bytes: &[u8]| link.frame(Frame { bytes, shared: None }, Time::ZERO);
+    let mut unsent = asked(fill);
+    assert!(matches!(come(&mut unsent, b":-1\r\n"), Err(Violation::Unexpected(_))));
+    for refused in [&b"-NOPERM no\r\n"[..], b":5\r\n"] {
+        let mut link = asked(fill);
+        send_all(&mut link);
+        assert_eq!(come(&mut link, refused), Ok(()));
+    }
+    let mut text = asked(fill);
+    send_all(&mut text);
+    assert!(matches!(come(&mut text, b"$1\r\nv\r\n"), Err(Violation::OutOfStep("PTTL", _))));
+    // Behind a read that has been kept a fence is a PING.
+    let mut fence = asked(fill);
+    fence.submit(
+        &Job {
+            port: Arc::new(Port::default()),
+            bytes: Bytes::new(),
+            ops: smallvec![Op { seq: Seq(2), bytes: 0..0, kind: OpKind::Fence }],
+        },
+        Time::ZERO,
+    );
+    send_all(&mut fence);
+    assert_eq!(come(&mut fence, b":-1\r\n"), Ok(()));
+    assert_eq!(come(&mut fence, b"$1\r\nv\r\n"), Ok(()));
+    assert!(matches!(come(&mut fence, b"$1\r\nv\r\n"), Err(Violation::OutOfStep("PING", _))));
 }
 
 /// A key's deadline is not the one from before a FLUSHALL that came between two of an MGET's PTTLs: after it the key was
@@ -50,6 +97,7 @@ fn a_null_push_between_the_pttls_of_an_mget_voids_the_earlier_one() {
     let request = Bytes::from_static(b"*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$1\r\nb\r\n");
     let op = Op { seq: Seq(1), bytes: 0..request.len() as u32, kind: OpKind::FillEach(Each::Mget { get, mget }) };
     link.submit(&Job { port: Arc::new(Port::default()), bytes: request, ops: smallvec![op] }, now);
+    send_all(&mut link);
     let frames: [&[u8]; 4] = [b":-1\r\n", b">2\r\n$10\r\ninvalidate\r\n_\r\n", b":-2\r\n", b"*2\r\n$3\r\nnew\r\n_\r\n"];
     for bytes in frames {
         assert_eq!(link.frame(Frame { bytes, shared: None }, now), Ok(()));
@@ -161,6 +209,7 @@ fn a_read_that_another_users_fill_has_overtaken_is_not_kept() {
         in_flight_bytes_max: 10_000,
         reply_max: Duration::from_secs(1),
         write_max: Duration::from_secs(1),
+        admission: larder::upstream::admission::Admission::Always,
         untracked_ttl: None,
         stale_longest: None,
     };
@@ -179,6 +228,7 @@ fn a_read_that_another_users_fill_has_overtaken_is_not_kept() {
         let kind = OpKind::Fill { command: get, key_at: 1, may_join: false, asks_encoding: false };
         let op = Op { seq: Seq(1), bytes: 0..request.len() as u32, kind };
         link.submit(&Job { port: Arc::new(Port::default()), bytes: request, ops: smallvec![op] }, Time::ZERO);
+        send_all(link);
     };
     let come = |link: &mut LinkCore, frames: &[&[u8]]| {
         for bytes in frames {

@@ -9,6 +9,7 @@ use larder::clock::Time;
 use larder::l1::{L1, L1Settings, Variant};
 use larder::metrics::Counters;
 use larder::policy::{Policies, Policy};
+use larder::upstream::admission::Admission;
 use larder::upstream::link::LinkLimits;
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::shape::Protocol;
@@ -170,6 +171,7 @@ impl World {
             reply_max: Duration::from_millis(if character.has_timeouts { 20 } else { 3_600_000 }),
             write_max: Duration::from_millis(if character.has_timeouts { 15 } else { 3_600_000 }),
             untracked_ttl: None,
+            admission: [Admission::Adaptive, Admission::SecondTouch][usize::from(rng.one_in(4))],
             stale_longest: None,
         };
         let stale_max = Duration::from_millis(character.stale_ms_max);

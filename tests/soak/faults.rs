@@ -175,19 +175,19 @@ impl<'a> Caller<'a> {
             return vec![Outcome::Refused; requests];
         }
         let run = self.run;
-        let mut asked = std::time::Instant::now();
+        let mut asked = run.tally.stopwatch();
         let mut outcomes = Vec::with_capacity(requests);
         let Some(client) = &mut self.client else { return vec![Outcome::Refused; requests] };
         let mut failed = client.try_send_raw(batch).err();
         while outcomes.len() < requests && failed.is_none() {
             match client.try_reply() {
                 Ok(reply) => {
-                    run.tally.note_wait(asked.elapsed(), batch, outcomes.len(), &reply);
+                    run.tally.note_wait(&asked, batch, outcomes.len(), &reply);
                     outcomes.push(run.tally.outcome_of(&reply));
                 }
                 Err(e) => failed = Some(e),
             }
-            asked = std::time::Instant::now();
+            asked = run.tally.stopwatch();
         }
         if let Some(error) = failed {
             run.tally.note_closed(&error);

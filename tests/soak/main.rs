@@ -10,7 +10,7 @@
 //!   any other error must not have.
 //! * [`news`]: what blocking pops take was put there once and is taken once; messages of a channel come in order, none
 //!   twice, none of another channel.
-//! * Every request is answered within the bound that the settings imply, by a reply of the right kind or an error of
+//! * Every request is answered within the bound that the settings imply (and what time the machine had for nobody), by a reply of the right kind or an error of
 //!   Larder's that says what happened.
 //! * [`hostile`]: the same process under a limit of its address space, with clients that mean it no good.
 
@@ -91,6 +91,7 @@ fn every_answer_is_right_through_faults() {
         let mut faults = Faults::new(upstream, &relay, rng.fork());
         let shared = &run;
         scope.spawn(move || faults.trouble(shared));
+        scope.spawn(move || shared.tally.feel_stalls(|| shared.goes_on()));
         for (id, rng) in (0..4).map(|id| (id, rng.fork())).collect::<Vec<_>>() {
             let run = &run;
             scope.spawn(move || news::work(run, id, rng));

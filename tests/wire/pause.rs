@@ -90,7 +90,10 @@ fn those_who_wait_go_on_in_their_order() {
 #[test]
 fn a_pause_of_all_holds_hits_and_ends_by_itself() {
     let upstream = Server::redis(&[]);
-    let larder = Larder::start(Some(&upstream), &["--set", "link.dead_ms=1000", "--set", "link.reply_ms_max=1000"]);
+    let larder = Larder::start(
+        Some(&upstream),
+        &["--set", "link.dead_ms=1000", "--set", "link.reply_ms_max=900", "--set", "pool.reply_ms_max=900"],
+    );
     let (mut admin, mut reader, mut watcher) = (larder.client(), larder.client(), larder.client());
     reader.run("SET k 1");
     reader.run("GET k");

@@ -129,7 +129,7 @@ fn a_long_script_can_be_killed_by_another_client() {
 #[test]
 fn a_script_may_take_longer_than_a_reply_and_others_hear_that_the_server_is_busy() {
     let upstream = Server::redis(&["--busy-reply-threshold", "100"]);
-    let larder = Larder::start(Some(&upstream), &["--set", "link.reply_ms_max=500"]);
+    let larder = Larder::start(Some(&upstream), &["--set", "pool.reply_ms_max=500"]);
     let (mut slow, mut other) = (larder.client(), larder.client());
     other.run("SET k v");
     let script = "redis.call('set', 'n', ARGV[1]) \

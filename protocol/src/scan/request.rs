@@ -159,6 +159,18 @@ impl RequestScanner {
         if let RequestState::Done { .. } = self.state {
             self.reset();
         }
+        if self.state == RequestState::Start
+            && self.line_seen == 0
+            && let Some(len) = self.whole(buf)
+        {
+            return Ok(Step::Request { len });
+        }
+        self.scan_on(buf)
+    }
+
+    /// Any request, in as many pieces as it comes.
+    #[inline(never)]
+    fn scan_on(&mut self, buf: &[u8]) -> Result<Step, RequestError> {
         if self.state == RequestState::Start {
             match buf.first() {
                 None => return Ok(Step::Incomplete { bytes_needed_min: 1 }),
@@ -209,6 +221,49 @@ impl RequestScanner {
         self.seen = 0;
         self.line_seen = 0;
         self.args.clear();
+    }
+
+    /// The length of the request at the start of `buf`, if it is all there and of the usual kind: up to nine arguments,
+    /// of up to three digits of bytes each. Of anything else nothing is noted, nor of what may be an error: the steps
+    /// that take any request look at it from its start.
+    #[inline]
+    fn whole(&mut self, buf: &[u8]) -> Option<usize> {
+        let [b'*', count @ b'1'..=b'9', b'\r', _, ..] = *buf else { return None };
+        let count = usize::from(count - b'0');
+        let mut at = 4;
+        for _ in 0..count {
+            // An argument is six bytes long at least.
+            let Some([b'$', a, b, c, d, _]) = buf.get(at..).and_then(|rest| rest.first_chunk()) else {
+                return self.not_whole();
+            };
+            let [a, b, c, d] = [*a, *b, *c, *d];
+            let [x, y, z] = [a, b, c].map(|d| usize::from(d.wrapping_sub(b'0')));
+            let (len, body) = if b == b'\r' && x < 10 {
+                (x, at + 4)
+            } else if c == b'\r' && x < 10 && y < 10 && x > 0 {
+                (x * 10 + y, at + 5)
+            } else if d == b'\r' && x < 10 && y < 10 && z < 10 && x > 0 {
+                (x * 100 + y * 10 + z, at + 6)
+            } else {
+                return self.not_whole();
+            };
+            at = body + len + 2;
+            if at > buf.len() || len > self.limits.bulk_bytes_max {
+                return self.not_whole();
+            }
+            self.args.push(ArgRange { start: body as u32, len: len as u32 });
+        }
+        if at > self.limits.request_bytes_max || count > self.limits.args_max {
+            return self.not_whole();
+        }
+        self.seen = at;
+        self.state = RequestState::Done { inline: false };
+        Some(at)
+    }
+
+    fn not_whole(&mut self) -> Option<usize> {
+        self.args.clear();
+        None
     }
 
     fn array_header(&mut self, buf: &[u8]) -> Result<Option<Step>, RequestError> {

@@ -92,6 +92,15 @@ impl Command {
         self.keys_without(args, KeyFlags::empty())
     }
 
+    /// The first of [`Command::keys`].
+    #[inline]
+    pub fn first_key_at(&self, args: Args<'_>) -> Option<usize> {
+        match usize::from(self.single_key) {
+            0 => self.keys(args).next(),
+            single => (single < args.len()).then_some(single),
+        }
+    }
+
     /// Like [`Command::keys`], without the keys that the command only reads (the sources of `ZUNIONSTORE`, say).
     pub fn written_keys<'a>(&'a self, args: Args<'a>) -> Keys<'a> {
         self.keys_without(args, KeyFlags::RO)
@@ -114,6 +123,7 @@ impl Command {
     ///
     /// A request with a wrong number of arguments is not looked at here ([`Command::accepts`]); it gets a class on
     /// which the server's error is passed on.
+    #[inline]
     pub fn classify(&self, args: Args<'_>, protocol: Protocol) -> Class {
         if self.shape == ShapeRule::Unknown && protocol == Protocol::Resp2 && self.class.is_shared() {
             return Class::Exclusive;

@@ -18,22 +18,25 @@ const CASE_BITS: u64 = 0x2020_2020_2020_2020;
 pub(super) struct Index {
     /// A power of two of slots, or none.
     slots: Vec<Slot>,
+    /// How far a hash is shifted to the right to give a slot's index.
+    shift: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
-    /// The hash's upper half, to compare few names.
-    tag: u32,
+    words: Words,
     /// The row's id plus one; 0: empty.
     id: u16,
-    /// Where the row's own name begins in its full name.
-    own_at: u8,
-    /// True if the two words tell the name: letters only, and at most 16.
+    /// The id of the row's container plus one; 0: it has none.
+    parent: u16,
+    /// The length of the row's own name.
+    len: u8,
+    /// True if the two words and the length tell the name: letters only, and at most 16.
     is_exact: bool,
 }
 
 /// A name's first and last eight bytes, case folded; the second is constant for names of at most eight.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Words(u64, u64);
 
 // === impl Index ===
@@ -44,6 +47,7 @@ impl Index {
         let wanted = (rows.len() * SLOTS_PER_ROW).next_power_of_two();
         if wanted > self.slots.len() {
             self.slots = vec![Slot::default(); wanted];
+            self.shift = 64 - wanted.trailing_zeros();
             rows.iter().for_each(|row| self.insert(row));
         } else if let Some(row) = rows.last() {
             self.insert(row);
@@ -51,22 +55,21 @@ impl Index {
     }
 
     /// The row with this name under this container.
+    #[inline]
     pub(super) fn find<'r>(&self, rows: &'r [Command], parent: Option<CommandId>, name: &[u8]) -> Option<&'r Command> {
         let words = Words::of(name);
-        let hash = words.hash(parent, name.len());
-        let tag = tag_of(hash);
+        let parent = parent.map_or(0, |id| id.0 + 1);
         let mask = self.slots.len().checked_sub(1)?;
-        let mut at = hash as usize & mask;
+        let mut at = words.hash(parent, name.len(), self.shift);
         // Ends at the first empty slot; three quarters of them are.
         loop {
             let slot = self.slots.get(at)?;
-            let id = slot.id.checked_sub(1)?;
-            if slot.tag == tag
-                && let Some(row) = rows.get(usize::from(id))
-                && row.parent == parent
-                && slot.has_name(row, name, words)
-            {
-                return Some(row);
+            let row = usize::from(slot.id.checked_sub(1)?);
+            if slot.words == words && usize::from(slot.len) == name.len() && slot.parent == parent {
+                let row = rows.get(row)?;
+                if slot.is_exact || row.own_name().as_bytes().eq_ignore_ascii_case(name) {
+                    return Some(row);
+                }
             }
             at = (at + 1) & mask;
         }
@@ -74,31 +77,23 @@ impl Index {
 
     fn insert(&mut self, row: &Command) {
         let own = row.own_name().as_bytes();
-        let hash = Words::of(own).hash(row.parent, own.len());
+        let words = Words::of(own);
+        let parent = row.parent.map_or(0, |id| id.0 + 1);
         let mask = self.slots.len() - 1;
-        let mut at = hash as usize & mask;
+        let mut at = words.hash(parent, own.len(), self.shift);
         while self.slots[at].id != 0 {
             at = (at + 1) & mask;
         }
         let is_exact = own.len() <= 16 && own.iter().all(u8::is_ascii_lowercase);
         // Names are at most 128 bytes long.
-        let own_at = (row.name.len() - own.len()) as u8;
-        self.slots[at] = Slot { tag: tag_of(hash), id: row.id.0 + 1, own_at, is_exact };
-    }
-}
-
-// === impl Slot ===
-
-impl Slot {
-    fn has_name(&self, row: &Command, name: &[u8], words: Words) -> bool {
-        let own = row.name.as_bytes().get(usize::from(self.own_at)..).unwrap_or_default();
-        own.len() == name.len() && Words::of(own) == words && (self.is_exact || own.eq_ignore_ascii_case(name))
+        self.slots[at] = Slot { words, id: row.id.0 + 1, parent, len: own.len() as u8, is_exact };
     }
 }
 
 // === impl Words ===
 
 impl Words {
+    #[inline]
     fn of(name: &[u8]) -> Self {
         let (head, tail) = match (name.first_chunk::<8>(), name.last_chunk::<8>()) {
             (Some(head), Some(tail)) => (u64::from_le_bytes(*head), u64::from_le_bytes(*tail)),
@@ -107,17 +102,12 @@ impl Words {
         Self(head | CASE_BITS, tail | CASE_BITS)
     }
 
-    fn hash(self, parent: Option<CommandId>, len: usize) -> u64 {
-        let salt = parent.map_or(0, |id| u64::from(id.0) + 1);
-        let mixed = self.0 ^ self.1.rotate_left(29) ^ len as u64 ^ (salt << 40);
-        let spread = mixed.wrapping_mul(SPREAD);
-        // The low bits of a product depend on low bits only: fold the high half in.
-        (spread ^ (spread >> 29)).wrapping_mul(SPREAD).rotate_left(32)
+    #[inline]
+    fn hash(self, parent: u16, len: usize, shift: u32) -> usize {
+        let mixed = self.0 ^ self.1.rotate_left(29) ^ len as u64 ^ (u64::from(parent) << 40);
+        // The high bits of a product depend on all bits.
+        (mixed.wrapping_mul(SPREAD) >> shift) as usize
     }
-}
-
-fn tag_of(hash: u64) -> u32 {
-    (hash >> 32) as u32
 }
 
 /// Fewer than eight bytes as a number, different for different bytes of the same length. Loads of fixed width: a loop

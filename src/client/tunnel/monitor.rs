@@ -1,6 +1,7 @@
 //! The tunnel of a client that watches (MONITOR), and what others' tunnels owe to those who do.
 
-use super::{Owed, Tunnel, What};
+use super::Tunnel;
+use super::owed::{Owed, What};
 use crate::client::core::Core;
 use crate::monitors::{self, MARK};
 use crate::port::Seq;
@@ -41,9 +42,8 @@ impl Tunnel {
         if !core.catch_ups.is_empty() && self.watching.is_some() && !is_asked {
             self.connection.put_request(OwnedArgs::new([&b"PING"[..], MARK]).args().bytes());
             let what = What::Mark(std::mem::take(&mut core.catch_ups));
-            let is_first = self.owed.is_empty();
-            self.owed.push_back(Owed { what, ..Owed::of_larder(&self.times) });
-            if is_first {
+            self.owed.push_back(Owed::unseen(what, self.times.read_max));
+            if self.owed.len() == 1 {
                 self.be_patient();
             }
         }

@@ -78,8 +78,8 @@ impl Owed {
     }
 
     /// The reply to a request of Larder's own, which the client does not see.
-    pub(super) fn of_larder(times: &ReplyTimes) -> Self {
-        Self { muted: true, within: Some(times.write_max), ..Self::new(What::Reply, false) }
+    pub(super) fn unseen(what: What, within: Duration) -> Self {
+        Self { muted: true, within: Some(within), ..Self::new(what, false) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! How long a tunnel waits for a reply.
 //!
-//! As long as the reply at the front may take (`Owed::within`); but not while a pause may hold the request at the upstream, and not while a script
+//! As long as [`super::owed::bound_of`] says of the request at the front; but not while a pause may hold the request at the upstream, and not while a script
 //! runs there, whose own client waits for it as long as it would without Larder. Whether one runs the upstream tells whoever
 //! asks, on a connection made for that: `-BUSY`. (The others are told so at once; SCRIPT KILL ends it.)
 

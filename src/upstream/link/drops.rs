@@ -81,6 +81,7 @@ mod tests {
             reply_max: Duration::from_secs(1),
             write_max: Duration::from_secs(1),
             untracked_ttl: None,
+            admission: crate::upstream::admission::Admission::Always,
             stale_longest: None,
         };
         let table = Arc::new(Table::builtin());

@@ -12,11 +12,13 @@ use crate::clock::Time;
 use crate::l1::{Filled, Variant};
 use crate::mutation::{Mutation, is_planted};
 use crate::port::{Delivery, Failure, Port, Seq};
+use crate::upstream::admission::Verdict;
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::table::CommandId;
 use smallvec::{SmallVec, smallvec};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +40,8 @@ pub(super) struct FlightKey {
     pub(super) deadline: Option<Time>,
     exists: bool,
     changes_seen: u64,
+    /// True if the first hit of its entry is to be counted.
+    is_marked: bool,
     /// [`crate::l1::Partition::peer_fills`] when the read was sent.
     peer_fills: u64,
 }
@@ -81,7 +85,10 @@ impl LinkCore {
         if may_join && self.join(port, seq, &key, &request) {
             return;
         }
-        self.take_off(port, seq, kind, request, smallvec![key], patience, now);
+        match self.admit(smallvec![key]) {
+            Some(keys) => self.take_off(port, seq, kind, request, keys, patience, now),
+            None => self.submit_one(port, seq, OpKind::Read, request, patience, now),
+        }
     }
 
     pub(super) fn submit_fill_each(
@@ -93,11 +100,28 @@ impl LinkCore {
         patience: Patience,
         now: Time,
     ) {
-        let keys = match self.scan(&request) {
+        let keys: SmallVec<[Bytes; 1]> = match self.scan(&request) {
             Some(ranges) => ranges.iter().skip(1).map(|r| slice_of(&request, *r)).collect(),
             None => SmallVec::new(),
         };
-        self.take_off(port, seq, kind, request, keys, patience, now);
+        match self.admit(keys) {
+            Some(keys) => self.take_off(port, seq, kind, request, keys, patience, now),
+            None => self.submit_one(port, seq, OpKind::Read, request, patience, now),
+        }
+    }
+
+    /// The keys of a miss with whether their entries are to be marked, if it is to be filled: it is if one key is worth it.
+    fn admit(&mut self, keys: SmallVec<[Bytes; 1]>) -> Option<SmallVec<[(Bytes, bool); 1]>> {
+        let first_hits = self.filler.partition().first_hits();
+        let mut is_worth_it = keys.is_empty();
+        let mut admitted = SmallVec::with_capacity(keys.len());
+        for key in keys {
+            let verdict = self.admission.admit(self.keys.hasher().hash_one(&key[..]), first_hits);
+            is_worth_it |= verdict != Verdict::Pass;
+            admitted.push((key, verdict == Verdict::FillFirst));
+        }
+        self.counts.not_admitted += u64::from(!is_worth_it);
+        is_worth_it.then_some(admitted)
     }
 
     /// Shares the reply of an equal read that is under way, if the client's order allows it.
@@ -124,28 +148,29 @@ impl LinkCore {
         seq: Seq,
         kind: OpKind,
         request: Bytes,
-        keys: SmallVec<[Bytes; 1]>,
+        keys: SmallVec<[(Bytes, bool); 1]>,
         patience: Patience,
         now: Time,
     ) {
         let partition = self.filler.partition();
-        let flight_key = |key: &Bytes| FlightKey {
+        let flight_key = |key: &Bytes, is_marked: bool| FlightKey {
             key: key.clone(),
             deadline: None,
             exists: true,
             changes_seen: 0,
             peer_fills: partition.peer_fills(key),
+            is_marked,
         };
         let flight = self.flights.insert(Flight {
             request: request.clone(),
             kind,
-            keys: keys.iter().map(flight_key).collect(),
+            keys: keys.iter().map(|(key, is_marked)| flight_key(key, *is_marked)).collect(),
             waiting: smallvec![(port.clone(), seq)],
             position: 0,
             patience,
             sent_at: now,
         });
-        for (i, key) in keys.into_iter().enumerate() {
+        for (i, (key, _)) in keys.into_iter().enumerate() {
             let starts_at = self.put_about_key(b"*2\r\n$4\r\nPTTL\r\n$", &key);
             self.expect(What::Pttl { flight, key: i }, starts_at, now);
             if let OpKind::Fill { asks_encoding: true, .. } = kind {
@@ -259,7 +284,7 @@ impl LinkCore {
         let Some(deadline) = self.fresh_until(k) else { return };
         let Some(ranges) = self.scan(&flight.request) else { return };
         let variant = Variant::new(command, Args::new(&flight.request, &ranges), key_at);
-        let filled = self.filler.fill(&k.key, variant, frame.bytes, deadline, now);
+        let filled = self.fill(k, variant, frame.bytes, deadline, now);
         self.count_fill(filled, &k.key);
         self.scanner_gives_back(ranges);
     }
@@ -285,7 +310,7 @@ impl LinkCore {
                 },
             };
             if let Some(deadline) = self.fresh_until(k) {
-                let filled = self.filler.fill(&k.key, Variant::bare(command), element, deadline, now);
+                let filled = self.fill(k, Variant::bare(command), element, deadline, now);
                 self.count_fill(filled, &k.key);
             }
         }
@@ -304,6 +329,14 @@ impl LinkCore {
             return None;
         }
         k.deadline
+    }
+
+    fn fill(&mut self, k: &FlightKey, variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
+        if k.is_marked {
+            self.filler.fill_marked(&k.key, variant, reply, deadline, now)
+        } else {
+            self.filler.fill(&k.key, variant, reply, deadline, now)
+        }
     }
 
     fn count_fill(&mut self, filled: Filled, key: &Bytes) {

@@ -12,11 +12,13 @@ use crate::upstream::breaker::{FailureCause, Outcome, Ticket};
 use crate::upstream::link::{Frame, LinkCore, Violation};
 use crate::upstream::raw::{RawConnection, RawError};
 use bytes::Buf;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 /// Why a connection ended.
@@ -45,6 +47,8 @@ const MOVE_BACKOFF: BackoffSettings = BackoffSettings {
 const TOUCH_KEYS_MAX: usize = 512;
 /// Most keys that are touched in one interval.
 const TOUCH_TOTAL_MAX: usize = 100_000;
+/// Most keys that are touched at once: a burst of more would keep clients waiting.
+const TOUCH_BURST_MAX: usize = 8 * TOUCH_KEYS_MAX;
 /// Bytes read from the upstream before the task lets others run.
 const READ_BURST_BYTES_MAX: usize = 1024 * 1024;
 
@@ -56,6 +60,10 @@ pub(super) struct Serving<'a> {
     heard_at: Time,
     tick: Interval,
     touch: Option<Interval>,
+    /// Keys being gathered for TOUCH, elsewhere: the whole of L1 is looked at for it.
+    gathering: Option<JoinHandle<Vec<Vec<u8>>>>,
+    /// Keys still to be touched.
+    touched: Vec<Vec<u8>>,
     answered: u32,
     timeouts_seen: u64,
     probe: Option<(Ticket, Time)>,
@@ -108,6 +116,8 @@ impl<'a> Serving<'a> {
             heard_at,
             tick,
             touch,
+            gathering: None,
+            touched: Vec::new(),
             answered: 0,
             timeouts_seen,
             probe: None,
@@ -274,11 +284,21 @@ impl<'a> Serving<'a> {
                 self.core.submit_own(b"*1\r\n$4\r\nPING\r\n", now);
             }
             self.probe(now);
+            self.touch_upstream(now);
         }
         if let Some(touch) = &mut self.touch
             && touch.poll_tick(cx).is_ready()
+            && self.gathering.is_none()
+            && self.touched.is_empty()
         {
-            self.touch_upstream(now);
+            let partition = self.handle.partition.clone();
+            self.gathering = Some(tokio::task::spawn_blocking(move || partition.take_touched(TOUCH_TOTAL_MAX)));
+        }
+        if let Some(gathering) = &mut self.gathering
+            && let Poll::Ready(gathered) = Pin::new(gathering).poll(cx)
+        {
+            self.gathering = None;
+            self.touched = gathered.unwrap_or_default();
         }
         Ok(())
     }
@@ -322,9 +342,10 @@ impl<'a> Serving<'a> {
         *self.handle.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
     }
 
-    /// Tells the upstream which keys are in use here, or it would take the hottest for idle and evict them first.
+    /// Tells the upstream, in bursts, which keys are in use here, or it would take the hottest for idle and evict them first.
     fn touch_upstream(&mut self, now: Time) {
-        for keys in self.handle.partition.take_touched(TOUCH_TOTAL_MAX).chunks(TOUCH_KEYS_MAX) {
+        let left = self.touched.len().saturating_sub(TOUCH_BURST_MAX);
+        for keys in self.touched.split_off(left).chunks(TOUCH_KEYS_MAX) {
             let words = std::iter::once(&b"TOUCH"[..]).chain(keys.iter().map(|k| &k[..]));
             self.core.submit_own(larder_protocol::args::OwnedArgs::new(words).args().bytes(), now);
         }

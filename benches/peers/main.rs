@@ -1,0 +1,343 @@
+//! Larder beside its peers, in one run: CPU time per operation, throughput, latency; as ratios to redis-server.
+//!
+//! ```text
+//! cargo bench --bench peers                          the whole, a quarter of an hour or so
+//! cargo bench --bench peers -- --rounds 1 --quick    a look
+//! ```
+//!
+//! Starts redis-server, Larder in several shapes, and the proxies that are installed (nutcracker, predixy), each on a core
+//! of its own; the generator and the server behind a proxy share another core. Each round measures every pair of system
+//! and load once, so that what else the machine does meets all alike; the table shows medians over the rounds, and the
+//! median of the ratios within each round. CPU time is the subject's user and system time from `/proc`, and beside it
+//! that of the server behind.
+//!
+//! Writes `target/peers/result.json`; with `--plots DIRECTORY` the plots, as SVG.
+//!
+//! Needs redis-server, redis-benchmark and taskset.
+
+mod latency;
+mod load;
+mod plots;
+mod report;
+mod stand;
+
+use clap::Parser;
+use latency::Pace;
+use load::{Load, Verb};
+use report::{Latency, Report, Row, Sample};
+use stand::{Cores, Process, is_installed, start};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Keys that all but the loads that read each key once use: they fit into L1.
+const KEYS: u64 = 10_000;
+const SMALL_BYTES: usize = 64;
+const LARGE_BYTES: usize = 1024;
+
+#[derive(Parser)]
+struct Options {
+    /// How often each pair is measured
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// A tenth of the operations
+    #[arg(long)]
+    quick: bool,
+    /// Only loads whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Where plots go
+    #[arg(long)]
+    plots: Option<PathBuf>,
+    /// Another build of Larder
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_larder"))]
+    larder: String,
+    /// Given by cargo; means nothing here
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What is measured.
+struct System {
+    name: &'static str,
+    subject: Process,
+    /// The server behind, if the subject is not the server.
+    behind: Option<Process>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The server itself.
+    Direct,
+    /// Larder, answering from L1.
+    Hits,
+    /// Larder with L1 off, or another proxy.
+    Forwards,
+    /// Larder, keeping what it reads, whether or not it is read again.
+    Fills,
+    /// Larder as it comes.
+    Adapts,
+}
+
+/// One line of the table for each system that it is for.
+struct Case {
+    name: &'static str,
+    load: Load,
+    keys: Keys,
+    systems: &'static [Kind],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    Random,
+    Once,
+}
+
+fn main() -> io::Result<()> {
+    let options = Options::parse();
+    let available = std::thread::available_parallelism()?.get();
+    // The last core: the first is where many machines handle their interrupts.
+    let cores = (available > 1).then_some(Cores { subject: available - 1, others: 0 });
+    let cases: Vec<Case> = cases(options.quick).into_iter().filter(|case| case.name.contains(&options.only)).collect();
+    let mut report = Report::default();
+    for round in 1..=options.rounds {
+        for value_bytes in [SMALL_BYTES, LARGE_BYTES] {
+            let of_size: Vec<&Case> = cases.iter().filter(|case| case.load.value_bytes == value_bytes).collect();
+            if of_size.is_empty() {
+                continue;
+            }
+            for system in systems(&options.larder, cores, value_bytes, &of_size)? {
+                let system = system?;
+                for case in of_size.iter().filter(|case| case.systems.contains(&system.kind)) {
+                    let sample = measure(&system, case, cores)?;
+                    eprintln!("round {round}: {}: {}: {:.3} us", case.name, system.name, sample.subject_us);
+                    report.add(Row { case: case.name, system: system.name }, sample);
+                }
+            }
+        }
+        if "latency".contains(&options.only) {
+            latencies(&options, cores, &mut report)?;
+        }
+    }
+    if "threads".contains(&options.only) {
+        report.scaling = Some(two_threads(&options)?);
+    }
+    print!("{}", report.table());
+    std::fs::create_dir_all("target/peers")?;
+    std::fs::write("target/peers/result.json", report.json())?;
+    if let Some(directory) = options.plots {
+        plots::draw(&report, &directory)?;
+    }
+    Ok(())
+}
+
+fn cases(quick: bool) -> Vec<Case> {
+    let scale = if quick { 10 } else { 1 };
+    let case = |name, verb, value_bytes, pipeline, keys, systems| {
+        let operations = match (pipeline, verb) {
+            (1, Verb::MgetTen) => 200_000,
+            (1, _) => 300_000,
+            (_, Verb::MgetTen) => 500_000,
+            _ => 2_000_000,
+        } / scale;
+        // There are only so many keys to be read once.
+        let operations = if keys == Keys::Once { operations.min(ONCE_KEYS) } else { operations };
+        let load = Load { verb, keys: KEYS, value_bytes, pipeline, operations };
+        Case { name, load, keys, systems }
+    };
+    use Keys::{Once, Random};
+    use Kind::{Adapts, Direct, Fills, Forwards, Hits};
+    vec![
+        case("GET 64 B, pipeline 1", Verb::Get, SMALL_BYTES, 1, Random, &[Direct, Hits, Forwards]),
+        case("GET 64 B, pipeline 16", Verb::Get, SMALL_BYTES, 16, Random, &[Direct, Hits, Forwards]),
+        case("GET 1 KB, pipeline 1", Verb::Get, LARGE_BYTES, 1, Random, &[Direct, Hits]),
+        case("GET 1 KB, pipeline 16", Verb::Get, LARGE_BYTES, 16, Random, &[Direct, Hits]),
+        case("MGET 10 x 64 B, pipeline 1", Verb::MgetTen, SMALL_BYTES, 1, Random, &[Direct, Hits]),
+        case("MGET 10 x 64 B, pipeline 16", Verb::MgetTen, SMALL_BYTES, 16, Random, &[Direct, Hits]),
+        case("SET 64 B, pipeline 1", Verb::Set, SMALL_BYTES, 1, Random, &[Direct, Forwards]),
+        case("SET 64 B, pipeline 16", Verb::Set, SMALL_BYTES, 16, Random, &[Direct, Forwards]),
+        case("each key once, pipeline 1", Verb::Get, SMALL_BYTES, 1, Once, &[Forwards, Fills, Adapts]),
+        case("each key once, pipeline 16", Verb::Get, SMALL_BYTES, 16, Once, &[Forwards, Fills, Adapts]),
+    ]
+}
+
+/// Keys that there are for the loads that read each once.
+const ONCE_KEYS: u64 = 1_000_000;
+
+type Started = io::Result<System>;
+
+/// Starts one system after the other, as they are taken: each has its core for itself.
+fn systems<'a>(
+    larder: &'a str,
+    cores: Option<Cores>,
+    value_bytes: usize,
+    cases: &[&Case],
+) -> io::Result<impl Iterator<Item = Started> + 'a> {
+    let wants_once = cases.iter().any(|case| case.keys == Keys::Once);
+    let keys = if wants_once { ONCE_KEYS } else { KEYS };
+    let mut plans: Vec<(&'static str, Kind)> = vec![
+        ("redis-server", Kind::Direct),
+        ("larder, from L1", Kind::Hits),
+        ("larder, forwarding", Kind::Forwards),
+        ("larder, filling", Kind::Fills),
+        ("larder", Kind::Adapts),
+    ];
+    plans.extend(
+        ["nutcracker", "predixy"].into_iter().filter(|name| is_installed(name)).map(|name| (name, Kind::Forwards)),
+    );
+    plans.retain(|(_, kind)| cases.iter().any(|case| case.systems.contains(kind)));
+    Ok(plans.into_iter().map(move |(name, kind)| {
+        if kind == Kind::Direct {
+            let subject = redis(cores.map(|c| c.subject))?;
+            load::populate(subject.address, KEYS, value_bytes)?;
+            return Ok(System { name, subject, behind: None, kind });
+        }
+        let behind = redis(cores.map(|c| c.others))?;
+        load::populate(behind.address, keys, value_bytes)?;
+        let core = cores.map(|c| c.subject);
+        let subject = match (name, kind) {
+            ("nutcracker", _) => nutcracker(behind.address, core)?,
+            ("predixy", _) => predixy(behind.address, core)?,
+            (_, Kind::Forwards) => larder_before(larder, behind.address, core, &["--set", "l1.enabled=false"])?,
+            (_, Kind::Fills) => larder_before(larder, behind.address, core, &["--set", "l1.admission='always'"])?,
+            _ => larder_before(larder, behind.address, core, &[])?,
+        };
+        if kind == Kind::Hits {
+            // Twice: what is asked for once only need not be kept.
+            load::warm(subject.address, KEYS, value_bytes)?;
+            load::warm(subject.address, KEYS, value_bytes)?;
+        }
+        Ok(System { name, subject, behind: Some(behind), kind })
+    }))
+}
+
+fn measure(system: &System, case: &Case, cores: Option<Cores>) -> io::Result<Sample> {
+    let (before, behind_before) = (system.subject.times()?, behind_times(system)?);
+    let per_second = match case.keys {
+        Keys::Random => load::random_keys(system.subject.address, case.load, cores)?,
+        // The one at pipeline 16 reads what the one at pipeline 1 has not.
+        Keys::Once if case.load.pipeline == 1 => load::read_once(system.subject.address, case.load, 0)?,
+        Keys::Once => {
+            let from = 300_000.min(ONCE_KEYS - case.load.operations);
+            load::read_once(system.subject.address, case.load, from)?
+        }
+    };
+    // An empty sum is -0.
+    let micros = |seconds: Vec<f64>| seconds.iter().fold(0.0, |a, b| a + b) * 1e6 / case.load.operations as f64;
+    let subject_us = micros(stand::spent(&before, &system.subject.times()?));
+    let behind_us = micros(stand::spent(&behind_before, &behind_times(system)?));
+    Ok(Sample { subject_us, behind_us, per_second })
+}
+
+fn behind_times(system: &System) -> io::Result<Vec<stand::ThreadTime>> {
+    system.behind.as_ref().map_or(Ok(Vec::new()), Process::times)
+}
+
+/// Half of what redis-server can do is asked of it, and of Larder.
+fn latencies(options: &Options, cores: Option<Cores>, report: &mut Report) -> io::Result<()> {
+    let core = cores.map(|c| c.subject);
+    let direct = redis(core)?;
+    load::populate(direct.address, KEYS, SMALL_BYTES)?;
+    let probe = Load { verb: Verb::Get, keys: KEYS, value_bytes: SMALL_BYTES, pipeline: 1, operations: 100_000 };
+    let most = load::random_keys(direct.address, probe, cores)?;
+    let seconds = if options.quick { 1.0 } else { 5.0 };
+    let pace = Pace { keys: KEYS, value_bytes: SMALL_BYTES, per_second: most / 2.0, seconds };
+    let mut add = |system, address: SocketAddr| -> io::Result<()> {
+        let histogram = latency::measure(address, pace)?;
+        let us = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+        let sample = Latency { p50_us: us(0.5), p99_us: us(0.99), p999_us: us(0.999), per_second: pace.per_second };
+        eprintln!("latency: {system}: p50 {:.0} us, p99 {:.0} us", sample.p50_us, sample.p99_us);
+        report.add_latency(system, sample);
+        Ok(())
+    };
+    add("redis-server", direct.address)?;
+    drop(direct);
+    let behind = redis(cores.map(|c| c.others))?;
+    load::populate(behind.address, KEYS, SMALL_BYTES)?;
+    let hits = larder_before(&options.larder, behind.address, core, &[])?;
+    load::warm(hits.address, KEYS, SMALL_BYTES)?;
+    load::warm(hits.address, KEYS, SMALL_BYTES)?;
+    add("larder, from L1", hits.address)?;
+    drop(hits);
+    let forwards = larder_before(&options.larder, behind.address, core, &["--set", "l1.enabled=false"])?;
+    add("larder, forwarding", forwards.address)
+}
+
+/// What two worker threads do for one: by the CPU time that an operation costs with each, and by how evenly the two are
+/// loaded. The generator needs cores, too; what it uses does not count.
+fn two_threads(options: &Options) -> io::Result<f64> {
+    let behind = redis(None)?;
+    load::populate(behind.address, KEYS, SMALL_BYTES)?;
+    let load = Load {
+        verb: Verb::Get,
+        keys: KEYS,
+        value_bytes: SMALL_BYTES,
+        pipeline: 16,
+        operations: if options.quick { 500_000 } else { 4_000_000 },
+    };
+    let mut cost = Vec::new();
+    for threads in [1.0, 2.0] {
+        let setting = format!("threads={threads}");
+        let larder = larder_with(&options.larder, behind.address, None, &["--set", &setting])?;
+        load::warm(larder.address, KEYS, SMALL_BYTES)?;
+        load::warm(larder.address, KEYS, SMALL_BYTES)?;
+        let before = larder.times()?;
+        load::random_keys(larder.address, load, None)?;
+        let spent = stand::spent(&before, &larder.times()?);
+        let busiest = spent.iter().copied().fold(0.0, f64::max);
+        // The busiest thread is what bounds the whole.
+        cost.push(busiest * 1e6 / load.operations as f64);
+    }
+    Ok(cost[0] / cost[1])
+}
+
+fn redis(core: Option<usize>) -> io::Result<Process> {
+    start("redis-server", core, |port, directory| {
+        let flags = ["--port", &port.to_string(), "--save", "", "--appendonly", "no", "--dir"];
+        flags.iter().map(ToString::to_string).chain([directory.display().to_string()]).collect()
+    })
+}
+
+/// With one thread, to be compared with servers that have one.
+fn larder_before(larder: &str, upstream: SocketAddr, core: Option<usize>, flags: &[&str]) -> io::Result<Process> {
+    let flags: Vec<&str> = ["--set", "threads=1"].iter().chain(flags).copied().collect();
+    larder_with(larder, upstream, core, &flags)
+}
+
+fn larder_with(larder: &str, upstream: SocketAddr, core: Option<usize>, flags: &[&str]) -> io::Result<Process> {
+    start(larder, core, |port, _| {
+        let listen = format!("127.0.0.1:{port}");
+        let upstream = format!("redis://{upstream}");
+        ["--listen", &listen, "--upstream", &upstream].iter().chain(flags).map(ToString::to_string).collect()
+    })
+}
+
+fn nutcracker(upstream: SocketAddr, core: Option<usize>) -> io::Result<Process> {
+    start("nutcracker", core, |port, directory| {
+        let configuration = format!(
+            "peers:\n  listen: 127.0.0.1:{port}\n  redis: true\n  hash: fnv1a_64\n  distribution: ketama\n  \
+             servers:\n   - {upstream}:1\n"
+        );
+        write_configuration(directory, &configuration)
+    })
+}
+
+fn predixy(upstream: SocketAddr, core: Option<usize>) -> io::Result<Process> {
+    start("predixy", core, |port, directory| {
+        let configuration = format!(
+            "Bind 127.0.0.1:{port}\nWorkerThreads 1\nStandaloneServerPool {{\n  Databases 1\n  Hash crc16\n  \
+             Distribution modula\n  Group peers {{\n    + {upstream}\n  }}\n}}\n"
+        );
+        write_configuration(directory, &configuration).split_off(1)
+    })
+}
+
+/// Returns the arguments that name the file. A configuration that cannot be written shows when the peer does not start.
+fn write_configuration(directory: &std::path::Path, text: &str) -> Vec<String> {
+    let file = directory.join("configuration");
+    if let Err(error) = std::fs::write(&file, text) {
+        eprintln!("writing {}: {error}", file.display());
+    }
+    vec!["-c".to_owned(), file.display().to_string()]
+}
