@@ -114,8 +114,8 @@ impl Caller {
                 Invalidated::All => ok(),
             },
             CacheCommand::Jobs(command) => self.about_jobs(command)?,
-            CacheCommand::Tags(command) => tags::execute(self, command).await?,
             CacheCommand::Warm(order) => warm::warm(self, order).await?,
+            CacheCommand::Tags(command) => tags::execute(self, command).await?,
         }))
     }
 

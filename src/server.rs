@@ -106,10 +106,10 @@ pub struct Shared {
     pub request_limits: RequestLimits,
     /// Work that takes a while.
     pub jobs: Jobs,
-    /// How often the index of tags was written to through this process.
-    tag_uses: AtomicU64,
     /// What all warming shares.
     pub(crate) warming: Warming,
+    /// How often the index of tags was written to through this process.
+    tag_uses: AtomicU64,
     /// How many lines of the log may be about what clients send.
     pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
@@ -216,8 +216,8 @@ impl Shared {
             table,
             request_limits,
             jobs: Jobs::default(),
-            tag_uses: AtomicU64::new(0),
             warming: Warming::default(),
+            tag_uses: AtomicU64::new(0),
             lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
             redirects: Arc::default(),

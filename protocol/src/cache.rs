@@ -58,12 +58,12 @@ pub enum CacheCommand<'a> {
     Invalidate(Target<'a>, Reach),
     /// `JOBS`, `JOB`, `CANCEL`
     Jobs(JobsCommand),
+    /// `WARM ...`
+    Warm(Warm<'a>),
     /// `SET`, `TAG`, `UNTAG`, `TAGS`, `MEMBERS`, `TAGLIST`, `LEASE`
     Tags(TagsCommand<'a>),
     /// `SUBSCRIBE`, `UNSUBSCRIBE`
     Events(EventsCommand<'a>),
-    /// `WARM ...`
-    Warm(Warm<'a>),
 }
 
 /// Where the reads of a connection are answered from.
@@ -443,10 +443,6 @@ mod tests {
                 let from = from.map_or(String::new(), |cursor| format!(" from {cursor}"));
                 format!("Pattern({}){from} {reach:?}", String::from_utf8_lossy(glob))
             }
-            Ok(CacheCommand::Invalidate(Target::Tags(matching, tags), reach)) => {
-                format!("Tags({matching:?} {}) {reach:?}", listed(&tags))
-            }
-            Ok(CacheCommand::Tags(command)) => shown(command),
             Ok(CacheCommand::Warm(warm)) => {
                 let subject = match warm.subject {
                     WarmSubject::Keys(keys) => {
@@ -462,6 +458,10 @@ mod tests {
                 };
                 format!("Warm {subject} {course}")
             }
+            Ok(CacheCommand::Invalidate(Target::Tags(matching, tags), reach)) => {
+                format!("Tags({matching:?} {}) {reach:?}", listed(&tags))
+            }
+            Ok(CacheCommand::Tags(command)) => shown(command),
             Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
             Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
             Ok(command) => format!("{command:?}"),
@@ -678,7 +678,7 @@ mod tests {
             let titles = lines.iter().filter(|line| line.split(' ').next() == Some(&name)).count();
             assert_eq!(titles, 1, "{name}");
         }
-        assert!(lines.iter().all(|line| line.len() <= 160));
+        assert!(lines.iter().all(|line| line.len() <= 140));
     }
 
     #[test]
@@ -733,8 +733,7 @@ mod tests {
                     prop::collection::vec(any::<u8>(), 0..12),
                     prop::sample::select(vec![
                         "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "read", "strict", "breaker", "open", "info",
-                        "entry", "help", "set", "tag", "members", "lease", "tags", "count", "cursor", "ex", "warm", "hot",
-                        "every", "name", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
+                        "entry", "help", "warm", "hot", "every", "name", "set", "tag", "members", "lease", "tags", "count", "cursor", "ex", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
                     ]).prop_map(|word| word.as_bytes().to_vec()),
                 ],
                 0..8,

@@ -201,11 +201,6 @@ impl Job {
         self.expected.store(steps, Ordering::Relaxed);
     }
 
-    /// From now on the work cannot be left half done: it cannot be cancelled.
-    pub fn commit(&self) {
-        self.committed.store(true, Ordering::Release);
-    }
-
     /// So many steps more are to be done.
     pub fn expect_more(&self, steps: u64) {
         self.expected.fetch_add(steps, Ordering::Relaxed);
@@ -221,6 +216,11 @@ impl Job {
         }
         rounds.left_out += left_out;
         rounds.error = failure.map(Failure::to_string);
+    }
+
+    /// From now on the work cannot be left half done: it cannot be cancelled.
+    pub fn commit(&self) {
+        self.committed.store(true, Ordering::Release);
     }
 
     /// Notes where the work can be taken up again.

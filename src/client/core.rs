@@ -339,6 +339,7 @@ impl Core {
     fn may_refuse(&self, command: &Command) -> bool {
         self.login == Login::Missing
             || command.class == Class::Local
+            || self.watching.is_some()
             || self.session.protocol() == Protocol::Resp2 && self.is_subscribed()
             || self.shared.denied.denies(command)
     }
@@ -357,7 +358,7 @@ impl Core {
         }
     }
 
-    /// Why a command may not be used now, as an error reply; `None` if it may.
+    /// Why a command may not be used now, as an error reply; `None` if it may. [`Core::may_refuse`] must know of each reason.
     pub(super) fn refusal(&self, command: &Command) -> Option<String> {
         let always = matches!(&*command.name, "auth" | "hello" | "quit" | "reset");
         if !always {

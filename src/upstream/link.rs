@@ -158,8 +158,8 @@ pub struct LinkCore {
     /// A reply has told that the server at the other end is not the one that is wanted.
     elsewhere: bool,
     counts: LinkCounts,
-    feed: Arc<Feed>,
     admission: Filter,
+    feed: Arc<Feed>,
     #[cfg(feature = "mutations")]
     late: flights::Late,
 }
@@ -260,8 +260,8 @@ impl LinkCore {
             failures: Vec::new(),
             elsewhere: false,
             counts: LinkCounts::default(),
-            feed: Arc::default(),
             admission: Filter::new(limits.admission),
+            feed: Arc::default(),
             #[cfg(feature = "mutations")]
             late: flights::Late::default(),
         }

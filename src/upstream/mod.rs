@@ -9,10 +9,10 @@
 //! | [`scope`] | (user, database) pairs: a link, a partition and pools each |
 //! | [`node`] | one server: where it is, whether it is well, what it understands |
 //! | [`breaker`] | CORE of the circuit breaker of one node |
+//! | [`admission`] | CORE of the choice which misses are worth a fill |
 //! | [`peers`] | other Larders of the same upstream |
 //! | [`feed`] | who wants to hear of invalidations |
 //! | `errand` | requests of Larder's own on links |
-//! | [`admission`] | CORE of the choice which misses are worth a fill |
 //! | [`backoff`] | how long to wait before the next connect attempt |
 
 pub mod addresses;
