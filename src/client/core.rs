@@ -252,9 +252,7 @@ impl Core {
         };
         *last = (!command.is_container && command.parent.is_none()).then_some(command);
         self.client.last_command.store(command.id.0, Ordering::Relaxed);
-        if self.may_refuse(command)
-            && let Some(line) = self.refusal(command)
-        {
+        if let Some(line) = self.refusal(command) {
             return self.answer(line.as_bytes());
         }
         // The upstream words the error.
@@ -334,16 +332,6 @@ impl Core {
         self.answer(&answer)
     }
 
-    /// False if [`Core::refusal`] has nothing against a command: what is so for nearly all, found out at little cost.
-    #[inline]
-    fn may_refuse(&self, command: &Command) -> bool {
-        self.login == Login::Missing
-            || command.class == Class::Local
-            || self.watching.is_some()
-            || self.session.protocol() == Protocol::Resp2 && self.is_subscribed()
-            || self.shared.denied.denies(command)
-    }
-
     fn watch_embedded(&self, scope: ScopeId, args: Args<'_>, answer_bytes: usize) {
         let Resolved::Known(command) = self.shared.table.resolve(args) else { return };
         let (watcher, clock) = (&self.counters.watcher, self.shared.clock);
@@ -358,16 +346,17 @@ impl Core {
         }
     }
 
-    /// Why a command may not be used now, as an error reply; `None` if it may. [`Core::may_refuse`] must know of each reason.
+    /// Why a command may not be used now, as an error reply; `None` if it may. Every request is
+    /// asked for here: names are compared only where the client's state, or the class, gives a reason to.
+    #[inline]
     pub(super) fn refusal(&self, command: &Command) -> Option<String> {
-        let always = matches!(&*command.name, "auth" | "hello" | "quit" | "reset");
-        if !always {
+        if (self.login == Login::Missing || command.class == Class::Local)
+            && !matches!(&*command.name, "auth" | "hello" | "quit" | "reset")
+        {
             if self.login == Login::Missing {
                 return Some("-NOAUTH Authentication required.\r\n".into());
             }
-            if command.class == Class::Local
-                && let Some(line) = self.scope().and_then(|scope| scope.link.refused())
-            {
+            if let Some(line) = self.scope().and_then(|scope| scope.link.refused()) {
                 return Some(format!("-{}\r\n", String::from_utf8_lossy(&line)));
             }
         }
