@@ -5,36 +5,38 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `errand` | requests of Larder's own on links |
 //! | `inspect` | INFO, STATS, ENTRY, BREAKER |
 //! | `invalidate` | INVALIDATE |
 //! | [`jobs`] | JOBS, JOB, CANCEL: the registry of work that takes a while |
 //! | `listing` | CACHE in COMMAND, COMMAND DOCS and their like |
 //! | `reply` | replies in RESP3 |
+//! | `tags` | SET, TAG and all else about tags; their index upstream, its invalidations and its sweeper |
 //! | `seen` | HOTKEYS, BIGKEYS, ADVISE |
 //! | [`warm`] | WARM |
 
-mod errand;
 mod inspect;
 mod invalidate;
 pub mod jobs;
 pub(crate) mod listing;
 mod reply;
 mod seen;
+mod tags;
 pub mod warm;
 
-use self::errand::Errand;
+pub(crate) use self::tags::sweep;
+
 use self::inspect::rounded;
 use self::invalidate::Invalidated;
 use self::reply::Reply;
 use crate::port::Failure;
 use crate::server::{Backend, Shared};
+use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
 use crate::upstream::link_io::LinkState;
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
-use larder_protocol::cache::{self, CacheCommand, JobsCommand, ReadMode};
+use larder_protocol::cache::{self, CacheCommand, EventsCommand, JobsCommand, ReadMode};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::Table;
 use std::sync::Arc;
@@ -57,6 +59,10 @@ pub(crate) enum Done {
     TellReadMode,
     /// Change it.
     SetReadMode(ReadMode),
+    /// Let it hear of invalidations of keys that match.
+    Listen(Option<Bytes>),
+    /// Let it hear of them no more.
+    Unlisten,
 }
 
 // === impl Caller ===
@@ -85,6 +91,10 @@ impl Caller {
         Ok(Done::Reply(match command {
             CacheCommand::Read(None) => return Ok(Done::TellReadMode),
             CacheCommand::Read(Some(mode)) => return Ok(Done::SetReadMode(mode)),
+            CacheCommand::Events(EventsCommand::Subscribe(glob)) => {
+                return Ok(Done::Listen(glob.map(Bytes::copy_from_slice)));
+            }
+            CacheCommand::Events(EventsCommand::Unsubscribe) => return Ok(Done::Unlisten),
             CacheCommand::Help => help(),
             CacheCommand::Fence => self.fence().await?,
             CacheCommand::Info(section) => inspect::info(self, section),
@@ -105,6 +115,7 @@ impl Caller {
             },
             CacheCommand::Jobs(command) => self.about_jobs(command)?,
             CacheCommand::Warm(order) => warm::warm(self, order).await?,
+            CacheCommand::Tags(command) => tags::execute(self, command).await?,
         }))
     }
 
@@ -120,7 +131,9 @@ impl Caller {
             }
             JobsCommand::Show(id) => match jobs.find(id) {
                 Some(job) => job.show(&mut reply, now),
-                None => drop(reply.null()),
+                None => {
+                    reply.null();
+                }
             },
             JobsCommand::Cancel(id) => {
                 jobs.cancel(id)?;
@@ -151,6 +164,11 @@ impl Caller {
             Backend::Upstream(upstream) => Some(upstream),
             Backend::Embedded(_) => None,
         }
+    }
+
+    /// The command table in force.
+    fn table(&self) -> Arc<Table> {
+        self.upstream().map_or_else(|| self.shared.table.clone(), |upstream| upstream.node().table())
     }
 
     /// What the operator denies to clients, CACHE does not do for them.

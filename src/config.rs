@@ -17,12 +17,14 @@ use std::time::Duration;
 
 use self::source::Reader;
 pub use self::source::{ConfigError, ConfigErrors, Origin, Setting, Sources};
+pub use self::tags::TagsConfig;
 pub use self::value::{CacheAccess, Credentials, DenyRule, HostPort, LogFormat, LogLevel, Secret, Upstream};
 use crate::cache::warm::Subject;
 use crate::policy::{Policies, Policy};
 use crate::upstream::admission::Admission;
 
 mod source;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -74,6 +76,8 @@ pub struct Config {
     pub pool: PoolConfig,
     /// When a failing upstream is left alone.
     pub breaker: BreakerConfig,
+    /// What the CACHE command keeps about tags.
+    pub tags: TagsConfig,
     /// What is watched, for `CACHE HOTKEYS`, `BIGKEYS` and `ADVISE`.
     pub insight: InsightConfig,
     /// How L1 is filled before anybody asks.
@@ -340,6 +344,7 @@ impl Config {
             link: LinkConfig::read(from),
             pool: PoolConfig::read(from),
             breaker: BreakerConfig::read(from),
+            tags: TagsConfig::read(from),
             insight: InsightConfig::read(from),
             warm: WarmConfig::read(from),
             log: LogConfig::read(from),

@@ -4,24 +4,39 @@
 //! store's ([`crate::origin`]), which also words the refusal of what it does not have.
 
 use crate::cache::listing::{self, Filter};
-use crate::origin::{self, Origin, OriginLimits, OriginStats, UnixMillis};
+use crate::l1::Cause;
+use crate::origin::{self, Effect, Origin, OriginLimits, OriginStats, TagIndex, UnixMillis};
 use crate::server::Shared;
+use crate::upstream::feed::Feed;
 use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
 use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Class, Command, Group, Table};
+use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The store, for all threads.
 pub struct Embedded {
-    store: Mutex<Origin>,
+    store: Box<Mutex<Store>>,
     databases: u32,
+}
+
+/// The store and the tags of its keys, which change together.
+pub(crate) struct Store {
+    origin: Origin,
+    pub(crate) tags: TagIndex,
+    /// Who hears of changes, by database.
+    feeds: HashMap<u32, Arc<Feed>>,
+    /// Why keys change, for who hears of it.
+    cause: Cause,
 }
 
 /// Keys that one round of expiry takes out at most.
 const EXPIRE_BUDGET: usize = 1000;
+/// Tagged keys that one round looks at, to see whether they are still there.
+const TAG_BUDGET: usize = 10_000;
 
 // === impl Embedded ===
 
@@ -29,32 +44,101 @@ impl Embedded {
     /// An empty store of this size.
     pub fn new(bytes_max: u64, seed: u64) -> Self {
         let limits = OriginLimits { bytes_max, ..OriginLimits::default() };
-        Self { store: Mutex::new(Origin::new(limits, seed)), databases: limits.databases }
+        let store = Store {
+            origin: Origin::new(limits, seed),
+            tags: TagIndex::default(),
+            feeds: HashMap::new(),
+            cause: Cause::DataChanged,
+        };
+        Self { store: Box::new(Mutex::new(store)), databases: limits.databases }
     }
 
     /// Executes a command on data; the reply in `protocol`.
     pub fn execute(&self, database: u32, protocol: Protocol, args: Args<'_>) -> Vec<u8> {
+        self.lock().execute(database, protocol, args, unix_now())
+    }
+
+    /// Works on store and tags in one step.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Store, UnixMillis) -> T) -> T {
+        work(&mut self.lock(), unix_now())
+    }
+
+    /// Those who hear of changes in a database.
+    pub(crate) fn feed(&self, database: u32) -> Arc<Feed> {
+        self.lock().feeds.entry(database).or_default().clone()
+    }
+
+    /// Forgets tags of keys that have gone.
+    pub(crate) fn sweep_tags(&self) {
+        let (mut store, now) = (self.lock(), unix_now());
+        let Store { origin, tags, .. } = &mut *store;
+        tags.sweep(TAG_BUDGET, now, |db, key| origin.holds(db, key, now));
+    }
+
+    /// What the store has and what it has done.
+    pub fn stats(&self) -> OriginStats {
+        self.lock().origin.stats()
+    }
+
+    /// Takes out keys that have expired.
+    pub fn expire_some(&self) {
+        self.lock().origin.expire_some(unix_now(), EXPIRE_BUDGET);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Executes a command on data; the reply in `protocol`.
+    pub(crate) fn execute(&mut self, database: u32, protocol: Protocol, args: Args<'_>, now: UnixMillis) -> Vec<u8> {
         let protocol = match protocol {
             Protocol::Resp2 => origin::Protocol::Resp2,
             Protocol::Resp3 => origin::Protocol::Resp3,
         };
         let mut out = Vec::new();
-        self.lock().execute(database, protocol, args, unix_now(), &mut out);
+        match self.origin.execute(database, protocol, args, now, &mut out) {
+            Some(Effect::Flushed { db }) => {
+                self.tags.flush(Some(db));
+                self.tell(db, None);
+            }
+            Some(Effect::FlushedAll) => {
+                self.tags.flush(None);
+                self.feeds.values().for_each(|feed| feed.tell(None, self.cause));
+            }
+            Some(Effect::Swapped { first, second }) => {
+                self.tags.swap(first, second);
+                [first, second].into_iter().for_each(|db| self.tell(db, None));
+            }
+            Some(Effect::Moved { from, to }) => [from, to].into_iter().for_each(|db| self.tell(db, args.get(1))),
+            Some(Effect::Keys { db, first, last, step }) => {
+                (first..=last).step_by(step.max(1)).for_each(|at| self.tell(db, args.get(at)));
+            }
+            None => {}
+        }
         out
     }
 
-    /// What the store has and what it has done.
-    pub fn stats(&self) -> OriginStats {
-        self.lock().stats()
+    /// Works on the store for a reason that those who hear of changes are told.
+    pub(crate) fn because<T>(&mut self, cause: Cause, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.cause = cause;
+        let done = work(self);
+        self.cause = Cause::DataChanged;
+        done
     }
 
-    /// Takes out keys that have expired.
-    pub fn expire_some(&self) {
-        self.lock().expire_some(unix_now(), EXPIRE_BUDGET);
+    fn tell(&self, db: u32, key: Option<&[u8]>) {
+        if let Some(feed) = self.feeds.get(&db) {
+            feed.tell(key, self.cause);
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Origin> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    /// True if a key is there.
+    pub(crate) fn holds(&mut self, database: u32, key: &[u8], now: UnixMillis) -> bool {
+        self.origin.holds(database, key, now)
     }
 }
 

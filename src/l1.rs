@@ -94,6 +94,10 @@ pub struct Partition {
     l1: Arc<L1>,
     scope: ScopeId,
     id: AtomicU64,
+    /// The id before the suspension at hand, whose entries are still to be swept.
+    id_before: AtomicU64,
+    /// True if what is under that id is still what it was: the suspension was a pause.
+    before_is_whole: AtomicBool,
     filled: AtomicBool,
     removals: AtomicU64,
     first_hits: AtomicU64,
@@ -250,6 +254,8 @@ impl L1 {
             l1: self.clone(),
             scope: ScopeId(id),
             id: AtomicU64::new(id),
+            id_before: AtomicU64::new(NOWHERE),
+            before_is_whole: AtomicBool::new(false),
             filled: AtomicBool::new(false),
             removals: AtomicU64::new(0),
             first_hits: AtomicU64::new(0),
@@ -440,9 +446,28 @@ impl Partition {
     /// From now until as many calls of [`Partition::resume`] nothing is answered from the partition and nothing filled.
     pub fn suspend(&self) {
         self.suspended.fetch_add(1, Ordering::SeqCst);
-        self.id.store(NOWHERE, Ordering::SeqCst);
-        self.removals.fetch_add(1, Ordering::SeqCst);
+        self.before_is_whole.store(false, Ordering::SeqCst);
+        self.hide();
         self.drop_left();
+    }
+
+    /// As [`Partition::suspend`], where nothing is wrong with what is there: if the feed is lost meanwhile, that can be
+    /// left behind.
+    pub fn pause(&self) {
+        self.suspended.fetch_add(1, Ordering::SeqCst);
+        if self.hide() {
+            self.before_is_whole.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// From now on nothing is found; false if that was so before.
+    fn hide(&self) -> bool {
+        let id = self.id.swap(NOWHERE, Ordering::SeqCst);
+        if id != NOWHERE {
+            self.id_before.store(id, Ordering::SeqCst);
+        }
+        self.removals.fetch_add(1, Ordering::SeqCst);
+        id != NOWHERE
     }
 
     /// Ends one suspension. What was filled before it stays out of reach.
@@ -594,7 +619,11 @@ impl Filler {
         if self.partition.is_empty() {
             return false;
         }
-        let partition = self.partition.id.load(Ordering::Acquire);
+        let mut partition = self.partition.id.load(Ordering::Acquire);
+        if partition == NOWHERE {
+            // What is hidden may be left behind, and must then be as the stream says.
+            partition = self.partition.id_before.load(Ordering::Acquire);
+        }
         let removed = self.partition.l1.remove(partition, key);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
         let Some(slot) = removed else { return false };
@@ -609,7 +638,7 @@ impl Filler {
         if self.partition.is_empty() {
             return;
         }
-        let old = self.take_id();
+        let (old, _) = self.take_id();
         self.partition.l1.sweep(old, cause);
     }
 }

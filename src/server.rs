@@ -6,8 +6,8 @@
 //! (`warm.snapshot_file`). A stop closes the listeners, saves those names, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
 use crate::buffered::Buffered;
-use crate::cache::jobs::Jobs;
 use crate::cache::warm::{self, Warming};
+use crate::cache::{self, jobs::Jobs};
 use crate::client::{self, Place};
 use crate::clients::Clients;
 use crate::clock::Clock;
@@ -29,6 +29,7 @@ use crate::upstream::breaker::BreakerSettings;
 use crate::upstream::link::LinkLimits;
 use crate::upstream::link_io::LinkTimes;
 use crate::upstream::node::Node;
+use crate::upstream::peers::PeersSettings;
 use crate::upstream::pool::PoolLimits;
 use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
 use crate::upstream::scope::{ReplyTimes, Upstream, UpstreamSettings};
@@ -41,7 +42,7 @@ use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -107,6 +108,8 @@ pub struct Shared {
     pub jobs: Jobs,
     /// What all warming shares.
     pub(crate) warming: Warming,
+    /// How often the index of tags was written to through this process.
+    tag_uses: AtomicU64,
     /// How many lines of the log may be about what clients send.
     pub lines_about_clients: Ration,
     /// Where counters began when they were reset last.
@@ -214,6 +217,7 @@ impl Shared {
             request_limits,
             jobs: Jobs::default(),
             warming: Warming::default(),
+            tag_uses: AtomicU64::new(0),
             lines_about_clients: Ration::default(),
             baseline: Baseline::default(),
             redirects: Arc::default(),
@@ -227,6 +231,16 @@ impl Shared {
     /// True once the process has been asked to end.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// The index of tags has been written to: there may be something to sweep.
+    pub(crate) fn tags_were_used(&self) {
+        self.tag_uses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A number that grows with each write to the index.
+    pub(crate) fn tag_uses(&self) -> u64 {
+        self.tag_uses.load(Ordering::Relaxed)
     }
 
     /// Runs a task on the first worker.
@@ -361,7 +375,7 @@ fn runtime() -> Result<Runtime, RunError> {
 }
 
 /// A number that others cannot foresee, from the system by way of the standard library's hasher.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
@@ -385,7 +399,17 @@ fn upstream_of(
     let node = Arc::new(Node::new(endpoint, clock, breaker, table.clone(), seed()));
     let l1 = L1::watched(L1Settings::of(&config.l1), insight.clone());
     let buffered = buffered.clone();
-    Upstream::new(node, l1, settings_of(config), identity, database, buffered, runtime.clone(), seed())
+    Upstream::new(
+        node,
+        l1,
+        settings_of(config),
+        peers_of(config),
+        identity,
+        database,
+        buffered,
+        runtime.clone(),
+        seed(),
+    )
 }
 
 fn identity_of(credentials: &Credentials) -> Identity {
@@ -459,6 +483,18 @@ fn settings_of(config: &Config) -> UpstreamSettings {
     }
 }
 
+fn peers_of(config: &Config) -> Option<PeersSettings> {
+    let answers_max = config.tags.peers_ms_max.filter(|_| config.l1.enabled)?;
+    Some(PeersSettings {
+        channel: format!("{}peers", config.tags.prefix),
+        name: format!("{:016x}", seed()),
+        answers_max,
+        connect_max: config.link.connect_ms_max,
+        dead_after: config.link.dead_ms,
+        replies: ReplyLimits::default(),
+    })
+}
+
 fn reply_times_of(config: &Config) -> ReplyTimes {
     ReplyTimes {
         read_max: config.link.reply_ms_max,
@@ -514,6 +550,7 @@ async fn work(
     if let Some(stop) = signal {
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
+        tokio::spawn(cache::sweep::run(shared.clone()));
         tokio::spawn(watch_buffered(shared.clone()));
         tokio::spawn(wake_disowned(shared.clone()));
         tokio::spawn(warm::begin_configured(shared.clone()));

@@ -52,6 +52,7 @@ impl House {
             node.clone(),
             l1,
             upstream_settings(),
+            None,
             identity.clone(),
             0,
             Buffered::new(1 << 30),

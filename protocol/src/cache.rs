@@ -10,11 +10,15 @@
 pub mod insight;
 mod invalidate;
 mod jobs;
+mod subscribe;
 pub mod syntax;
+mod tags;
 pub mod warm;
 
-pub use self::invalidate::{Reach, Target};
+pub use self::invalidate::{Matching, Reach, Target};
 pub use self::jobs::JobsCommand;
+pub use self::subscribe::EventsCommand;
+pub use self::tags::{Condition, TaggedSet, TagsCommand};
 
 pub use self::insight::ConfigOrder;
 use self::syntax::Argument;
@@ -56,6 +60,10 @@ pub enum CacheCommand<'a> {
     Jobs(JobsCommand),
     /// `WARM ...`
     Warm(Warm<'a>),
+    /// `SET`, `TAG`, `UNTAG`, `TAGS`, `MEMBERS`, `TAGLIST`, `LEASE`
+    Tags(TagsCommand<'a>),
+    /// `SUBSCRIBE`, `UNSUBSCRIBE`
+    Events(EventsCommand<'a>),
 }
 
 /// Where the reads of a connection are answered from.
@@ -106,6 +114,15 @@ pub enum CacheError {
     /// A number is expected where none stands.
     #[error("ERR value is not an integer or out of range")]
     NotInteger,
+    /// The count of tags is no positive number.
+    #[error("ERR numtags should be greater than 0")]
+    Numtags,
+    /// Fewer tags than were counted.
+    #[error("ERR Number of tags can't be greater than number of args")]
+    TagsMissing,
+    /// A number of elements that is too small or too large.
+    #[error("ERR COUNT should be between 1 and 1000")]
+    Count,
     /// A cursor is expected where none stands.
     #[error("ERR invalid cursor")]
     Cursor,
@@ -207,6 +224,8 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     invalidate::INVALIDATE,
     jobs::JOB,
     jobs::JOBS,
+    tags::LEASE,
+    tags::MEMBERS,
     Subcommand {
         name: "read",
         arity: -2,
@@ -231,6 +250,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         keys: "-",
         access: Access::Administers,
     },
+    tags::SET,
     Subcommand {
         name: "stats",
         arity: 2,
@@ -241,6 +261,12 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         keys: "-",
         access: Access::Shows,
     },
+    subscribe::SUBSCRIBE,
+    tags::TAG,
+    tags::TAGLIST,
+    tags::TAGS,
+    subscribe::UNSUBSCRIBE,
+    tags::UNTAG,
     warm::WARM,
     Subcommand {
         name: "help",
@@ -283,7 +309,11 @@ impl<'a> CacheCommand<'a> {
             ("fence", _) => Ok(Self::Fence),
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
             ("invalidate", _) => invalidate::parse(args),
+            ("subscribe" | "unsubscribe", _) => subscribe::parse(subcommand.name, args),
             ("cancel" | "job" | "jobs", _) => jobs::parse(subcommand.name, args),
+            ("lease" | "members" | "set" | "tag" | "taglist" | "tags" | "untag", _) => {
+                tags::parse(subcommand.name, args)
+            }
             ("read", 2) => Ok(Self::Read(None)),
             ("read", 3) => ReadMode::parse(args.arg(2)).map(|mode| Self::Read(Some(mode))),
             ("resetstats", _) => Ok(Self::ResetStats),
@@ -373,6 +403,11 @@ impl<'a> KeyList<'a> {
         self.count
     }
 
+    /// The argument behind the last one.
+    fn end(&self) -> usize {
+        self.from + self.count
+    }
+
     /// `numkeys key ...` from argument `at` on.
     fn parse(args: Args<'a>, at: usize) -> Result<Self, CacheError> {
         let count = strict_i64(args.arg(at)).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
@@ -402,8 +437,7 @@ mod tests {
         let args = OwnedArgs::new(line.split_whitespace());
         match CacheCommand::parse(args.args()) {
             Ok(CacheCommand::Invalidate(Target::Keys(keys), reach)) => {
-                let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
-                format!("Keys({}) {reach:?}", keys.join(","))
+                format!("Keys({}) {reach:?}", listed(&keys))
             }
             Ok(CacheCommand::Invalidate(Target::Pattern { glob, from }, reach)) => {
                 let from = from.map_or(String::new(), |cursor| format!(" from {cursor}"));
@@ -424,10 +458,95 @@ mod tests {
                 };
                 format!("Warm {subject} {course}")
             }
+            Ok(CacheCommand::Invalidate(Target::Tags(matching, tags), reach)) => {
+                format!("Tags({matching:?} {}) {reach:?}", listed(&tags))
+            }
+            Ok(CacheCommand::Tags(command)) => shown(command),
             Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
             Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
             Ok(command) => format!("{command:?}"),
             Err(error) => error.to_string(),
+        }
+    }
+
+    fn listed(keys: &KeyList<'_>) -> String {
+        keys.iter().map(String::from_utf8_lossy).collect::<Vec<_>>().join(",")
+    }
+
+    fn shown(command: TagsCommand<'_>) -> String {
+        let text = String::from_utf8_lossy;
+        match command {
+            TagsCommand::Set(set) => {
+                let options: Vec<_> = set.options().map(text).collect();
+                let (tags, lease) = (set.tags.map(|tags| listed(&tags)), set.lease.map(text));
+                let condition = match set.condition {
+                    Condition::IfEqual(value) => format!("IfEqual({})", text(value)),
+                    other => format!("{other:?}"),
+                };
+                let (key, value) = (text(set.key), text(set.value));
+                format!("Set({key} {value} [{}] {tags:?} {lease:?} {condition} {})", options.join(" "), set.gets)
+            }
+            TagsCommand::Tag(key, tags) => format!("Tag({} {})", text(key), listed(&tags)),
+            TagsCommand::Untag(key, tags) => format!("Untag({} {})", text(key), listed(&tags)),
+            TagsCommand::Tags(key) => format!("Tags({})", text(key)),
+            TagsCommand::Members { tag, count, cursor } => format!("Members({} {count} {cursor})", text(tag)),
+            TagsCommand::List(glob) => format!("List({:?})", glob.map(text)),
+            TagsCommand::Lease(key, tags) => format!("Lease({} {:?})", text(key), tags.map(|tags| listed(&tags))),
+        }
+    }
+
+    #[test]
+    fn understands_tags() {
+        for (line, meaning) in [
+            ("CACHE SET k v", "Set(k v [] None None Always false)"),
+            ("CACHE SET k v ex 10 NX", "Set(k v [ex 10 NX] None None IfMissing false)"),
+            (
+                "cache set tags lease TAGS 2 tags ex XX GET",
+                "Set(tags lease [XX GET] Some(\"tags,ex\") None IfPresent true)",
+            ),
+            (
+                "CACHE SET k v PX 5 tags 1 t LEASE x KEEPTTL",
+                "Set(k v [PX 5 KEEPTTL] Some(\"t\") Some(\"x\") Always false)",
+            ),
+            ("CACHE SET k v IFEQ nx", "Set(k v [IFEQ nx] None None IfEqual(nx) false)"),
+            ("CACHE SET k v EX", "Set(k v [EX] None None Always false)"),
+            ("CACHE TAG k 2 a b", "Tag(k a,b)"),
+            ("CACHE UNTAG k 1 a", "Untag(k a)"),
+            ("CACHE TAGS k", "Tags(k)"),
+            ("CACHE MEMBERS t", "Members(t 100 0)"),
+            ("CACHE MEMBERS t cursor 18446744073709551615 COUNT 7", "Members(t 7 18446744073709551615)"),
+            ("CACHE TAGLIST", "List(None)"),
+            ("CACHE TAGLIST match a*", "List(Some(\"a*\"))"),
+            ("CACHE LEASE k", "Lease(k None)"),
+            ("CACHE LEASE k TAGS 2 a b", "Lease(k Some(\"a,b\"))"),
+            ("CACHE INVALIDATE TAGS 2 a b", "Tags(Any a,b) Everywhere"),
+            ("CACHE INVALIDATE TAGS any 1 all", "Tags(Any all) Everywhere"),
+            ("CACHE INVALIDATE tags ALL 2 a b LOCAL", "Tags(All a,b) Local"),
+            ("CACHE SET k v TAGS", "ERR syntax error"),
+            ("CACHE SET k v TAGS 0 t", "ERR numtags should be greater than 0"),
+            ("CACHE SET k v TAGS 2 t", "ERR Number of tags can't be greater than number of args"),
+            ("CACHE SET k v TAGS 1 t TAGS 1 u", "ERR syntax error"),
+            ("CACHE SET k v LEASE", "ERR syntax error"),
+            ("CACHE SET k", "ERR wrong number of arguments for 'cache|set' command"),
+            ("CACHE TAG k 1", "ERR wrong number of arguments for 'cache|tag' command"),
+            ("CACHE TAG k 1 a b", "ERR syntax error"),
+            ("CACHE UNTAG k x a", "ERR numtags should be greater than 0"),
+            ("CACHE TAGS", "ERR wrong number of arguments for 'cache|tags' command"),
+            ("CACHE MEMBERS t COUNT", "ERR syntax error"),
+            ("CACHE MEMBERS t COUNT x", "ERR value is not an integer or out of range"),
+            ("CACHE MEMBERS t COUNT 0", "ERR COUNT should be between 1 and 1000"),
+            ("CACHE MEMBERS t COUNT 1001", "ERR COUNT should be between 1 and 1000"),
+            ("CACHE MEMBERS t CURSOR -1", "ERR invalid cursor"),
+            ("CACHE MEMBERS t NEXT 1", "ERR syntax error"),
+            ("CACHE TAGLIST a", "ERR syntax error"),
+            ("CACHE TAGLIST MATCH a b", "ERR wrong number of arguments for 'cache|taglist' command"),
+            ("CACHE LEASE k TAGS", "ERR syntax error"),
+            ("CACHE LEASE k TAGS 1 a b", "ERR syntax error"),
+            ("CACHE INVALIDATE TAGS", "ERR wrong number of arguments for 'cache|invalidate' command"),
+            ("CACHE INVALIDATE TAGS ALL 1", "ERR wrong number of arguments for 'cache|invalidate' command"),
+            ("CACHE INVALIDATE TAGS 2 a", "ERR Number of tags can't be greater than number of args"),
+        ] {
+            assert_eq!(parsed(line), meaning, "{line}");
         }
     }
 
@@ -456,6 +575,9 @@ mod tests {
             ("CACHE CONFIG GET l1.*", "Config(Get([108, 49, 46, 42]))"),
             ("CACHE config set a b", "Config(Set([97], [98]))"),
             ("CACHE JOBS", "Jobs(List)"),
+            ("CACHE SUBSCRIBE", "Events(Subscribe(None))"),
+            ("CACHE SUBSCRIBE pattern k", "Events(Subscribe(Some([107])))"),
+            ("CACHE UNSUBSCRIBE", "Events(Unsubscribe)"),
             ("CACHE JOB 7", "Jobs(Show(7))"),
             ("CACHE CANCEL 7", "Jobs(Cancel(7))"),
             ("CACHE INVALIDATE KEYS 2 a b", "Keys(a,b) Everywhere"),
@@ -502,6 +624,10 @@ mod tests {
             ("CACHE ENTRY", "ERR wrong number of arguments for 'cache|entry' command"),
             ("CACHE STATS x", "ERR wrong number of arguments for 'cache|stats' command"),
             ("CACHE RESETSTATS x", "ERR wrong number of arguments for 'cache|resetstats' command"),
+            ("CACHE SUBSCRIBE PATTERN", SYNTAX),
+            ("CACHE SUBSCRIBE k*", SYNTAX),
+            ("CACHE SUBSCRIBE PATTERN a b", "ERR wrong number of arguments for 'cache|subscribe' command"),
+            ("CACHE UNSUBSCRIBE x", "ERR wrong number of arguments for 'cache|unsubscribe' command"),
             ("CACHE JOB", "ERR wrong number of arguments for 'cache|job' command"),
             ("CACHE JOB -1", "ERR value is not an integer or out of range"),
             ("CACHE CANCEL x", "ERR value is not an integer or out of range"),
@@ -552,7 +678,7 @@ mod tests {
             let titles = lines.iter().filter(|line| line.split(' ').next() == Some(&name)).count();
             assert_eq!(titles, 1, "{name}");
         }
-        assert!(lines.iter().all(|line| line.len() <= 120));
+        assert!(lines.iter().all(|line| line.len() <= 140));
     }
 
     #[test]
@@ -607,15 +733,17 @@ mod tests {
                     prop::collection::vec(any::<u8>(), 0..12),
                     prop::sample::select(vec![
                         "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "read", "strict", "breaker", "open", "info",
-                        "entry", "help", "warm", "hot", "every", "name", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
+                        "entry", "help", "warm", "hot", "every", "name", "set", "tag", "members", "lease", "tags", "count", "cursor", "ex", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
                     ]).prop_map(|word| word.as_bytes().to_vec()),
                 ],
                 0..8,
             )
         ) {
             let args = OwnedArgs::new(std::iter::once(b"CACHE".to_vec()).chain(words));
-            if let Ok(CacheCommand::Invalidate(Target::Keys(keys), _)) = CacheCommand::parse(args.args()) {
-                prop_assert_eq!(keys.iter().count(), keys.len());
+            match CacheCommand::parse(args.args()) {
+                Ok(CacheCommand::Invalidate(Target::Keys(keys), _)) => prop_assert_eq!(keys.iter().count(), keys.len()),
+                Ok(CacheCommand::Tags(TagsCommand::Set(set))) => prop_assert!(set.options().count() < 8),
+                _ => {}
             }
         }
     }

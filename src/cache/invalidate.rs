@@ -10,12 +10,12 @@
 //! How it fails: an error in the middle ends it, with that error; what was deleted until then stays deleted. A pattern is a
 //! job, whose cursor tells where to go on.
 
-use super::Caller;
-use super::errand::Errand;
 use super::jobs::Job;
+use super::{Caller, tags};
 use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::breaker::FailureCause;
+use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
 use crate::upstream::pool::Use;
 use crate::upstream::scope::{Scope, Upstream};
@@ -56,6 +56,7 @@ struct Deletion<'a> {
     word: &'static str,
     command: CommandId,
     cause: Cause,
+    lease_prefix: String,
 }
 
 /// Invalidates.
@@ -73,6 +74,15 @@ pub(super) async fn invalidate(caller: &Caller, target: Target<'_>, reach: Reach
         (Target::Pattern { glob, from }, Reach::Everywhere) => {
             let deletion = Deletion::begin(caller, upstream, scope, Cause::PatternBased)?;
             delete_matching(caller, deletion, glob, from).await
+        }
+        (Target::Tags(matching, tags), Reach::Everywhere) => {
+            let deleted = tags::invalidate::invalidate(caller, upstream, scope, matching, &tags).await?;
+            Ok(Invalidated::Keys(deleted))
+        }
+        (Target::Tags(matching, tags), Reach::Local) => {
+            let members = tags::invalidate::members(caller, scope, matching, &tags).await?;
+            let dropped = drop_keys(scope, members.iter().map(|key| &key[..]), Cause::TagBased).await;
+            Ok(Invalidated::Keys(dropped))
         }
         (Target::All, Reach::Everywhere) => flush(caller, upstream, scope).await,
         (Target::Keys(keys), Reach::Local) => {
@@ -99,7 +109,8 @@ impl<'a> Deletion<'a> {
             return Err(refused("ERR larder: the upstream has no command that deletes keys"));
         };
         caller.may_use(&table, word)?;
-        Ok(Self { upstream, scope, errand: Errand::default(), word, command: command.id, cause })
+        let lease_prefix = format!("{}l:", caller.shared.config.tags.prefix);
+        Ok(Self { upstream, scope, errand: Errand::default(), word, command: command.id, cause, lease_prefix })
     }
 
     /// Deletes keys in chunks: how many there were.
@@ -107,13 +118,25 @@ impl<'a> Deletion<'a> {
         let mut deleted = 0;
         let mut keys = keys;
         while keys.len() > 0 {
-            let chunk = keys.by_ref().take(KEYS_PER_REQUEST_MAX);
+            let chunk: Vec<&[u8]> = keys.by_ref().take(KEYS_PER_REQUEST_MAX).collect();
+            self.end_leases(&chunk).await?;
             let request = OwnedArgs::new(std::iter::once(self.word.as_bytes()).chain(chunk));
             let write = OpKind::Write(self.command);
             let reply = self.errand.delete(&self.scope.link, self.cause, &request, write).await?;
             deleted += Cursor::new(&reply).next_integer().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
         }
         Ok(deleted)
+    }
+
+    /// Leases go before the keys, so that nobody can set a key with a lease of before in between.
+    async fn end_leases(&mut self, keys: &[&[u8]]) -> Result<(), Failure> {
+        let names = keys.iter().map(|key| [self.lease_prefix.as_bytes(), key].concat());
+        let request = OwnedArgs::new(std::iter::once(b"DEL".to_vec()).chain(names));
+        match self.errand.call(&self.scope.link, &[(OpKind::Effect, &request)]).await {
+            // Who may not use the index has no leases.
+            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Looks for keys from `cursor` on and deletes them, until all have been seen or the job is asked to end.
@@ -248,7 +271,7 @@ async fn invalidate_embedded(caller: &Caller, target: Target<'_>, reach: Reach) 
     match target {
         Target::Keys(keys) => {
             caller.may_use(table, "UNLINK")?;
-            Ok(Invalidated::Keys(unlink_embedded(caller, keys.iter())?))
+            Ok(Invalidated::Keys(unlink_embedded(caller, keys.iter(), Cause::Manual)?))
         }
         Target::Pattern { glob, from } => {
             caller.may_use(table, "UNLINK")?;
@@ -262,13 +285,17 @@ async fn invalidate_embedded(caller: &Caller, target: Target<'_>, reach: Reach) 
                 cursor = items.next_bytes().unwrap_or(b"0").to_vec();
                 let count = items.next_count().unwrap_or(0);
                 let keys: Vec<&[u8]> = (0..count).map_while(|_| items.next_bytes()).collect();
-                deleted += unlink_embedded(caller, keys.into_iter())?;
+                deleted += unlink_embedded(caller, keys.into_iter(), Cause::PatternBased)?;
                 if cursor == b"0" {
                     return Ok(Invalidated::Keys(deleted));
                 }
                 // Others of the thread have their turn.
                 tokio::task::yield_now().await;
             }
+        }
+        Target::Tags(matching, tags) => {
+            caller.may_use(table, "UNLINK")?;
+            Ok(Invalidated::Keys(tags::embedded::invalidate(caller, matching, &tags)))
         }
         Target::All => {
             caller.may_use(table, "FLUSHDB")?;
@@ -278,14 +305,16 @@ async fn invalidate_embedded(caller: &Caller, target: Target<'_>, reach: Reach) 
     }
 }
 
-fn unlink_embedded<'k>(caller: &Caller, keys: impl ExactSizeIterator<Item = &'k [u8]>) -> Result<u64, Failure> {
+fn unlink_embedded<'k>(
+    caller: &Caller,
+    keys: impl ExactSizeIterator<Item = &'k [u8]>,
+    cause: Cause,
+) -> Result<u64, Failure> {
     let mut deleted = 0;
     let mut keys = keys;
     while keys.len() > 0 {
-        let words: Vec<&[u8]> =
-            std::iter::once(&b"UNLINK"[..]).chain(keys.by_ref().take(KEYS_PER_REQUEST_MAX)).collect();
-        let reply = caller.execute_embedded(&words)?;
-        deleted += Cursor::new(&reply).next_integer().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        let chunk: Vec<&[u8]> = keys.by_ref().take(KEYS_PER_REQUEST_MAX).collect();
+        deleted += tags::embedded::unlink(caller, &chunk, cause)?;
     }
     Ok(deleted)
 }

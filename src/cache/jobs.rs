@@ -49,6 +49,8 @@ pub struct Job {
     done: AtomicU64,
     failed: AtomicU64,
     expected: AtomicU64,
+    /// True once the work cannot be left half done.
+    committed: AtomicBool,
     cancelled: AtomicBool,
     cancels: Notify,
     state: Mutex<Noted>,
@@ -120,6 +122,7 @@ impl Jobs {
             done: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             expected: AtomicU64::new(0),
+            committed: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             cancels: Notify::new(),
             state: Mutex::new(Noted { state: JobState::Running, cursor: None, ended: None, rounds: None }),
@@ -151,11 +154,14 @@ impl Jobs {
     /// Asks a job to end.
     ///
     /// # Errors
-    /// There is none with this number, or it has ended.
+    /// There is none with this number, it has ended, or it cannot be left half done any more.
     pub fn cancel(&self, id: u64) -> Result<(), Failure> {
         let job = self.find(id).ok_or(Failure::Refused(Bytes::from_static(b"ERR no such job")))?;
         if job.state() != JobState::Running {
             return Err(Failure::Refused(Bytes::from_static(b"ERR the job has ended")));
+        }
+        if job.committed.load(Ordering::Acquire) {
+            return Err(Failure::Refused(Bytes::from_static(b"ERR the job can no longer be cancelled")));
         }
         job.cancelled.store(true, Ordering::Release);
         job.cancels.notify_waiters();
@@ -210,6 +216,11 @@ impl Job {
         }
         rounds.left_out += left_out;
         rounds.error = failure.map(Failure::to_string);
+    }
+
+    /// From now on the work cannot be left half done: it cannot be cancelled.
+    pub fn commit(&self) {
+        self.committed.store(true, Ordering::Release);
     }
 
     /// Notes where the work can be taken up again.
@@ -360,6 +371,8 @@ mod tests {
         assert_eq!(jobs.find(1).unwrap().state(), JobState::Cancelled);
         assert_eq!(jobs.cancel(1).unwrap_err().to_string(), "ERR the job has ended");
         let job = jobs.begin("one", b"", clock).unwrap();
+        job.commit();
+        assert_eq!(jobs.cancel(2).unwrap_err().to_string(), "ERR the job can no longer be cancelled");
         job.end(Some(&Failure::ReadLost));
         assert!(matches!(jobs.find(2).unwrap().state(), JobState::Failed(why) if why.starts_with("UPSTREAMLOST")));
     }

@@ -3,7 +3,6 @@
 //! Keys of others are not told: the sketches are asked for the caller's scope, its user and its database. What is not about a key (the
 //! size of L1, its misses) is the same for all.
 
-use super::errand::Errand;
 use super::reply::Reply;
 use super::{Caller, rounded};
 use crate::insight::ScopeId;
@@ -11,6 +10,7 @@ use crate::insight::advise::{self, Advice, Entries, Figures, IDLE_FACTOR};
 use crate::insight::sketch::HotKey;
 use crate::l1::{Cause, L1, Partition};
 use crate::metrics::Passed;
+use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
 use crate::upstream::scope::Scope;
 use larder_protocol::args::OwnedArgs;

@@ -707,6 +707,7 @@ impl Core {
         }
         self.client.database.store(database, Ordering::Relaxed);
         self.place = Place::Embedded(database);
+        self.listen_here();
         b"+OK\r\n".to_vec()
     }
 }

@@ -65,7 +65,7 @@ impl Connection {
         let core = &self.core;
         let bytes = core.output_bytes();
         core.client.output_bytes.store(bytes as u64, Ordering::Relaxed);
-        let is_subscriber = !core.subscriptions.is_empty() || core.client.monitoring.load(Ordering::Relaxed);
+        let is_subscriber = core.is_subscribed() || core.client.monitoring.load(Ordering::Relaxed);
         let limits = OutputLimits::of(&core.shared.config.limits, is_subscriber);
         if bytes >= limits.hard {
             core.counters.closed_output_hard.add(1);
@@ -90,11 +90,7 @@ impl Connection {
     pub(super) fn is_idle_too_long(&mut self, has_moved: bool, is_exempt: bool, cx: &mut Context<'_>) -> bool {
         let Some(idle) = &mut self.bounds.idle else { return false };
         let limit = self.core.shared.config.limits.idle_timeout_ms.unwrap_or(Duration::MAX);
-        if has_moved
-            || is_exempt
-            || !self.core.subscriptions.is_empty()
-            || self.core.client.monitoring.load(Ordering::Relaxed)
-        {
+        if has_moved || is_exempt || self.core.is_subscribed() || self.core.client.monitoring.load(Ordering::Relaxed) {
             idle.as_mut().reset(Instant::now() + limit);
         }
         let is_over = Poll::is_ready(&idle.as_mut().poll(cx));

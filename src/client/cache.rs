@@ -9,6 +9,10 @@ use super::{Connection, End, Request};
 use crate::cache::listing::in_protocol;
 use crate::cache::{Caller, Done};
 use crate::config::CacheAccess;
+use crate::l1::Cause;
+use crate::server::Backend;
+use crate::upstream::feed;
+use bytes::Bytes;
 use larder_protocol::args::Args;
 use larder_protocol::cache::CacheCommand;
 use larder_protocol::table::{Group, Resolved, Table};
@@ -48,6 +52,25 @@ impl Core {
         }
     }
 
+    /// Hears of invalidations where the client is, and no longer elsewhere.
+    pub(super) fn listen(&mut self, glob: Option<Bytes>) {
+        self.listening = None;
+        let feed = match &self.shared.backend {
+            Backend::Upstream(_) => self.scope().map(|scope| scope.link.feed().clone()),
+            Backend::Embedded(embedded) => Some(embedded.feed(self.client.database.load(Ordering::Relaxed))),
+        };
+        self.listening = feed.map(|feed| feed.listen(&self.client, glob));
+    }
+
+    /// The client has moved: what it hears of is what happens where it is now. What it knows is of elsewhere.
+    pub(super) fn listen_here(&mut self) {
+        if let Some(listening) = self.listening.take() {
+            self.listen(listening.glob.clone());
+            let message = feed::message(None, Cause::FeedLost, self.session.protocol());
+            self.put_message(&message);
+        }
+    }
+
     fn in_own_protocol(&self, answer: Vec<u8>) -> Vec<u8> {
         in_protocol(answer, self.session.protocol())
     }
@@ -83,6 +106,14 @@ impl Connection {
             Ok(Done::TellReadMode) => bulk(self.core.session.read_mode().word().as_bytes()),
             Ok(Done::SetReadMode(mode)) => {
                 self.core.session.set_read_mode(mode);
+                b"+OK\r\n".to_vec()
+            }
+            Ok(Done::Listen(glob)) => {
+                self.core.listen(glob);
+                b"+OK\r\n".to_vec()
+            }
+            Ok(Done::Unlisten) => {
+                self.core.listening = None;
                 b"+OK\r\n".to_vec()
             }
             Err(failure) => format!("-{failure}\r\n").into_bytes(),

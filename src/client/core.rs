@@ -13,6 +13,7 @@ use crate::port::{CatchUp, Delivery, Failure, Seq, Taken};
 use crate::received::Received;
 use crate::server::{Backend, Shared};
 use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings};
+use crate::upstream::feed::Listening;
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::raw::Identity;
 use crate::upstream::scope::{Scope, Upstream};
@@ -41,6 +42,8 @@ pub(crate) struct Core {
     pub(crate) knowledge: Knowledge,
     pub(crate) admission: Admission,
     pub(crate) subscriptions: Subscriptions,
+    /// Its place among those who hear of invalidations.
+    pub(super) listening: Option<Listening>,
     /// The hubs that the client's subscriptions are with: one for each user that it has been.
     hubs: Vec<(Identity, Arc<Hub>)>,
     /// True while the output ends in the middle of a reply: messages have to wait.
@@ -139,6 +142,7 @@ impl Core {
             knowledge: Knowledge::Nothing,
             admission: Admission::Open,
             subscriptions: Subscriptions::default(),
+            listening: None,
             hubs: Vec::new(),
             in_reply: false,
             messages: Vec::new(),
@@ -335,7 +339,8 @@ impl Core {
     fn may_refuse(&self, command: &Command) -> bool {
         self.login == Login::Missing
             || command.class == Class::Local
-            || self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0
+            || self.watching.is_some()
+            || self.session.protocol() == Protocol::Resp2 && self.is_subscribed()
             || self.shared.denied.denies(command)
     }
 
@@ -353,7 +358,7 @@ impl Core {
         }
     }
 
-    /// Why a command may not be used now, as an error reply; `None` if it may.
+    /// Why a command may not be used now, as an error reply; `None` if it may. [`Core::may_refuse`] must know of each reason.
     pub(super) fn refusal(&self, command: &Command) -> Option<String> {
         let always = matches!(&*command.name, "auth" | "hello" | "quit" | "reset");
         if !always {
@@ -373,14 +378,18 @@ impl Core {
         if self.watching.is_some() && command.flags.intersects(Flags::READONLY | Flags::WRITE) {
             return Some("-ERR Replica can't interact with the keyspace\r\n".into());
         }
-        if self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0 && !may_run_subscribed(command)
-        {
+        if self.session.protocol() == Protocol::Resp2 && self.is_subscribed() && !may_run_subscribed(command) {
             let name = command.name.as_ref();
             return Some(format!(
                 "-ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context\r\n"
             ));
         }
         None
+    }
+
+    /// True if messages may come that it has not asked for one by one.
+    pub(super) fn is_subscribed(&self) -> bool {
+        self.subscriptions.count() > 0 || self.listening.is_some()
     }
 
     /// Tells those who watch of a request that the upstream does not tell them of.
@@ -637,6 +646,7 @@ impl Core {
             hub.moved(&self.client, &scope);
         }
         self.place = Place::Upstream(scope);
+        self.listen_here();
     }
 
     /// Who the client is for the upstream.
@@ -683,6 +693,7 @@ impl Core {
 
     /// Ends all subscriptions.
     pub(super) fn leave_hub(&mut self) {
+        self.listening = None;
         for (_, hub) in self.hubs.drain(..) {
             hub.leave(&self.client, &mut self.subscriptions);
         }
@@ -732,5 +743,6 @@ fn unknown(container: Option<&Command>, args: Args<'_>) -> Vec<u8> {
 }
 
 fn may_run_subscribed(command: &Command) -> bool {
-    command.class == Class::PubSub || matches!(&*command.name, "ping" | "quit" | "reset")
+    const ALLOWED: [&str; 5] = ["ping", "quit", "reset", "cache|subscribe", "cache|unsubscribe"];
+    command.class == Class::PubSub || ALLOWED.contains(&&*command.name)
 }

@@ -18,6 +18,8 @@ pub enum Cause {
     CapacityLimit,
     /// An operator named a pattern that its key matches.
     PatternBased,
+    /// An operator named a tag that its key had.
+    TagBased,
     /// The link was lost: what is changed from now on would not be heard of.
     FeedLost,
 }
@@ -30,8 +32,15 @@ pub(super) struct Causes([AtomicU64; Cause::ALL.len()]);
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 6] =
-        [Self::TtlExpired, Self::Manual, Self::DataChanged, Self::CapacityLimit, Self::PatternBased, Self::FeedLost];
+    pub const ALL: [Self; 7] = [
+        Self::TtlExpired,
+        Self::Manual,
+        Self::DataChanged,
+        Self::CapacityLimit,
+        Self::PatternBased,
+        Self::TagBased,
+        Self::FeedLost,
+    ];
 
     /// The cause in snake case.
     pub fn label(self) -> &'static str {
@@ -41,6 +50,7 @@ impl Cause {
             Self::DataChanged => "data_changed",
             Self::CapacityLimit => "capacity_limit",
             Self::PatternBased => "pattern_based",
+            Self::TagBased => "tag_based",
             Self::FeedLost => "feed_lost",
         }
     }

@@ -112,8 +112,11 @@ impl Filler {
         if self.partition.is_empty() {
             return;
         }
-        let id = self.take_id();
-        self.aside = (id != NOWHERE).then_some(Left { id, lost_at });
+        let (id, is_whole) = self.take_id();
+        self.aside = (id != NOWHERE && is_whole).then_some(Left { id, lost_at });
+        if !is_whole {
+            self.partition.l1.sweep(id, Cause::FeedLost);
+        }
     }
 
     /// A key among what was put aside may have been changed by a command that was lost.
@@ -142,17 +145,22 @@ impl Filler {
 // === impl Filler (ids) ===
 
 impl Filler {
-    /// Empties the partition by a new id; gives the old one, [`NOWHERE`] if it is suspended.
-    pub(super) fn take_id(&mut self) -> u64 {
-        let old = self.partition.id.load(Ordering::Acquire);
-        if old != NOWHERE {
+    /// Empties the partition by a new id; gives the old one ([`NOWHERE`] if it was taken since a suspension), and whether what
+    /// is under it is still what the stream says.
+    pub(super) fn take_id(&mut self) -> (u64, bool) {
+        let mut old = self.partition.id.load(Ordering::Acquire);
+        let mut is_whole = true;
+        if old == NOWHERE {
+            old = self.partition.id_before.swap(NOWHERE, Ordering::AcqRel);
+            is_whole = self.partition.before_is_whole.load(Ordering::Acquire);
+        } else {
             let next = self.partition.l1.next_id();
             // A failed exchange means a suspension: there is nothing to be found then either.
             let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);
         }
         self.partition.filled.store(false, Ordering::Release);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        old
+        (old, is_whole)
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `database` | one database: entries, the ways to find them, accounted bytes |
 //! | `slab` | places that entries keep, which SCAN rests on |
 //! | `value` | a stored string |
+//! | `tags` | which keys have which tags |
 //! | `extended` | the arithmetic of INCRBYFLOAT |
 //!
 //! # Invariants
@@ -42,6 +43,7 @@ mod options;
 mod reply;
 mod slab;
 mod strings;
+mod tags;
 mod value;
 
 use larder_protocol::args::Args;
@@ -51,6 +53,7 @@ use keyspace::Keyspace;
 use reply::{Failure, Reply};
 
 pub use reply::Protocol;
+pub use tags::{LEASES_MAX, Lease, PAIRS_MAX, TagIndex, TagsFull};
 
 /// Longest name of a command here (`incrbyfloat`, `pexpiretime`), in bytes.
 const NAME_LEN_MAX: usize = 11;
@@ -245,6 +248,12 @@ impl Origin {
             Ok(db) => self.keyspace.version(db, key, now),
             Err(_) => Version { swaps: 0, sequence: 0 },
         }
+    }
+
+    /// True if a key is there. Looking does not use it.
+    pub fn holds(&mut self, db: u32, key: &[u8], now: UnixMillis) -> bool {
+        let db = self.index(db);
+        db.is_ok_and(|db| self.keyspace.find(db, key, keyspace::Use::Peek, now).is_some())
     }
 
     /// What the store has and what it has done.

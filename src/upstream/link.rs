@@ -41,6 +41,7 @@ use crate::port::{Delivery, Failure, Port, Seq};
 use crate::received::Received;
 use crate::upstream::admission::{Admission, Filter};
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
+use crate::upstream::feed::Feed;
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::cursor::{Cursor, Item};
@@ -158,6 +159,7 @@ pub struct LinkCore {
     elsewhere: bool,
     counts: LinkCounts,
     admission: Filter,
+    feed: Arc<Feed>,
     #[cfg(feature = "mutations")]
     late: flights::Late,
 }
@@ -259,9 +261,15 @@ impl LinkCore {
             elsewhere: false,
             counts: LinkCounts::default(),
             admission: Filter::new(limits.admission),
+            feed: Arc::default(),
             #[cfg(feature = "mutations")]
             late: flights::Late::default(),
         }
+    }
+
+    /// Who hears of what L1 forgets.
+    pub fn set_feed(&mut self, feed: Arc<Feed>) {
+        self.feed = feed;
     }
 
     /// A connection has been set up; what may be kept from now on. Before anybody can be told anything by it, what was
@@ -368,6 +376,9 @@ impl LinkCore {
                 {
                     self.remove_keys_of(command, &request, now);
                 }
+                if let OpKind::Named(cause) = kind {
+                    self.remove_named(frame, cause, now);
+                }
                 if state != Patience::ToldOfTimeout {
                     self.hand_on(&port, seq, frame);
                 }
@@ -427,6 +438,7 @@ impl LinkCore {
     pub fn lost(&mut self, whole_until: Time) -> Vec<Retry> {
         if !is_planted(Mutation::KeptOverReconnect) {
             self.part_from_feed(whole_until);
+            self.feed.tell(None, Cause::FeedLost);
         }
         self.counts.emptied += 1;
         self.caching = Caching::Off;
@@ -538,6 +550,7 @@ impl LinkCore {
     /// Everything may have changed: for the keys of flights under way, too.
     fn empty(&mut self) {
         self.filler.empty(Cause::DataChanged);
+        self.feed.tell(None, Cause::DataChanged);
         self.counts.emptied += 1;
         for state in self.keys.values_mut() {
             state.changes += 1;
@@ -548,7 +561,10 @@ impl LinkCore {
         if let Some(state) = self.keys.get_mut(key) {
             state.changes += 1;
         }
-        self.filler.remove(key, cause, now)
+        let removed = self.filler.remove(key, cause, now);
+        // Afterwards: who acts upon the news must not find the entry.
+        self.feed.tell(Some(key), cause);
+        removed
     }
 
     fn remove_keys_of(&mut self, command: CommandId, request: &Bytes, now: Time) {

@@ -23,8 +23,10 @@ use self::setup::connect;
 
 use super::backoff::{Backoff, BackoffSettings};
 use super::breaker::{FailureCause, Outcome};
+use super::feed::Feed;
 use super::link::{self, Job, LinkCore, LinkCounts, OpKind, Retry};
 use super::node::Node;
+use super::peers::Peers;
 use super::raw::{Identity, RawConnection, RawError};
 use crate::buffered::{Buffered, REQUEST_OVERHEAD_BYTES, Share};
 use crate::l1::Partition;
@@ -79,6 +81,7 @@ pub struct LinkHandle {
     admitted: Notify,
     counts: Mutex<LinkCounts>,
     big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
+    feed: Arc<Feed>,
 }
 
 /// Whether the link is there.
@@ -114,6 +117,8 @@ pub struct LinkPurpose {
     pub identity: Identity,
     /// Which database it selects.
     pub database: u32,
+    /// Whom it tells of itself before it fills; nobody, if other Larders are not to wait for this one.
+    pub peers: Option<Arc<Peers>>,
 }
 
 // === impl LinkHandle ===
@@ -144,12 +149,18 @@ impl LinkHandle {
             admitted: Notify::new(),
             counts: Mutex::new(LinkCounts::default()),
             big_keys,
+            feed: Arc::default(),
         })
     }
 
     /// The partition that the link fills.
     pub fn partition(&self) -> &Arc<Partition> {
         &self.partition
+    }
+
+    /// Who hears of what the partition forgets.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
     }
 
     /// True while the link's replies are kept.
@@ -391,6 +402,7 @@ impl Queue {
 
 /// Runs a link until its scope ends. One call for each handle.
 pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpose, seed: u64) {
+    core.set_feed(handle.feed.clone());
     let mut backoff = Backoff::new(handle.times.backoff, seed);
     let mut moves = Moves::new(seed);
     let mut retries: Vec<Retry> = Vec::new();

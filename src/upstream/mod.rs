@@ -10,15 +10,21 @@
 //! | [`node`] | one server: where it is, whether it is well, what it understands |
 //! | [`breaker`] | CORE of the circuit breaker of one node |
 //! | [`admission`] | CORE of the choice which misses are worth a fill |
+//! | [`peers`] | other Larders of the same upstream |
+//! | [`feed`] | who wants to hear of invalidations |
+//! | `errand` | requests of Larder's own on links |
 //! | [`backoff`] | how long to wait before the next connect attempt |
 
 pub mod addresses;
 pub mod admission;
 pub mod backoff;
 pub mod breaker;
+pub(crate) mod errand;
+pub mod feed;
 pub mod link;
 pub mod link_io;
 pub mod node;
+pub mod peers;
 pub mod pool;
 pub mod raw;
 pub mod scope;

@@ -10,10 +10,12 @@
 use super::link::{LinkCore, LinkCounts, LinkLimits};
 use super::link_io::{self, LinkHandle, LinkPurpose, LinkState, LinkTimes};
 use super::node::Node;
+use super::peers::{Peers, PeersSettings};
 use super::pool::{PoolLimits, Pools};
 use super::raw::Identity;
 use crate::buffered::Buffered;
 use crate::l1::L1;
+use crate::port::Failure;
 use bytes::Bytes;
 use mini_moka::sync::Cache;
 use std::collections::HashMap;
@@ -59,6 +61,9 @@ pub struct Upstream {
     identity: Identity,
     database: u32,
     scopes: Mutex<HashMap<(Identity, u32), Held>>,
+    /// How other Larders are asked, if they are; and the connections of the users that have scopes.
+    peers_settings: Option<PeersSettings>,
+    peers: Mutex<HashMap<Identity, Arc<Peers>>>,
     /// What the links of scopes that have ended had done.
     ended: Mutex<LinkCounts>,
     count: AtomicUsize,
@@ -121,6 +126,7 @@ impl Upstream {
         node: Arc<Node>,
         l1: Arc<L1>,
         settings: UpstreamSettings,
+        peers_settings: Option<PeersSettings>,
         identity: Identity,
         database: u32,
         buffered: Arc<Buffered>,
@@ -136,6 +142,8 @@ impl Upstream {
             identity,
             database,
             scopes: Mutex::new(HashMap::new()),
+            peers_settings,
+            peers: Mutex::default(),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
             next_seed: AtomicU64::new(seed),
@@ -288,12 +296,43 @@ impl Upstream {
         });
         let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, &self.buffered, remember);
         let core = LinkCore::new(filler, self.node.table(), self.settings.link);
-        let purpose = LinkPurpose { identity: identity.clone(), database };
+        let peers = self.peers_of(identity);
+        let purpose = LinkPurpose { identity: identity.clone(), database, peers };
         let seed = self.next_seed.fetch_add(1, Ordering::Relaxed);
         self.runtime.spawn(link_io::run(link.clone(), core, purpose, seed));
         let _guard = self.runtime.enter();
         let pools = Pools::new(&self.node, identity, database, self.settings.pool);
         Arc::new(Scope { identity: identity.clone(), database, link, pools, peers: AtomicUsize::new(0) })
+    }
+
+    /// The connection of a user to other Larders; it is made if it is not there.
+    fn peers_of(&self, identity: &Identity) -> Option<Arc<Peers>> {
+        let settings = self.peers_settings.as_ref()?;
+        let mut all = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peers) = all.get(identity) {
+            return Some(peers.clone());
+        }
+        let number = self.next_seed.fetch_add(1, Ordering::Relaxed);
+        let (peers, task) = Peers::start(self.node.clone(), identity.clone(), number, settings.clone());
+        self.runtime.spawn(task.run());
+        all.insert(identity.clone(), peers.clone());
+        Some(peers)
+    }
+
+    /// Returns when every Larder of the upstream has applied what was sent to it for `database` before.
+    ///
+    /// # Errors
+    /// Not all have confirmed in time.
+    pub async fn fence_peers(&self, identity: &Identity, database: u32) -> Result<(), Failure> {
+        let joined = {
+            let all = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = all.get(identity).filter(|peers| peers.is_joined());
+            own.or_else(|| all.values().find(|peers| peers.is_joined())).cloned()
+        };
+        match joined {
+            Some(peers) => peers.fence(database).await,
+            None => Ok(()),
+        }
     }
 
     fn sweep(&self) {
@@ -309,6 +348,13 @@ impl Upstream {
                 *ended = *ended + held.scope.link.counts();
             }
             !ends
+        });
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).retain(|identity, peers| {
+            let has_scopes = scopes.keys().any(|(of, _)| of == identity);
+            if !has_scopes {
+                peers.close();
+            }
+            has_scopes
         });
         self.count_scopes(&scopes);
     }

@@ -6,12 +6,16 @@ mod support;
 
 mod breaker;
 mod config;
+mod events;
 mod insight;
 mod invalidate;
 mod jobs;
+mod leases;
 mod listing;
 mod reads;
 mod seen;
+mod tag_histories;
+mod tags;
 mod warm;
 
 use std::collections::BTreeMap;

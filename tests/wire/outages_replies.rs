@@ -25,8 +25,11 @@ fn failures(client: &mut Client) -> u64 {
     breaker(client, "failures").parse().expect("a number")
 }
 
+/// No connection beside the links, so that those can be counted.
+const ALONE: &[&str] = &["--set", "tags.peers_ms_max=0"];
 /// Never opens, so that only the counts show.
-const COUNTS_ONLY: &[&str] = &["--set", "breaker.calls_min=1000000", "--set", "link.reconnect_ms_min=10"];
+const COUNTS_ONLY: &[&str] =
+    &["--set", "breaker.calls_min=1000000", "--set", "link.reconnect_ms_min=10", ALONE[0], ALONE[1]];
 
 /// Each error of the table in docs/outage.md: handed to the client as it is, counted or not, and a new link or not.
 #[test]
@@ -140,7 +143,7 @@ fn a_failover_is_followed() {
         "SET" if shared.load(Ordering::Relaxed) < 2 => Answer::Bytes(b"-READONLY You can't write\r\n".to_vec()),
         _ => Answer::Usual,
     });
-    let larder = Larder::before(stub.address(), &[]);
+    let larder = Larder::before(stub.address(), ALONE);
     let mut client = larder.client();
     wait_until("the write is taken", || client.run("SET k v") == b"+OK\r\n");
     assert_eq!(is_replica.load(Ordering::Relaxed), 2, "one new connection was enough");

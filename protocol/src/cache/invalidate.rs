@@ -1,5 +1,6 @@
 //! `CACHE INVALIDATE`: what is to go, and how far.
 
+use super::tags::parse_tags;
 use super::{Access, CacheCommand, CacheError, KeyList, Subcommand, is};
 use crate::args::Args;
 
@@ -15,7 +16,18 @@ pub enum Target<'a> {
         /// Where an earlier call has ended; from the beginning if there was none.
         from: Option<u64>,
     },
+    /// All keys that have one, or all, of these tags.
+    Tags(Matching, KeyList<'a>),
     /// The whole database.
+    All,
+}
+
+/// How many of several tags a key must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matching {
+    /// `ANY`, which need not be said: at least one.
+    Any,
+    /// `ALL` of them.
     All,
 }
 
@@ -31,14 +43,14 @@ pub enum Reach {
 pub(super) const INVALIDATE: Subcommand = Subcommand {
     name: "invalidate",
     arity: -3,
-    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob> [CURSOR <cursor>]|ALL) [LOCAL]",
+    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob> [CURSOR <cursor>]|TAGS [ANY|ALL] <numtags> <tag> [<tag> ...]|ALL) [LOCAL]",
     help: &[
         "Delete keys upstream, and so from every cache. With LOCAL, only drop them",
         "from the L1 of this Larder. Return the number of keys; OK for ALL.",
         "With CURSOR, look on from where an earlier call has ended (see CACHE JOBS).",
     ],
     since: "0.1.0",
-    complexity: "O(N) where N is the number of keys named, or of keys in the database for PATTERN and ALL",
+    complexity: "O(N) where N is the number of keys named, or of keys in the database for PATTERN and ALL, or of keys with the tags",
     keys: "RW,delete/keyword=KEYS,2/keynum=0,1,1",
     access: Access::Removes,
 };
@@ -51,12 +63,13 @@ pub(super) fn parse(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
         () if is(kind, "keys") && args.len() < 5 => return wrong_arity,
         () if is(kind, "keys") => {
             let keys = KeyList::parse(args, 3)?;
-            (Target::Keys(keys), keys.from + keys.count)
+            (Target::Keys(keys), keys.end())
         }
         () if is(kind, "pattern") => match args.get(3) {
             Some(glob) => parse_pattern(args, glob)?,
             None => return wrong_arity,
         },
+        () if is(kind, "tags") => parse_tagged(args)?,
         () if is(kind, "all") => (Target::All, 3),
         () => return Err(CacheError::Syntax),
     };
@@ -67,6 +80,21 @@ pub(super) fn parse(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
         _ => return Err(CacheError::Syntax),
     };
     Ok(CacheCommand::Invalidate(target, reach))
+}
+
+/// `[ANY|ALL] numtags tag ...`, and where it ends.
+fn parse_tagged(args: Args<'_>) -> Result<(Target<'_>, usize), CacheError> {
+    let said = args.get(3).unwrap_or_default();
+    let (matching, at) = match () {
+        () if is(said, "any") => (Matching::Any, 4),
+        () if is(said, "all") => (Matching::All, 4),
+        () => (Matching::Any, 3),
+    };
+    if args.len() < at + 2 {
+        return Err(CacheError::Arity("invalidate"));
+    }
+    let tags = parse_tags(args, at)?;
+    Ok((Target::Tags(matching, tags), tags.end()))
 }
 
 /// `glob [CURSOR cursor]`, and where it ends.

@@ -223,14 +223,21 @@ impl RequestScanner {
         self.args.clear();
     }
 
-    /// The length of the request at the start of `buf`, if it is all there and of the usual kind: up to nine arguments,
+    /// The length of the request at the start of `buf`, if it is all there and of the usual kind: up to 99 arguments,
     /// of up to three digits of bytes each. Of anything else nothing is noted, nor of what may be an error: the steps
     /// that take any request look at it from its start.
     #[inline]
     fn whole(&mut self, buf: &[u8]) -> Option<usize> {
-        let [b'*', count @ b'1'..=b'9', b'\r', _, ..] = *buf else { return None };
-        let count = usize::from(count - b'0');
-        let mut at = 4;
+        let (count, mut at) = match *buf {
+            [b'*', a @ b'1'..=b'9', b'\r', _, ..] => (usize::from(a - b'0'), 4),
+            [b'*', a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', _, ..] => {
+                (usize::from(a - b'0') * 10 + usize::from(b - b'0'), 5)
+            }
+            _ => return None,
+        };
+        if count > 10 && !self.authenticated {
+            return None;
+        }
         for _ in 0..count {
             // An argument is six bytes long at least.
             let Some([b'$', a, b, c, d, _]) = buf.get(at..).and_then(|rest| rest.first_chunk()) else {

@@ -3,11 +3,11 @@
 //! First each key is asked for its type and its size, then it is read as a whole, by the command that its type is read with.
 //! What is much larger than an entry may be is not read: its reply would occupy the link for nothing.
 
-use super::super::errand::Errand;
 use super::super::jobs::Job;
 use super::{Warmer, refused};
 use crate::l1::Variant;
 use crate::port::Failure;
+use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
 use crate::upstream::node::Facts;
 use bytes::Bytes;

@@ -13,10 +13,10 @@
 //! as a whole or not at all, and stays as it is where there is nothing to save.
 
 use super::{Subject, Warmer, refused};
-use crate::cache::errand::Errand;
 use crate::cache::jobs::Job;
 use crate::port::Failure;
 use crate::server::{Backend, Shared};
+use crate::upstream::errand::Errand;
 use crate::upstream::scope::Upstream;
 use bytes::Bytes;
 use std::cmp::Ordering;

@@ -34,6 +34,8 @@ impl LinkCore {
                 {
                     self.forget_keys_of(*command, request);
                 }
+                // Which keys it has deleted, its reply would have told.
+                What::Reply { kind: OpKind::Named(_), .. } if one.starts_at < sent => self.filler.drop_aside(),
                 What::Fence { waiting, resumes } if !waiting.is_empty() || *resumes > 0 => self.filler.drop_aside(),
                 _ => {}
             }

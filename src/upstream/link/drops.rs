@@ -8,6 +8,7 @@ use crate::clock::Time;
 use crate::l1::Cause;
 use crate::port::{Port, Seq};
 use larder_protocol::args::Args;
+use larder_protocol::cursor::{Cursor, Item};
 use std::sync::Arc;
 
 // === impl LinkCore ===
@@ -30,10 +31,22 @@ impl LinkCore {
     /// Empties the partition.
     pub(super) fn drop_all(&mut self, port: &Arc<Port>, seq: Seq, cause: Cause) {
         self.filler.empty(cause);
+        self.feed.tell(None, cause);
         self.counts.emptied += 1;
         let flights: Vec<usize> = self.flights.iter().map(|(flight, _)| flight).collect();
         flights.into_iter().for_each(|flight| self.keep_no_more(flight));
         self.hand_on(port, seq, Frame { bytes: b"+OK\r\n", shared: None });
+    }
+
+    /// Removes the keys that the last element of a reply names. (The pushes about them come behind it.)
+    pub(super) fn remove_named(&mut self, frame: Frame<'_>, cause: Cause, now: Time) {
+        let mut cursor = Cursor::new(frame.bytes);
+        let Some(Item::Aggregate(_, elements)) = cursor.next() else { return };
+        let named = (1..elements).all(|_| cursor.next_frame().is_some());
+        let Some(count) = cursor.next_count().filter(|_| named) else { return };
+        for key in (0..count).map_while(|_| cursor.next_bytes()) {
+            self.remove(key, cause, now);
+        }
     }
 
     /// A read under way is from now on one whose reply is only handed on.
@@ -129,6 +142,23 @@ mod tests {
         assert_eq!(replies(&port), [(4, "+OK".to_owned())]);
         assert_eq!(partition.store().removed(Cause::Manual), 2);
         assert_eq!(core.in_flight(), (0, 0));
+    }
+
+    #[test]
+    fn the_reply_of_a_script_names_what_leaves() {
+        let (partition, mut core) = link();
+        let port: Arc<Port> = Arc::default();
+        for (seq, key) in [(1, "a"), (2, "b")] {
+            submit(&mut core, &port, seq, fill_kind(), &["GET", key]);
+            receive(&mut core, &[b":-1\r\n", b"$1\r\nv\r\n"]);
+        }
+        submit(&mut core, &port, 3, OpKind::Named(Cause::TagBased), &["EVALSHA", "x", "0"]);
+        receive(&mut core, &[b"*3\r\n:2\r\n*1\r\n$1\r\nb\r\n*2\r\n$1\r\na\r\n$1\r\nx\r\n"]);
+        assert!(partition.facts(b"a").is_none() && partition.facts(b"b").is_some());
+        assert_eq!(partition.store().removed(Cause::TagBased), 1);
+        submit(&mut core, &port, 4, OpKind::Named(Cause::TagBased), &["EVALSHA", "x", "0"]);
+        receive(&mut core, &[b"-ERR no\r\n"]);
+        assert!(partition.facts(b"b").is_some());
     }
 
     #[test]

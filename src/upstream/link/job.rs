@@ -55,6 +55,8 @@ pub enum OpKind {
     FillEach(Each),
     /// A change of the keys of this command.
     Write(CommandId),
+    /// A script of Larder's own: the keys that the last element of its reply names have changed, for this cause.
+    Named(Cause),
     /// Neither reads nor changes a key, but may have an effect: never sent twice.
     Effect,
     /// Nothing is sent for the client; it is told when the link has caught up.

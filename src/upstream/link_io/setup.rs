@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 /// Connects and sets up; tells the core what may be kept.
 pub(super) async fn connect(
-    handle: &LinkHandle,
+    handle: &Arc<LinkHandle>,
     core: &mut LinkCore,
     purpose: &LinkPurpose,
 ) -> Result<RawConnection, RawError> {
@@ -39,6 +39,9 @@ pub(super) async fn connect(
         && let ErrorKind::Failure(_) = classify_error(&line)
     {
         return Err(RawError::Refused(line));
+    }
+    if let (Caching::Tracked, Some(peers)) = (caching, &purpose.peers) {
+        peers.admit(handle, purpose.database).await;
     }
     core.connected(caching, node.table());
     let caches = match caching {

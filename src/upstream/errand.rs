@@ -17,7 +17,7 @@ use std::task::{Poll, ready};
 
 /// Sends requests and waits for their replies, one batch after the other.
 #[derive(Debug, Default)]
-pub(super) struct Errand {
+pub(crate) struct Errand {
     port: Arc<Port>,
     seq_last: u64,
 }
@@ -36,7 +36,7 @@ enum Outcome {
 impl Errand {
     /// Drops what `request` names behind its first argument from L1, and sends it as a write. Its reply, unless that is
     /// an error.
-    pub(super) async fn delete(
+    pub(crate) async fn delete(
         &mut self,
         link: &LinkHandle,
         cause: Cause,
@@ -47,7 +47,7 @@ impl Errand {
     }
 
     /// Sends requests as one job; the reply to the last, unless one is an error.
-    pub(super) async fn call(
+    pub(crate) async fn call(
         &mut self,
         link: &LinkHandle,
         requests: &[(OpKind, &OwnedArgs)],
@@ -72,7 +72,7 @@ impl Errand {
     ///
     /// # Errors
     /// Nothing has been sent: the upstream is down, or too much waits.
-    pub(super) async fn ask_each(
+    pub(crate) async fn ask_each(
         &mut self,
         link: &LinkHandle,
         requests: &[(OpKind, OwnedArgs)],
@@ -91,7 +91,7 @@ impl Errand {
     }
 
     /// Drops keys from L1, in the order of the link: how many were there. `keys` has a word in front of them.
-    pub(super) async fn drop_keys(&mut self, link: &LinkHandle, cause: Cause, keys: &OwnedArgs) -> u64 {
+    pub(crate) async fn drop_keys(&mut self, link: &LinkHandle, cause: Cause, keys: &OwnedArgs) -> u64 {
         link.submit_fence(self.job(&[(OpKind::Drop(cause), keys)]));
         let dropped = match self.outcomes(1).await.pop() {
             Some(Outcome::Reply(reply)) => Cursor::new(&reply).next_integer(),
@@ -101,7 +101,7 @@ impl Errand {
     }
 
     /// Empties the partition of a link, in its order.
-    pub(super) async fn drop_all(&mut self, link: &LinkHandle, cause: Cause) {
+    pub(crate) async fn drop_all(&mut self, link: &LinkHandle, cause: Cause) {
         link.submit_fence(self.job(&[(OpKind::DropAll(cause), &OwnedArgs::default())]));
         self.outcomes(1).await;
     }
@@ -110,11 +110,20 @@ impl Errand {
     ///
     /// # Errors
     /// One did not in time.
-    pub(super) async fn fence(&mut self, scopes: &[Arc<Scope>]) -> Result<(), Failure> {
-        for scope in scopes {
-            scope.link.submit_fence(self.job(&[(OpKind::Fence, &OwnedArgs::default())]));
+    pub(crate) async fn fence(&mut self, scopes: &[Arc<Scope>]) -> Result<(), Failure> {
+        self.fence_links(scopes.iter().map(|scope| &scope.link)).await
+    }
+
+    /// As [`Errand::fence`].
+    pub(crate) async fn fence_links<'l>(
+        &mut self,
+        links: impl ExactSizeIterator<Item = &'l Arc<LinkHandle>>,
+    ) -> Result<(), Failure> {
+        let count = links.len();
+        for link in links {
+            link.submit_fence(self.job(&[(OpKind::Fence, &OwnedArgs::default())]));
         }
-        let failed = self.outcomes(scopes.len()).await.into_iter().find_map(|outcome| match outcome {
+        let failed = self.outcomes(count).await.into_iter().find_map(|outcome| match outcome {
             Outcome::Failed(failure) => Some(failure),
             _ => None,
         });

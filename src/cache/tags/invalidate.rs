@@ -1,0 +1,180 @@
+//! `CACHE INVALIDATE TAGS`: from the commit point to the moment at which nobody reads what had the tags.
+//!
+//! ```text
+//!   aside.lua   what has the tags is set aside: one step, whatever its number        <- the commit point
+//!   step.lua    some of it is deleted, again and again; in between the upstream rests
+//!   fence       the links of this Larder, then all other Larders, have heard of it   <- the reply
+//! ```
+//!
+//! How it fails: whatever ends this after the commit point, a lost connection, a caller that goes, the end of the process, the
+//! rest is deleted by the sweeper of some Larder when the claim is over.
+
+use super::script;
+use crate::cache::Caller;
+use crate::cache::jobs::Job;
+use crate::l1::Cause;
+use crate::port::Failure;
+use crate::upstream::errand::Errand;
+use crate::upstream::link::OpKind;
+use crate::upstream::scope::{Scope, Upstream};
+use bytes::Bytes;
+use larder_protocol::args::OwnedArgs;
+use larder_protocol::cache::{KeyList, Matching};
+use larder_protocol::cursor::Cursor;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Keys that one step deletes at most: a small part of a millisecond of the upstream's time.
+pub(super) const STEP_KEYS: &[u8] = b"16";
+/// How long an invalidation is left to who has begun it.
+pub(super) const CLAIM_MS: &[u8] = b"10000";
+/// Shortest and longest rest between two steps.
+const REST_MIN: Duration = Duration::from_millis(1);
+const REST_MAX: Duration = Duration::from_millis(100);
+/// Keys that are looked at in one step of a search for members.
+const SEARCH_STEP: &[u8] = b"512";
+/// Bytes of tags that a job shows.
+const SHOWN_BYTES_MAX: usize = 128;
+
+/// Deletes what has one, or all, of the tags: how many keys there were.
+pub(in crate::cache) async fn invalidate(
+    caller: &Caller,
+    upstream: &Upstream,
+    scope: &Arc<Scope>,
+    matching: Matching,
+    tags: &KeyList<'_>,
+) -> Result<u64, Failure> {
+    caller.may_use(&upstream.node().table(), "UNLINK")?;
+    let shown: Vec<u8> = tags.iter().flat_map(|tag| [tag, b" "].concat()).take(SHOWN_BYTES_MAX).collect();
+    let job = caller.shared.jobs.begin("invalidate-tags", shown.trim_ascii_end(), caller.shared.clock)?;
+    caller.shared.tags_were_used();
+    let done = delete(caller, scope, matching, tags, &job).await;
+    let done = match done {
+        Ok(()) => fence(upstream, scope).await,
+        failed => failed,
+    };
+    let deleted = job.done();
+    job.end(done.as_ref().err());
+    done.map(|()| deleted)
+}
+
+async fn delete(
+    caller: &Caller,
+    scope: &Scope,
+    matching: Matching,
+    tags: &KeyList<'_>,
+    job: &Job,
+) -> Result<(), Failure> {
+    let mut errand = Errand::default();
+    let config = &caller.shared.config.tags;
+    let (prefix, id) = (config.prefix.as_bytes(), super::fresh_token());
+    // A version of a tag outlives every lease that was given before.
+    let lease_ms = (config.lease_ms.as_millis() * 2).to_string();
+    let word: &[u8] = if matching == Matching::All { b"ALL" } else { b"ANY" };
+    let mut args = vec![prefix, id.as_bytes(), CLAIM_MS, lease_ms.as_bytes(), STEP_KEYS, word];
+    args.extend(tags.iter());
+    job.commit();
+    let kind = OpKind::Named(Cause::TagBased);
+    let reply = script::ASIDE.run(&mut errand, &scope.link, kind, None, &args).await?;
+    let mut cursor = Cursor::new(&reply);
+    cursor.next_count();
+    job.expect(cursor.next_integer().map_or(0, i64::unsigned_abs));
+    job.advance(cursor.next_integer().map_or(0, i64::unsigned_abs));
+    let left = cursor.next_count().unwrap_or(0);
+    let ids: Vec<&[u8]> = (0..left).map_while(|_| cursor.next_bytes()).collect();
+    for id in ids {
+        delete_aside(&mut errand, scope, prefix, id, Some(job)).await?;
+    }
+    Ok(())
+}
+
+/// Deletes what was set aside as `id`, step by step.
+pub(super) async fn delete_aside(
+    errand: &mut Errand,
+    scope: &Scope,
+    prefix: &[u8],
+    id: &[u8],
+    job: Option<&Job>,
+) -> Result<(), Failure> {
+    loop {
+        let began = Instant::now();
+        let kind = OpKind::Named(Cause::TagBased);
+        let reply = script::STEP.run(errand, &scope.link, kind, None, &[prefix, id, CLAIM_MS, STEP_KEYS]).await?;
+        let mut cursor = Cursor::new(&reply);
+        cursor.next_count();
+        let deleted = cursor.next_integer().map_or(0, i64::unsigned_abs);
+        if let Some(job) = job {
+            job.advance(deleted);
+        }
+        if cursor.next_integer() != Some(0) {
+            return Ok(());
+        }
+        sleep(began.elapsed().clamp(REST_MIN, REST_MAX)).await;
+    }
+}
+
+/// Everybody has heard of it: the links of this Larder, then all other Larders.
+async fn fence(upstream: &Upstream, scope: &Arc<Scope>) -> Result<(), Failure> {
+    let mut scopes = upstream.others(scope, Some(scope.database));
+    scopes.push(scope.clone());
+    Errand::default().fence(&scopes).await?;
+    upstream.fence_peers(&scope.identity, scope.database).await
+}
+
+/// The keys that have one, or all, of the tags at this time.
+pub(in crate::cache) async fn members(
+    caller: &Caller,
+    scope: &Scope,
+    matching: Matching,
+    tags: &KeyList<'_>,
+) -> Result<Vec<Bytes>, Failure> {
+    let mut errand = Errand::default();
+    let prefix = caller.shared.config.tags.prefix.as_bytes();
+    let sets: Vec<Vec<u8>> = tags.iter().map(|tag| [prefix, b"t:", tag].concat()).collect();
+    let searched = if matching == Matching::All { &sets[..1] } else { &sets[..] };
+    let mut found = Vec::new();
+    for set in searched {
+        let mut cursor = Bytes::from_static(b"0");
+        loop {
+            let words = [&b"SSCAN"[..], set, &cursor, b"COUNT", SEARCH_STEP];
+            let reply = errand.call(&scope.link, &[(OpKind::Read, &OwnedArgs::new(words))]).await?;
+            let mut items = Cursor::new(&reply);
+            items.next_count();
+            cursor = Bytes::copy_from_slice(items.next_bytes().unwrap_or(b"0"));
+            let count = items.next_count().unwrap_or(0);
+            let keys: Vec<Bytes> = (0..count).map_while(|_| items.next_bytes()).map(|k| reply.slice_ref(k)).collect();
+            found.extend(if matching == Matching::All {
+                with_all(&mut errand, scope, keys, &sets[1..]).await?
+            } else {
+                keys
+            });
+            if cursor == "0" {
+                break;
+            }
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// Those of `keys` that all the sets have.
+async fn with_all(
+    errand: &mut Errand,
+    scope: &Scope,
+    mut keys: Vec<Bytes>,
+    sets: &[Vec<u8>],
+) -> Result<Vec<Bytes>, Failure> {
+    for set in sets {
+        if keys.is_empty() {
+            break;
+        }
+        let words = [&b"SMISMEMBER"[..], set].into_iter().chain(keys.iter().map(|key| &key[..]));
+        let reply = errand.call(&scope.link, &[(OpKind::Read, &OwnedArgs::new(words))]).await?;
+        let mut flags = Cursor::new(&reply);
+        flags.next_count();
+        keys.retain(|_| flags.next_integer() == Some(1));
+    }
+    Ok(keys)
+}

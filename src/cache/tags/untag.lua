@@ -1,0 +1,8 @@
+-- KEYS: the key. ARGV: prefix, tags. The reply is the number of tags taken off.
+local key, record, taken = KEYS[1], P .. 'k:' .. KEYS[1], 0
+for i = 2, #ARGV do
+  taken = taken + redis.call('SREM', record, ARGV[i])
+  detach(key, ARGV[i])
+end
+if redis.call('EXISTS', record) == 0 then redis.call('ZREM', P .. 'due', key) end
+return taken

@@ -1,0 +1,496 @@
+//! Other Larders of the same upstream: who else must have heard of an invalidation before it is answered.
+//!
+//! A push reaches another Larder when it reaches it. Where more is promised (`CACHE INVALIDATE TAGS`), the invalidator
+//! asks all of them and waits:
+//!
+//! ```text
+//!   SPUBLISH <prefix>peers "<database> <where to answer> <number>"   ──►  every Larder, this one too; the reply says how many
+//!       each fences its links of that database: what was sent to them before is applied
+//!   SPUBLISH <where to answer> "<number>"                            ◄──  each
+//! ```
+//!
+//! There is one such connection for each user whose links fill L1. The promise rests on this: **a link fills and answers
+//! from L1 only while the connection of its user is subscribed**, so the server's own count of receivers is the count of
+//! those who could hold anything old. When the connection is lost, the partitions are suspended until it is back.
+//!
+//! Shard channels, because they are not in the way: `PUBSUB CHANNELS` and its kin do not show them.
+//!
+//! How it fails: who may not use the channel, or whose server has no shard channels (before 7.0), stands apart: it is
+//! neither asked nor asks, and a warning says so. Who does not answer in time costs the invalidator a clear error.
+//!
+//! Bounds: [`ASKED_MAX`] questions of others at a time; the longest wait is `tags.peers_ms_max`.
+
+use super::errand::Errand;
+use super::link::{Job, Op, OpKind};
+use super::link_io::LinkHandle;
+use super::node::Node;
+use super::raw::{self, Identity, RawConnection, RawError};
+use crate::port::{Failure, Seq};
+use bytes::{Bytes, BytesMut};
+use larder_protocol::args::OwnedArgs;
+use larder_protocol::cursor::Cursor;
+use larder_protocol::scan::ReplyLimits;
+use larder_protocol::shape::Protocol;
+use smallvec::smallvec;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Names and times.
+#[derive(Clone, Debug)]
+pub struct PeersSettings {
+    /// The channel on which all are asked.
+    pub channel: String,
+    /// This process's own name: where it is answered, with the identity's number behind.
+    pub name: String,
+    /// Longest wait for all to answer (`tags.peers_ms_max`).
+    pub answers_max: Duration,
+    /// Longest wait for a connection (`link.connect_ms_max`).
+    pub connect_max: Duration,
+    /// A connection that sends nothing for so long, though asked, is lost (`link.dead_ms`).
+    pub dead_after: Duration,
+    /// Bounds of replies.
+    pub replies: ReplyLimits,
+}
+
+/// The connection of one user.
+pub struct Peers {
+    node: Arc<Node>,
+    identity: Identity,
+    settings: PeersSettings,
+    answers_to: String,
+    state: Mutex<State>,
+    outbox: mpsc::Sender<Outgoing>,
+    /// A link has connected.
+    wanted: Notify,
+    /// The standing has changed.
+    settled: Notify,
+    closed: AtomicBool,
+}
+
+struct State {
+    standing: Standing,
+    links: Vec<Entry>,
+    questions: HashMap<u64, Question>,
+    last_question: u64,
+    asked: usize,
+}
+
+/// Whether the connection is subscribed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Not yet, or not any more.
+    Joining,
+    Joined,
+    /// It cannot be.
+    Apart,
+}
+
+struct Entry {
+    database: u32,
+    link: Weak<LinkHandle>,
+    suspended: bool,
+}
+
+/// A question of ours, and who has answered.
+struct Question {
+    answers: usize,
+    asked: Option<usize>,
+    done: Option<oneshot::Sender<()>>,
+}
+
+/// What is to be sent on the connection.
+enum Outgoing {
+    /// A question of ours.
+    Ask { number: u64, database: u32 },
+    /// An answer to somebody's question.
+    Answer { channel: Vec<u8>, number: Vec<u8> },
+}
+
+/// How long a link waits to see its user joined before it goes on with its partition suspended.
+const JOIN_WAIT_MAX: Duration = Duration::from_millis(500);
+/// The first and the longest wait before a lost connection is made again.
+const REJOIN_MIN: Duration = Duration::from_millis(20);
+const REJOIN_MAX: Duration = Duration::from_secs(2);
+/// Questions of others that are being answered; what is beyond them is not answered.
+const ASKED_MAX: usize = 1024;
+/// Messages that wait to be sent.
+const OUTBOX_MAX: usize = 4096;
+
+// === impl Peers ===
+
+impl Peers {
+    /// A connection for `identity`, made as soon as one of its links is there. Its task runs on the caller's runtime.
+    pub fn start(node: Arc<Node>, identity: Identity, number: u64, settings: PeersSettings) -> (Arc<Self>, PeersTask) {
+        let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
+        let state = State {
+            standing: Standing::Joining,
+            links: Vec::new(),
+            questions: HashMap::new(),
+            last_question: 0,
+            asked: 0,
+        };
+        let answers_to = format!("{}:{}:{number}", settings.channel, settings.name);
+        let peers = Arc::new(Self {
+            node,
+            identity,
+            settings,
+            answers_to,
+            state: Mutex::new(state),
+            outbox,
+            wanted: Notify::new(),
+            settled: Notify::new(),
+            closed: AtomicBool::new(false),
+        });
+        (peers.clone(), PeersTask { peers, inbox })
+    }
+
+    /// True while the connection is subscribed.
+    pub fn is_joined(&self) -> bool {
+        self.lock().standing == Standing::Joined
+    }
+
+    /// A link has connected and is about to fill its partition: waits for the connection to be subscribed or, if that
+    /// takes long, suspends the partition until it is.
+    pub async fn admit(&self, link: &Arc<LinkHandle>, database: u32) {
+        self.wanted.notify_one();
+        let settled = async {
+            loop {
+                let change = self.settled.notified();
+                if self.lock().standing != Standing::Joining {
+                    return;
+                }
+                change.await;
+            }
+        };
+        // Without it the link serves all the same, and keeps nothing.
+        let _ = timeout(JOIN_WAIT_MAX, settled).await;
+        let mut state = self.lock();
+        let suspends = state.standing == Standing::Joining;
+        let known = state.links.iter_mut().find(|entry| std::ptr::eq(entry.link.as_ptr(), Arc::as_ptr(link)));
+        let suspended = match known {
+            Some(entry) => {
+                let suspended = entry.suspended;
+                entry.suspended |= suspends;
+                suspended
+            }
+            None => {
+                state.links.push(Entry { database, link: Arc::downgrade(link), suspended: suspends });
+                false
+            }
+        };
+        if suspends && !suspended {
+            link.partition().pause();
+        }
+    }
+
+    /// Returns when every Larder that is subscribed has applied what the upstream had sent to it for `database` before.
+    ///
+    /// # Errors
+    /// Not all have answered in time.
+    pub async fn fence(&self, database: u32) -> Result<(), Failure> {
+        let (done, answered) = oneshot::channel();
+        let number = {
+            let mut state = self.lock();
+            state.last_question += 1;
+            let number = state.last_question;
+            state.questions.insert(number, Question { answers: 0, asked: None, done: Some(done) });
+            number
+        };
+        let _forgotten = Forgets { peers: self, number };
+        let asked =
+            async { self.outbox.send(Outgoing::Ask { number, database }).await.is_ok() && answered.await.is_ok() };
+        if timeout(self.settings.answers_max, asked).await == Ok(true) {
+            return Ok(());
+        }
+        let state = self.lock();
+        let heard = state.questions.get(&number).map_or((0, None), |q| (q.answers, q.asked));
+        let of = heard.1.map_or("those of the upstream".to_owned(), |asked| asked.to_string());
+        let line = format!(
+            "PEERTIMEOUT {} of {of} Larders have confirmed within {} ms; the keys are gone upstream",
+            heard.0,
+            self.settings.answers_max.as_millis()
+        );
+        Err(Failure::Refused(line.into()))
+    }
+
+    /// Ends the connection.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.wanted.notify_one();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    async fn connect(&self) -> Result<RawConnection, RawError> {
+        let settings = &self.settings;
+        let connecting = async {
+            let endpoint = &self.node.endpoint;
+            let mut connection = RawConnection::connect(endpoint, settings.connect_max, settings.replies).await?;
+            raw::set_up(&mut connection, &self.identity, Protocol::Resp3, 0).await?;
+            // The one on which others ask comes last: what is heard from then on is heard by `serve`.
+            for channel in [&self.answers_to, &settings.channel] {
+                connection.put_request(OwnedArgs::new(["SSUBSCRIBE", channel.as_str()]).args().bytes());
+                let mut frame = BytesMut::new();
+                let confirmed = raw::accepted(next_frame(&mut connection, &mut frame).await?)?;
+                if confirmed.first() != Some(&b'>') {
+                    return Err(RawError::Refused(Bytes::from_static(b"ERR not a confirmation of SSUBSCRIBE")));
+                }
+            }
+            Ok(connection)
+        };
+        let limit = settings.connect_max;
+        timeout(limit, connecting).await.unwrap_or(Err(RawError::ConnectTimeout(limit.as_millis())))
+    }
+
+    /// From now on the links may fill.
+    fn join(&self) {
+        let mut state = self.lock();
+        state.standing = Standing::Joined;
+        self.resume(&mut state);
+    }
+
+    /// Larder does what it can without: nothing is suspended.
+    fn stand_apart(&self, line: &Bytes) {
+        tracing::warn!(
+            user = %String::from_utf8_lossy(self.identity.name()),
+            cause = %String::from_utf8_lossy(line),
+            "no shard channel: other Larders do not wait for this one when they invalidate tags"
+        );
+        let mut state = self.lock();
+        state.standing = Standing::Apart;
+        self.resume(&mut state);
+    }
+
+    /// From now on nothing may be answered from what the links have filled.
+    fn part(&self) {
+        let mut state = self.lock();
+        state.standing = Standing::Joining;
+        state.questions.clear();
+        state.links.retain(|entry| entry.link.strong_count() > 0);
+        for entry in state.links.iter_mut().filter(|entry| !entry.suspended) {
+            if let Some(link) = entry.link.upgrade() {
+                link.partition().pause();
+                entry.suspended = true;
+            }
+        }
+    }
+
+    fn resume(&self, state: &mut State) {
+        for entry in state.links.iter_mut().filter(|entry| entry.suspended) {
+            entry.suspended = false;
+            if let Some(link) = entry.link.upgrade() {
+                let ops = smallvec![Op { seq: Seq(0), bytes: 0..0, kind: OpKind::FenceAndResume }];
+                link.submit_fence(Job { port: Arc::default(), bytes: Bytes::new(), ops });
+            }
+        }
+        self.settled.notify_waiters();
+    }
+
+    /// Somebody asks: answers when the links of that database have caught up.
+    fn answer(self: &Arc<Self>, question: &[u8]) {
+        let mut words = question.split(|b| *b == b' ');
+        let (Some(database), Some(channel), Some(number)) = (words.next(), words.next(), words.next()) else { return };
+        let database = std::str::from_utf8(database).ok().and_then(|text| text.parse::<u32>().ok());
+        let links: Vec<Arc<LinkHandle>> = {
+            let mut state = self.lock();
+            if state.asked >= ASKED_MAX {
+                return;
+            }
+            state.asked += 1;
+            let here = state.links.iter().filter(|entry| Some(entry.database) == database);
+            here.filter_map(|entry| entry.link.upgrade()).collect()
+        };
+        let (peers, answer) = (self.clone(), Outgoing::Answer { channel: channel.to_vec(), number: number.to_vec() });
+        tokio::spawn(async move {
+            let fenced = Errand::default().fence_links(links.iter()).await;
+            peers.lock().asked -= 1;
+            // A link that does not catch up must not be said to have; an outbox that has gone has no use for it.
+            if fenced.is_ok() {
+                let _ = peers.outbox.send(answer).await;
+            }
+        });
+    }
+
+    fn answered(&self, number: &[u8]) {
+        let number = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok());
+        let mut state = self.lock();
+        if let Some(question) = number.and_then(|number| state.questions.get_mut(&number)) {
+            question.answers += 1;
+            question.settle();
+        }
+    }
+
+    fn asked(&self, number: u64, receivers: usize) {
+        if let Some(question) = self.lock().questions.get_mut(&number) {
+            question.asked = Some(receivers);
+            question.settle();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A question that nobody waits for any more is forgotten.
+struct Forgets<'p> {
+    peers: &'p Peers,
+    number: u64,
+}
+
+impl Drop for Forgets<'_> {
+    fn drop(&mut self) {
+        self.peers.lock().questions.remove(&self.number);
+    }
+}
+
+// === impl Question ===
+
+impl Question {
+    fn settle(&mut self) {
+        if self.asked.is_some_and(|asked| self.answers >= asked)
+            && let Some(done) = self.done.take()
+        {
+            // Who has asked may have gone.
+            let _ = done.send(());
+        }
+    }
+}
+
+/// The task of a [`Peers`].
+pub struct PeersTask {
+    peers: Arc<Peers>,
+    inbox: mpsc::Receiver<Outgoing>,
+}
+
+// === impl PeersTask ===
+
+impl PeersTask {
+    /// Keeps the connection until it is closed.
+    pub async fn run(mut self) {
+        let mut wait = None;
+        while !self.peers.is_closed() {
+            self.rest(wait).await;
+            if self.peers.is_closed() {
+                return;
+            }
+            match self.peers.connect().await {
+                Ok(connection) => {
+                    self.peers.join();
+                    let end = self.serve(connection).await;
+                    self.peers.part();
+                    tracing::debug!(cause = %end, "the connection to other Larders was lost");
+                    wait = Some(REJOIN_MIN);
+                }
+                Err(RawError::Refused(line)) if line.starts_with(b"NOPERM") || line.starts_with(b"ERR") => {
+                    self.peers.stand_apart(&line);
+                    wait = None;
+                }
+                // Who is not known to the upstream has no link either.
+                Err(RawError::Refused(_)) => wait = None,
+                Err(_) => wait = Some(wait.map_or(REJOIN_MIN, |wait: Duration| (wait * 2).min(REJOIN_MAX))),
+            }
+        }
+    }
+
+    /// Waits for a link to be there, or for the next attempt.
+    async fn rest(&self, wait: Option<Duration>) {
+        let pause = async {
+            match wait {
+                Some(wait) => sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = pause => {}
+            () = self.peers.wanted.notified() => {}
+        }
+    }
+
+    async fn serve(&mut self, mut connection: RawConnection) -> RawError {
+        let silence_max = self.peers.settings.dead_after;
+        let mut frame = BytesMut::new();
+        // Numbers of our questions whose count is still to come; none for what else has a reply.
+        let mut owed = std::collections::VecDeque::new();
+        let mut heard = Instant::now();
+        while !self.peers.is_closed() {
+            tokio::select! {
+                came = next_frame(&mut connection, &mut frame) => {
+                    heard = Instant::now();
+                    match came {
+                        Ok(frame) => self.take(&frame, &mut owed),
+                        Err(error) => return error,
+                    }
+                }
+                Some(outgoing) = self.inbox.recv() => owed.push_back(self.send(&mut connection, outgoing)),
+                () = sleep(silence_max / 3) => {
+                    if heard.elapsed() >= silence_max {
+                        return RawError::Closed;
+                    }
+                    connection.put_request(b"*1\r\n$4\r\nPING\r\n");
+                    owed.push_back(None);
+                }
+                () = self.peers.wanted.notified() => {}
+            }
+        }
+        RawError::Closed
+    }
+
+    fn send(&self, connection: &mut RawConnection, outgoing: Outgoing) -> Option<u64> {
+        match outgoing {
+            Outgoing::Ask { number, database } => {
+                let question = format!("{database} {} {number}", self.peers.answers_to);
+                let words = ["SPUBLISH", &self.peers.settings.channel, &question];
+                connection.put_request(OwnedArgs::new(words).args().bytes());
+                Some(number)
+            }
+            Outgoing::Answer { channel, number } => {
+                connection.put_request(OwnedArgs::new([b"SPUBLISH", &channel[..], &number]).args().bytes());
+                None
+            }
+        }
+    }
+
+    fn take(&self, frame: &Bytes, owed: &mut std::collections::VecDeque<Option<u64>>) {
+        let mut cursor = Cursor::new(frame);
+        if frame.first() != Some(&b'>') {
+            if let (Some(Some(number)), Some(receivers)) = (owed.pop_front(), cursor.next_integer()) {
+                self.peers.asked(number, usize::try_from(receivers).unwrap_or(0));
+            }
+            return;
+        }
+        cursor.next_count();
+        let (Some(word), Some(channel), Some(text)) = (cursor.next_bytes(), cursor.next_bytes(), cursor.next_bytes())
+        else {
+            return;
+        };
+        match word {
+            b"smessage" if channel == self.peers.settings.channel.as_bytes() => self.peers.answer(text),
+            b"smessage" => self.peers.answered(text),
+            _ => {}
+        }
+    }
+}
+
+/// The next whole frame, pushes included. What has come of it so far is in `gathered`, so that nothing is lost if the
+/// caller stops waiting.
+async fn next_frame(connection: &mut RawConnection, gathered: &mut BytesMut) -> Result<Bytes, RawError> {
+    loop {
+        let piece = poll_fn(|cx| {
+            let _ = connection.poll_flush(cx)?;
+            connection.poll_piece(cx)
+        })
+        .await?;
+        gathered.extend_from_slice(&piece.bytes);
+        if piece.ends {
+            return Ok(gathered.split().freeze());
+        }
+    }
+}
