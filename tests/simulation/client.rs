@@ -52,6 +52,8 @@ pub(crate) struct Judge {
     pub(crate) stale: u64,
     /// For each scope without a link: keys whose write was lost.
     doubted: Vec<BTreeSet<usize>>,
+    /// For each scope: how often its link has had a connection again.
+    recoveries: Vec<u64>,
     pub(crate) failures: u64,
     pub(crate) violation: Option<String>,
 }
@@ -77,6 +79,8 @@ struct Asked {
     floor: Version,
     asked_at: Version,
     asked_ms: u64,
+    /// How often the link of the scope had recovered by then.
+    recoveries: u64,
     source: Source,
 }
 
@@ -204,6 +208,7 @@ impl Client {
             floor: floor.unwrap_or(0),
             asked_at: server.history.now,
             asked_ms: server.now_ms,
+            recoveries: judge.recoveries[scope],
             source: Source::Upstream,
         });
         self.untaken += 1;
@@ -550,6 +555,7 @@ impl Judge {
         Self {
             floors: vec![vec![0; DATABASES * KEYS]; databases.len()],
             doubted: vec![BTreeSet::new(); databases.len()],
+            recoveries: vec![0; databases.len()],
             stale: 0,
             databases,
             faults: false,
@@ -598,7 +604,10 @@ impl Judge {
             if answer.starts_with(b"-UPSTREAMDOWN") {
                 self.never_sent.push(request);
             }
-            if answer.starts_with(b"-UPSTREAMLOST") && around.links[asked.scope].conn().is_none() {
+            // One that was asked for before the link recovered may have been lost with the connection before: a client may
+            // be late in reading that. What is left behind now was read after it.
+            let is_of_this_loss = asked.recoveries == self.recoveries[asked.scope];
+            if answer.starts_with(b"-UPSTREAMLOST") && is_of_this_loss && around.links[asked.scope].conn().is_none() {
                 let all = matches!(&asked.words[0][..], b"EVAL" | b"FLUSHALL");
                 let keys = if all { (0..KEYS).collect() } else { keys_of(&asked.words) };
                 self.doubted[asked.scope].extend(keys);
@@ -632,6 +641,7 @@ impl Judge {
     /// The link of a scope has a connection again.
     pub(crate) fn recovered(&mut self, scope: usize) {
         self.doubted[scope].clear();
+        self.recoveries[scope] += 1;
     }
 
     fn write(&mut self, asked: &Asked, answer: &[u8], seen: &mut Version, server: &Server) -> Result<(), String> {
