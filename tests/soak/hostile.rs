@@ -110,6 +110,8 @@ fn attack(larder: SocketAddr, rng: &mut Rng, stop: &AtomicBool) {
     while sent.is_ok() && rounds < rounds_max && Instant::now() < until && !stop.load(Ordering::SeqCst) {
         sent = stream.write_all(&body);
         rounds += 1;
+        // Time for Larder: on few cores this loop would take all of it.
+        std::thread::sleep(Duration::from_millis(3));
     }
     // Lets what is owed wait for a while.
     while Instant::now() < until && !stop.load(Ordering::SeqCst) {
