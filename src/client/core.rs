@@ -340,7 +340,7 @@ impl Core {
         self.login == Login::Missing
             || command.class == Class::Local
             || self.watching.is_some()
-            || self.session.protocol() == Protocol::Resp2 && self.subscriptions.count() > 0
+            || self.session.protocol() == Protocol::Resp2 && self.is_subscribed()
             || self.shared.denied.denies(command)
     }
 

@@ -218,7 +218,11 @@ impl Connection {
             // The upstream words the error.
             None => None,
         };
-        match self.ask(pause_words(request.args())).await {
+        let words = match wanted {
+            Some(_) => pause_words(request.args()).to_vec(),
+            None => request.args().iter().map(<[u8]>::to_vec).collect(),
+        };
+        match self.ask(words).await {
             Ok(reply) => {
                 if let (Some(beginning), Some(wanted), b"+OK\r\n") = (beginning, wanted, &reply[..]) {
                     self.core.shared.confirm_pause(beginning, wanted.for_ms);

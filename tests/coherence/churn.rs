@@ -91,7 +91,13 @@ fn keys_that_are_hit_do_not_look_idle(kind: Kind) {
         direct.ok(&["SET", key, "v"]);
         reader.cmd(&["GET", key]);
     }
-    let asked = scene.upstream.calls("get");
+    let mut asked = 0;
+    // Right after the start nothing may be kept yet.
+    wait_until("the key is answered from L1", || {
+        let before = std::mem::replace(&mut asked, scene.upstream.calls("get"));
+        reader.cmd(&["GET", "hit"]);
+        Larder::is_plain() || before > 0 && before == asked && scene.upstream.calls("get") == asked
+    });
     let mut reads = 0_u64;
     let idle = |direct: &mut Client, key: &str| direct.value(&["OBJECT", "IDLETIME", key]).int();
     wait_until("the other key looks idle", || {

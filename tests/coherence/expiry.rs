@@ -87,7 +87,7 @@ fn number_of_reads(readers: &mut [Client], key: &str) -> usize {
 const MANY: usize = 200_000;
 const BATCH: usize = 5_000;
 /// From the writing of the keys to the second in which they end: time enough to read them all.
-const LIFE_MS: i64 = 20_000;
+const LIFE_MS: i64 = 27_000;
 
 fn many_keys_end_at_once(kind: Kind) {
     let mut rng = crate::Rng::new(seed(&format!("many keys, {kind:?}"), None));

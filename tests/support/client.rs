@@ -222,6 +222,8 @@ impl Client {
         match read {
             Ok(0) => Err(io::Error::new(ErrorKind::UnexpectedEof, "the peer closed the connection")),
             Ok(_) => Ok(()),
+            // The machine, or the process, stood still for a while.
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(()),
             Err(e) => Err(e),
         }
     }

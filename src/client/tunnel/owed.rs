@@ -14,6 +14,9 @@ use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Class, Flags, Resolved, Table};
 use std::time::Duration;
 
+/// Who is ready to wait for so long waits for ever: no clock could be set to much later moments.
+const ENDLESS: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// A reply that is owed to the client.
 pub(super) struct Owed {
     pub what: What,
@@ -151,7 +154,7 @@ fn own_timeout(name: &str, args: Args<'_>) -> Option<Duration> {
     } else {
         Duration::from_millis(u64::try_from(strict_i64(word)?).ok()?)
     };
-    (!own.is_zero()).then_some(own)
+    (!own.is_zero() && own < ENDLESS).then_some(own)
 }
 
 #[cfg(test)]
@@ -191,6 +194,8 @@ mod tests {
             ("BRPOP a nonsense", None),
             ("BRPOP a -1", None),
             ("BRPOP a inf", None),
+            ("BLPOP a 9223372036854775807", None),
+            ("XREAD BLOCK 9223372036854775807 STREAMS s $", None),
         ] {
             assert_eq!(bound(line, What::Blocking), expected, "{line}");
         }
