@@ -53,13 +53,13 @@ const DELAY_SLOW: Duration = Duration::from_millis(40);
 
 /// Who does them.
 pub(crate) struct Faults<'a> {
-    upstream: Server,
+    upstream: &'a mut Server,
     relay: &'a Relay,
     rng: Rng,
 }
 
 impl<'a> Faults<'a> {
-    pub(crate) fn new(upstream: Server, relay: &'a Relay, rng: Rng) -> Self {
+    pub(crate) fn new(upstream: &'a mut Server, relay: &'a Relay, rng: Rng) -> Self {
         Self { upstream, relay, rng }
     }
 

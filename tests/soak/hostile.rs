@@ -47,7 +47,7 @@ fn hostile_clients_do_not_exhaust_its_memory() {
     upstream.client().ok(&["SET", "large", &"x".repeat(VALUE_BYTES)]);
     let before = larder.memory_kb();
     let stop = AtomicBool::new(false);
-    let (attacks, served) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (attacks, served, unserved) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let until = Instant::now() + run_seconds(6).min(Duration::from_secs(120));
     std::thread::scope(|scope| {
         for _ in 0..HOSTILE {
@@ -60,19 +60,20 @@ fn hostile_clients_do_not_exhaust_its_memory() {
             });
         }
         for id in 0..4 {
-            let (address, stop, served) = (larder.address(), &stop, &served);
-            scope.spawn(move || work(id, address, stop, served));
+            let (address, stop, served, unserved) = (larder.address(), &stop, &served, &unserved);
+            scope.spawn(move || work(id, address, stop, served, unserved));
         }
-        while Instant::now() < until {
+        // A machine that is very busy gets some more time to serve anybody at all.
+        while Instant::now() < until || (served.load(Ordering::SeqCst) == 0 && Instant::now() < until + GUARD) {
             std::thread::sleep(Duration::from_millis(200));
         }
         stop.store(true, Ordering::SeqCst);
     });
     let peak = larder.memory_peak_kb();
-    let (attacks, served) = (attacks.into_inner(), served.into_inner());
+    let (attacks, served, unserved) = (attacks.into_inner(), served.into_inner(), unserved.into_inner());
     println!(
-        "hostile: {attacks} attacks by {HOSTILE} clients, {served} requests of others served; memory {before} KiB before, \
-         {peak} KiB at most, stated total {} KiB, limit of the address space {} KiB",
+        "hostile: {attacks} attacks by {HOSTILE} clients, {served} requests of others served, {unserved} not within {GUARD:?}; \
+         memory {before} KiB before, {peak} KiB at most, stated total {} KiB, limit of the address space {} KiB",
         STATED_TOTAL_BYTES / 1024,
         ADDRESS_SPACE_BYTES / 1024
     );
@@ -126,14 +127,18 @@ fn attack(larder: SocketAddr, rng: &mut Rng, stop: &AtomicBool) {
 
 /// A client that minds its own business: its answers are its own. Others may take the upstream's time, so that an answer
 /// can be an error of Larder's.
-fn work(id: u64, larder: SocketAddr, stop: &AtomicBool, served: &AtomicU64) {
+fn work(id: u64, larder: SocketAddr, stop: &AtomicBool, served: &AtomicU64, unserved: &AtomicU64) {
     let mut client = Client::connect(larder);
     let (key, mut n, mut stored) = (format!("own{id}"), 0, false);
     while !stop.load(Ordering::SeqCst) {
         n += 1;
         for request in [encode(&["SET", &key, &format!("{id}:{n}")]), encode(&["GET", &key])] {
-            client.send_raw(&request);
-            let reply = client.reply();
+            // Who finds no room in the link's queue is not read from; on a busy machine that can take long.
+            let Ok(reply) = client.try_send_raw(&request).and_then(|()| client.try_reply()) else {
+                unserved.fetch_add(1, Ordering::SeqCst);
+                client = Client::connect(larder);
+                continue;
+            };
             match Value::parse(&reply) {
                 Value::Error(line) if line.starts_with(b"UPSTREAM") => continue,
                 Value::Simple(ok) if ok == b"OK" => stored = true,

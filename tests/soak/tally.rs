@@ -65,6 +65,11 @@ impl Tally {
         self.lock().rounds
     }
 
+    /// How many operations are in the histories of the rounds that are over.
+    pub(crate) fn operations(&self) -> u64 {
+        self.lock().operations
+    }
+
     pub(crate) fn note_fault(&self, fault: Fault) {
         let mut inner = self.lock();
         *inner.faults.entry(fault).or_default() += 1;
