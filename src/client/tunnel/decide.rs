@@ -24,6 +24,8 @@ pub(super) enum Next {
     Send(Owed),
     /// Larder's own answer.
     Answer(Vec<u8>),
+    /// Not before what is owed has come.
+    Later,
     /// It is not for this connection: leave the tunnel, or step out of it, when nothing is owed.
     Leave,
     /// It ends all state on this connection: give that up and leave.
@@ -110,6 +112,8 @@ impl Tunnel {
             "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
             "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
             _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
+            // What is about the client in a transaction is done when that has been executed.
+            _ if self.owed.iter().any(Owed::is_about_client) => Next::Later,
             _ => match core.local_answer(command, args) {
                 Some(answer) => Next::Answer(answer),
                 // Only the upstream can word what is wrong with it.
