@@ -37,7 +37,7 @@ use super::cache::is_cache;
 use super::core::{Core, Knowledge, drop_job, fence_job};
 use super::hold::pause_request;
 use super::tracking::{Numbered, Redirect};
-use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request};
+use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request, retold};
 use crate::l1::Cause;
 use crate::monitors::Watching;
 use crate::pause::{self, Beginning, Mode};
@@ -238,8 +238,8 @@ impl Connection {
             }
             "client|pause" => self.pause(request).await?,
             "client|unpause" => self.unpause().await,
-            "info" => {
-                self.info(request.args()).await;
+            name if retold::concerns(name) => {
+                self.retell(name, request.args()).await;
                 self.core.tell_watchers(command, request.args());
             }
             "client|tracking" => {

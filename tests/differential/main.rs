@@ -47,8 +47,7 @@ struct Run {
 impl Run {
     fn start(kind: Kind, seed: u64) -> Self {
         let (upstream, direct) = (Server::start(kind, NO_SKIP_LISTS), Server::start(kind, NO_SKIP_LISTS));
-        // Its channel for other Larders would show in PUBSUB SHARDCHANNELS.
-        let larder = Larder::start(Some(&upstream), &["--set", "tags.peers_ms_max=0"]);
+        let larder = Larder::start(Some(&upstream), &[]);
         let observers = (direct.client(), upstream.client());
         let mut run = Self {
             seed,

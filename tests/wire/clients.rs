@@ -338,6 +338,30 @@ fn info_is_the_upstreams_with_a_section_added() {
 }
 
 #[test]
+fn a_transaction_tells_the_same_of_clients_and_commands_as_there_is_without() {
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &[]);
+    for protocol in [2, 3] {
+        let mut client = Client::speaking(protocol, larder.address());
+        let asks = ["COMMAND COUNT", "COMMAND INFO cache get", "COMMAND GETKEYS CACHE INSPECT k", "PUBSUB CHANNELS"];
+        let without = asks.map(|ask| client.run(ask)).concat();
+        client.run("MULTI");
+        for ask in asks.iter().chain(&["INFO clients", "INFO larder", "INFO"]) {
+            assert_eq!(client.run(ask), b"+QUEUED\r\n", "{ask}");
+        }
+        let reply = client.run("EXEC");
+        assert!(reply.starts_with(&[b"*7\r\n", &without[..]].concat()), "{}", reply.escape_ascii());
+        if Larder::is_plain() {
+            continue;
+        }
+        let texts: Vec<String> = Value::parse(&reply).items()[4..].iter().map(Value::text).collect();
+        assert!(texts[0].contains("connected_clients:1\r\n") && !texts[0].contains("# Larder"), "{}", texts[0]);
+        assert!(texts[1].contains("# Larder") && !texts[1].contains("# Clients"), "{}", texts[1]);
+        assert!(texts[2].contains("# Keyspace") && texts[2].contains("# Larder"), "{}", texts[2]);
+    }
+}
+
+#[test]
 fn slowlog_tells_the_name_of_who_was_slow() {
     let upstream = Server::redis(&["--slowlog-log-slower-than", "100000"]);
     let larder = Larder::start(Some(&upstream), &[]);
