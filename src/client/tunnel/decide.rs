@@ -6,10 +6,10 @@
 use super::owed::{Owed, Reach, What};
 use super::swap::Swap;
 use super::{OWN_IN_TRANSACTION_MAX, Own, Transaction, Tunnel};
-use crate::client::Request;
 use crate::client::core::Core;
 use crate::client::hold::Wanted;
 use crate::client::tracking::{Change, Numbered, redirect_of};
+use crate::client::{Request, retold};
 use crate::clients::ClientId;
 use crate::upstream::pool::Use;
 use bytes::Bytes;
@@ -24,6 +24,8 @@ pub(super) enum Next {
     Send(Owed),
     /// Larder's own answer.
     Answer(Vec<u8>),
+    /// Not before what is owed has come.
+    Later,
     /// It is not for this connection: leave the tunnel, or step out of it, when nothing is owed.
     Leave,
     /// It ends all state on this connection: give that up and leave.
@@ -71,8 +73,7 @@ impl Tunnel {
             Class::Monitor if command.accepts(args.len()) => owed(What::Monitor),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),
-            // INFO has a section of Larder's own.
-            Class::Exclusive if &*command.name == "info" && !self.state.monitoring => Next::Leave,
+            Class::Exclusive if retold::concerns(&command.name) && !self.state.monitoring => Next::Leave,
             Class::Exclusive if &*command.name == "acl|deluser" => owed(What::Removal(users_of(args))),
             Class::Exclusive | Class::Blocking => owed(What::Reply),
             Class::Local => self.decide_local(core, command, args),
@@ -110,6 +111,8 @@ impl Tunnel {
             "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
             "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
             _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
+            // What is about the client in a transaction is done when that has been executed.
+            _ if self.owed.iter().any(Owed::is_about_client) => Next::Later,
             _ => match core.local_answer(command, args) {
                 Some(answer) => Next::Answer(answer),
                 // Only the upstream can word what is wrong with it.
@@ -149,7 +152,8 @@ impl Tunnel {
         if &*command.name == "acl|deluser" {
             self.transaction.removes.extend(users_of(request.args()));
         }
-        if command.class == Class::Local {
+        let is_retold = retold::concerns(&command.name) && self.transaction.own.len() < OWN_IN_TRANSACTION_MAX;
+        if command.class == Class::Local || is_retold {
             let request = Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() };
             let is_tracking = &*command.name == "client|tracking";
             let tracking =
