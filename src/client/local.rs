@@ -5,7 +5,7 @@
 //! unknown options go to the upstream, which words the error.
 
 use super::core::{Core, Place, Take};
-use crate::clients::{Client, ClientId};
+use crate::clients::{Client, ClientId, until_nul};
 use crate::session::{Flow, Muted, Surroundings};
 use crate::upstream::link_io::LinkState;
 use larder_protocol::args::Args;
@@ -154,16 +154,24 @@ impl Core {
     }
 
     fn set_name(&self, name: &[u8]) -> Vec<u8> {
-        if name.iter().any(|b| !(b'!'..=b'~').contains(b)) {
+        if !self.is_attribute(name) {
             return b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n".to_vec();
         }
         self.client.with_names(|names| names.name = name.to_vec());
         b"+OK\r\n".to_vec()
     }
 
+    /// True for what the upstream would take for a name.
+    fn is_attribute(&self, text: &[u8]) -> bool {
+        // A server since 7.2, which knows SETINFO, looks at what stands before a NUL byte (measured).
+        let looks_as_far_as_nul = self.table().by_full_name("client|setinfo").is_some_and(|row| row.on_upstream);
+        let looked_at = if looks_as_far_as_nul { until_nul(text) } else { text };
+        looked_at.iter().all(|b| (b'!'..=b'~').contains(b))
+    }
+
     fn set_info(&self, option: &[u8], value: &[u8]) -> Option<Vec<u8>> {
         let is_name = option.eq_ignore_ascii_case(b"lib-name");
-        if !is_name && !option.eq_ignore_ascii_case(b"lib-ver") || value.iter().any(|b| !(b'!'..=b'~').contains(b)) {
+        if !is_name && !option.eq_ignore_ascii_case(b"lib-ver") || !self.is_attribute(value) {
             return match self.place {
                 Place::Upstream(_) => None,
                 Place::Embedded(_) => Some(b"-ERR syntax error\r\n".to_vec()),

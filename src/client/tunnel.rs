@@ -408,6 +408,10 @@ impl Connection {
                         self.core.tell_watchers(command, args);
                     }
                     let outside = match next {
+                        Next::Later => {
+                            self.read_ahead(tunnel, cx)?;
+                            return Ok(fed);
+                        }
                         Next::Leave => Some(Fed::Leave),
                         Next::Abandon => Some(Fed::Abandon),
                         Next::Send(_) | Next::Answer(_) => None,
@@ -617,7 +621,7 @@ impl Tunnel {
     fn take(&mut self, core: &mut Core, first: Request) {
         let next = match self.decide(core, first.args()) {
             // It was found to need a connection of its own: whatever it is, it is sent.
-            Next::Leave | Next::Abandon => Next::Send(Owed::new(What::Reply, true)),
+            Next::Leave | Next::Abandon | Next::Later => Next::Send(Owed::new(What::Reply, true)),
             next => next,
         };
         self.put(core, first, next);
@@ -629,7 +633,7 @@ impl Tunnel {
         let mut owed = match next {
             Next::Send(owed) => owed,
             Next::Answer(answer) => return self.answer(core, answer.into()),
-            Next::Leave | Next::Abandon => return,
+            Next::Leave | Next::Abandon | Next::Later => return,
         };
         owed.muted = core.session.take_muted();
         owed.within = bound_of(&self.table, request.args(), &owed.what, &self.times);

@@ -62,7 +62,7 @@ impl Partition {
         let left = self.left.load();
         let Some(left) = left.as_ref().filter(|left| !left.is_older_than(age_max, now)) else { return false };
         let held = || self.l1.peek(left.id, hit.entry.key());
-        hit.entry.0.header.header.partition == left.id && held().is_some_and(|entry| entry.is(&hit.entry))
+        hit.entry.header().partition == left.id && held().is_some_and(|entry| entry.is(&hit.entry))
     }
 
     /// True while something is left behind.

@@ -24,6 +24,8 @@ pub(super) enum Next {
     Send(Owed),
     /// Larder's own answer.
     Answer(Vec<u8>),
+    /// Not before what is owed has come.
+    Later,
     /// It is not for this connection: leave the tunnel, or step out of it, when nothing is owed.
     Leave,
     /// It ends all state on this connection: give that up and leave.
@@ -41,6 +43,7 @@ impl Tunnel {
             Resolved::UnknownSubcommand(command) if command.group == Group::Larder => command,
             _ => return Next::Send(Owed::new(What::Reply, true)),
         };
+        let is_foreign = !command.on_upstream && command.group != Group::Larder;
         if let Some(line) = core.refusal(command) {
             // In a transaction the upstream must hear of it, so that EXEC is refused.
             return if self.state.in_multi {
@@ -52,6 +55,8 @@ impl Tunnel {
         let writes = !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive;
         let owed = |what| Next::Send(Owed::new(what, writes));
         match command.class {
+            // The upstream words the error.
+            _ if is_foreign => owed(What::Reply),
             Class::Transaction if !command.accepts(args.len()) => owed(What::Reply),
             Class::Transaction => self.decide_transaction(command),
             Class::Local if ends_state(command, args) && !self.state.is_none() => Next::Abandon,
@@ -109,6 +114,8 @@ impl Tunnel {
             "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
             "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
             _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
+            // What is about the client in a transaction is done when that has been executed.
+            _ if self.owed.iter().any(Owed::is_about_client) => Next::Later,
             _ => match core.local_answer(command, args) {
                 Some(answer) => Next::Answer(answer),
                 // Only the upstream can word what is wrong with it.
