@@ -158,6 +158,7 @@ impl Filler {
             // A failed exchange means a suspension: there is nothing to be found then either.
             let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);
         }
+        self.partition.softs.clear();
         self.partition.filled.store(false, Ordering::Release);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
         (old, is_whole)

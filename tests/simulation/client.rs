@@ -8,6 +8,7 @@ use std::task::{Context, Wake, Waker};
 
 use bytes::{Bytes, BytesMut};
 use larder::clock::Time;
+use larder::l1::Reader;
 use larder::metrics::Counters;
 use larder::outgoing::Outgoing;
 use larder::policy::Policies;
@@ -293,7 +294,9 @@ impl Client {
         let before = self.batch.len();
         let stale_before = around.counters.stale.value();
         let (session, batch, out) = (&mut self.session, &mut self.batch, &mut self.out);
-        let flow = surrounded(around, self.scope, |s| session.request(command, request.args(), s, batch, out));
+        let flow = surrounded(around, self.scope, self.port.reader(), |s| {
+            session.request(command, request.args(), s, batch, out)
+        });
         if flow == Flow::Taken && self.batch.len() == before {
             let is_stale = around.counters.stale.value() > stale_before;
             self.asked[at].source = if is_stale { Source::Left } else { Source::L1 };
@@ -393,7 +396,7 @@ impl Client {
     fn take_deliveries(&mut self, around: &Around<'_>) {
         let mut taken = std::mem::take(&mut self.taken);
         self.port.take(&mut taken);
-        let fences = surrounded(around, self.scope, |s| s.fences);
+        let fences = surrounded(around, self.scope, self.port.reader(), |s| s.fences);
         let mut at = 0;
         for delivery in taken.deliveries.drain(..) {
             match delivery {
@@ -434,7 +437,7 @@ impl Client {
     fn advance(&mut self, around: &Around<'_>) {
         loop {
             let (session, out) = (&mut self.session, &mut self.out);
-            let advanced = surrounded(around, self.scope, |s| session.advance(s, out));
+            let advanced = surrounded(around, self.scope, self.port.reader(), |s| session.advance(s, out));
             self.read_answers(around);
             let (fenced, redone) = (!advanced.fence.is_empty(), !advanced.again.is_empty());
             if redone {
@@ -484,7 +487,9 @@ impl Client {
             matches!(scanner.scan(request), Ok(Step::Request { .. })).then(|| scanner.take_ranges())
         };
         let (session, batch, out) = (&mut self.session, &mut self.batch, &mut self.out);
-        surrounded(around, self.scope, |s| session.request_again(again, resolve, scan, s, batch, out));
+        surrounded(around, self.scope, self.port.reader(), |s| {
+            session.request_again(again, resolve, scan, s, batch, out)
+        });
     }
 
     /// Reads what Larder has sent, and judges it.
@@ -523,7 +528,7 @@ impl Client {
     }
 }
 
-fn surrounded<T>(around: &Around<'_>, scope: usize, work: impl FnOnce(&Surroundings<'_>) -> T) -> T {
+fn surrounded<T>(around: &Around<'_>, scope: usize, reader: Reader, work: impl FnOnce(&Surroundings<'_>) -> T) -> T {
     let link = &around.links[scope];
     let now = || {
         if let Some(rng) = around.meanwhile
@@ -542,6 +547,7 @@ fn surrounded<T>(around: &Around<'_>, scope: usize, work: impl FnOnce(&Surroundi
         has_field_ttls: false,
         fences: around.links.len() > 1,
         keeps: true,
+        reader,
         is_big: &|key| around.big_keys.contains(key),
         now: &now,
         counters: around.counters,
