@@ -34,7 +34,7 @@ pub use self::entry::{EntryFacts, Hit, Variant};
 pub use self::soft::{Reader, SoftRead, Softened, Softening, Standing};
 
 use self::cause::Causes;
-use self::entry::{HIT, Header, MARKED, Slot, UNTOLD, encode};
+use self::entry::{Found, HIT, Header, MARKED, Slot, UNTOLD, encode};
 use self::soft::Softs;
 use self::stale::Left;
 use self::sweep::Sweeps;
@@ -288,7 +288,7 @@ impl Partition {
     pub fn read(&self, key: &[u8], variant: Variant<'_>, now: impl FnOnce() -> Time) -> Option<Hit> {
         let entry = self.l1.find(self.id.load(Ordering::Acquire), key)?;
         let (reply, same_in_both) = entry.variant(variant)?;
-        entry.is_hit(now, &self.first_hits).then_some(Hit { entry, reply, same_in_both })
+        entry.is_hit(now, &self.first_hits).then_some(Hit { entry, reply, same_in_both, found: Found::There })
     }
 
     /// As [`Partition::read`], for a reply that can leave at once: one that is short (and, if `same_only`, the same in both
@@ -311,7 +311,12 @@ impl Partition {
                 put(entry.reply(&reply));
                 answered.set(Some(Answered::Put));
             } else {
-                answered.set(Some(Answered::Hit(Hit { entry: entry.clone(), reply, same_in_both })));
+                answered.set(Some(Answered::Hit(Hit {
+                    entry: entry.clone(),
+                    reply,
+                    same_in_both,
+                    found: Found::There,
+                })));
             }
         });
         match answered.into_inner()? {

@@ -17,7 +17,7 @@
 //! Bounds: [`SOFT_KEYS_MAX`] keys, and a [`SOFT_SIZE_PART`]th of L1 in bytes; [`TOLD_MAX`] clients are remembered for a
 //! key. What exceeds them is invalidated as if `SOFT` had not been said.
 
-use super::entry::Slot;
+use super::entry::{Found, Slot};
 use super::{Cause, Filler, Hit, Partition, Variant};
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
@@ -70,8 +70,10 @@ pub enum Standing {
     /// It is about to be deleted; until then a push tells of another change.
     Deleting(u64),
     /// It has been deleted. A push tells of that: whether it is still so, the reply to a PTTL that is under way will tell,
-    /// since when the upstream tells of changes again.
+    /// since when the upstream tells of changes again. The PTTL stands directly behind the deletion.
     Settling(u64),
+    /// As `Settling`, but other requests may stand in between, a fence among them: nobody is answered until the reply has come.
+    Unsure(u64),
     /// It is not there, and its next change will be told.
     Deleted,
 }
@@ -147,7 +149,7 @@ impl Partition {
             soft.told.push(by.reader);
             return None;
         }
-        Some(Hit { entry: soft.entry.clone(), reply, same_in_both })
+        Some(Hit { entry: soft.entry.clone(), reply, same_in_both, found: Found::Softly })
     }
 
     /// True if the entry of a hit is soft and may still be answered to this client.
@@ -200,7 +202,7 @@ impl Filler {
     pub fn settle_soft(&mut self, key: &[u8], order: u64, is_missing: bool) -> bool {
         let mut stays = true;
         self.change_soft(key, |soft| {
-            if soft.how.standing == Standing::Settling(order) {
+            if matches!(soft.how.standing, Standing::Settling(of) | Standing::Unsure(of) if of == order) {
                 if !is_planted(Mutation::SoftNeverSettles) {
                     soft.how.standing = Standing::Deleted;
                 }
@@ -212,7 +214,7 @@ impl Filler {
 
     /// True if a push about `key` tells of the deletion that has made it soft.
     pub fn is_settling(&self, key: &[u8]) -> bool {
-        self.soft_standing(key).is_some_and(|standing| matches!(standing, Standing::Settling(_)))
+        self.soft_standing(key).is_some_and(|standing| matches!(standing, Standing::Settling(_) | Standing::Unsure(_)))
     }
 
     /// True if `key` is soft.
@@ -338,6 +340,7 @@ impl SoftEntry {
     fn is_for(&self, partition: &Partition, by: SoftRead, now: Time) -> bool {
         self.entry.header().partition == partition.id.load(Ordering::Acquire)
             && !self.is_over(now)
+            && !matches!(self.how.standing, Standing::Unsure(_))
             && self.how.since >= by.since
             && !self.told.contains(&by.reader)
     }
@@ -436,7 +439,9 @@ mod tests {
         assert!(f.settle_soft(b"k", 6, false) && f.is_settling(b"k"));
         assert!(f.settle_soft(b"k", 7, true) && !f.is_settling(b"k") && f.is_soft(b"k"));
         f.end_soft(b"k");
-        f.soften(b"dying", how(Standing::Settling(8)), at(10));
+        f.soften(b"dying", how(Standing::Unsure(8)), at(10));
+        assert!(f.is_settling(b"dying") && p.read_soft(b"dying", get(), ONE, at(11)).is_none());
+        assert!(p.read_soft(b"dying", get(), TWO, at(11)).is_none(), "nobody is answered, nobody is sent");
         assert!(!f.settle_soft(b"dying", 8, false) && !p.has_soft(), "it was written anew");
     }
 

@@ -52,9 +52,10 @@ pub(super) fn put_held(
     let now = (around.now)();
     let mut hits = held.hits.iter().flatten();
     let hold = match (held.source, around.partition, around.stale) {
-        (Source::Feed, Some(partition), _) => {
-            hits.all(|hit| partition.holds(hit, now) || partition.holds_soft(hit, soft, now))
-        }
+        (Source::Feed, Some(partition), _) => hits.all(|hit| match hit.is_soft() {
+            true => partition.holds_soft(hit, soft, now),
+            false => partition.holds(hit, now),
+        }),
         (Source::LeftBehind, _, Some(Stale { partition, policies })) => {
             hits.all(|hit| partition.holds_left(hit, policies.stale_if_error(hit.key()), now))
         }

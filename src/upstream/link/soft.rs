@@ -5,13 +5,14 @@
 //!   else:   UNLINK k, PTTL k are written      entry ──► soft, Deleting: a push tells of another change
 //!           the reply to UNLINK               Settling: a push tells of the deletion
 //!           the reply to PTTL                 Deleted, if k is still missing: since then the upstream tracks it again
-//!   tags:   the reply of a script names k     entry ──► soft, Settling; PTTL k is written
+//!   tags:   the reply of a script names k     entry ──► soft, Unsure: nobody is answered yet; PTTL k is written
 //! ```
 //!
 //! Why a push may be passed over while a key is settling: the server executes the PTTL after the deletion, and its answer says
 //! whether the key is missing then. Whatever happened in between is in that answer, and what happens later comes behind it.
 //! Who is told of it before, by a reply of this link, is noted; who is told by another connection waits for a fence, which
-//! stands behind the PTTL.
+//! stands behind the PTTL. (A fence may have left before the reply of a script was read, and be answered before the PTTL:
+//! hence `Unsure`.)
 //!
 //! Every end of softness is told to who listens (`CACHE SUBSCRIBE`): they may have kept the stale value.
 
@@ -82,7 +83,7 @@ impl LinkCore {
 
     /// The keys that the last element of a reply names have been deleted by the request that began at `number`.
     pub(super) fn soften_named(&mut self, frame: Frame<'_>, number: u64, order: SoftOrder, sent_at: Time, now: Time) {
-        let how = order.softening(Standing::Settling(number), sent_at);
+        let how = order.softening(Standing::Unsure(number), sent_at);
         let keys: Vec<Bytes> = match named(frame) {
             Some((cursor, count)) => keys_of(cursor, count).map(Bytes::copy_from_slice).collect(),
             None => return,
