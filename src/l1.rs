@@ -22,6 +22,7 @@
 
 mod cause;
 mod entry;
+mod soft;
 mod stale;
 mod sweep;
 #[cfg(test)]
@@ -30,14 +31,17 @@ mod warmth;
 
 pub use self::cause::Cause;
 pub use self::entry::{EntryFacts, Hit, Variant};
+pub use self::soft::{Reader, SoftRead, Softened, Softening, Standing};
 
 use self::cause::Causes;
-use self::entry::{HIT, Header, MARKED, Slot, UNTOLD, encode};
+use self::entry::{Found, HIT, Header, MARKED, Slot, UNTOLD, encode};
+use self::soft::Softs;
 use self::stale::Left;
 use self::sweep::Sweeps;
 use crate::clock::Time;
 use crate::config::L1Config;
 use crate::insight::{Insight, ScopeId};
+use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::SHARED_BYTES_MIN;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use larder_protocol::glob::{self, Case};
@@ -106,6 +110,8 @@ pub struct Partition {
     peers: ArcSwap<Vec<Weak<Partition>>>,
     /// What it held when the feed was lost, while that may be answered.
     left: ArcSwapOption<Left>,
+    /// What an operator has invalidated softly.
+    softs: Softs,
     peer_fills: [AtomicU64; PEER_FILL_STRIPES],
 }
 
@@ -209,6 +215,7 @@ impl L1 {
             suspended: AtomicU32::new(0),
             peers: ArcSwap::default(),
             left: ArcSwapOption::empty(),
+            softs: Softs::default(),
             peer_fills: std::array::from_fn(|_| AtomicU64::new(0)),
         });
         (partition.clone(), Filler { partition, aside: None })
@@ -292,7 +299,7 @@ impl Partition {
     pub fn read(&self, key: &[u8], variant: Variant<'_>, now: impl FnOnce() -> Time) -> Option<Hit> {
         let entry = self.l1.find(self.id.load(Ordering::Acquire), key)?;
         let (reply, same_in_both) = entry.variant(variant)?;
-        entry.is_hit(now, &self.first_hits).then_some(Hit { entry, reply, same_in_both })
+        entry.is_hit(now, &self.first_hits).then_some(Hit { entry, reply, same_in_both, found: Found::There })
     }
 
     /// As [`Partition::read`], for a reply that can leave at once: one that is short (and, if `same_only`, the same in both
@@ -315,7 +322,12 @@ impl Partition {
                 put(entry.reply(&reply));
                 answered.set(Some(Answered::Put));
             } else {
-                answered.set(Some(Answered::Hit(Hit { entry: entry.clone(), reply, same_in_both })));
+                answered.set(Some(Answered::Hit(Hit {
+                    entry: entry.clone(),
+                    reply,
+                    same_in_both,
+                    found: Found::There,
+                })));
             }
         });
         match answered.into_inner()? {
@@ -414,6 +426,7 @@ impl Partition {
             self.id_before.store(id, Ordering::SeqCst);
         }
         self.removals.fetch_add(1, Ordering::SeqCst);
+        self.softs.clear();
         id != NOWHERE
     }
 
@@ -561,10 +574,23 @@ impl Filler {
         Filled::Stored
     }
 
-    /// Drops the entry of `key`; true if there was one. If its deadline has passed, that is what counts as the cause.
+    /// Drops the entry of `key`, a soft one included; true if there was one that was not soft. If its deadline has passed,
+    /// that is what counts as the cause.
     pub fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
+        if !is_planted(Mutation::SoftOverAChange) {
+            self.end_soft(key);
+        }
+        self.take_out(key, cause, now).is_some()
+    }
+
+    /// As [`Filler::remove`], but a soft entry stays.
+    pub fn remove_but_soft(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
+        self.take_out(key, cause, now).is_some()
+    }
+
+    fn take_out(&mut self, key: &[u8], cause: Cause, now: Time) -> Option<Slot> {
         if self.partition.is_empty() {
-            return false;
+            return None;
         }
         let mut partition = self.partition.id.load(Ordering::Acquire);
         if partition == NOWHERE {
@@ -573,11 +599,11 @@ impl Filler {
         }
         let removed = self.partition.l1.remove(partition, key);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        let Some(slot) = removed else { return false };
+        let slot = removed?;
         let cause = if slot.is_dead(now) { Cause::TtlExpired } else { cause };
         self.partition.l1.causes.add(cause, 1);
         self.partition.l1.insight.removed(self.partition.scope, key, cause, now);
-        true
+        Some(slot)
     }
 
     /// Empties the partition, at once. The memory is given back by a sweep over the store.

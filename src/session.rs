@@ -19,12 +19,13 @@
 
 mod each;
 mod put;
+mod soft;
 
 use self::put::{put_corrected, put_held, put_hit, put_reply, put_reply_bytes};
 
 use crate::clock::Time;
 use crate::insight::latency::Timed;
-use crate::l1::{Answered, Hit, Partition, Variant};
+use crate::l1::{Answered, Hit, Partition, Reader, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
@@ -57,6 +58,8 @@ pub struct Surroundings<'a> {
     /// False while a pause holds writes: the server then tells of a key that has expired that it is not there, and keeps it.
     /// If that were kept here, reading the key when the pause is over would not remove it there.
     pub keeps: bool,
+    /// Who the client is among those that read.
+    pub reader: Reader,
     /// Whether the reply to a read of a key is known to be large.
     pub is_big: &'a dyn Fn(&[u8]) -> bool,
     /// The clock.
@@ -110,6 +113,8 @@ pub struct Session {
     follows: u32,
     muted: Muted,
     reads: ReadMode,
+    /// What was softened before is not for this client: see [`Session::learnt_elsewhere`].
+    soft_since: Time,
     /// When the bytes came in which the requests at hand stand.
     batch_at: Time,
 }
@@ -196,7 +201,7 @@ enum HeldKind {
 /// Where the hits of a held answer are from, and must still be when it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
-    /// L1 as the feed keeps it.
+    /// L1 as the feed keeps it, what is soft included.
     Feed,
     /// What was left behind when the feed was lost.
     LeftBehind,
@@ -256,6 +261,7 @@ impl Session {
             follows: 0,
             muted: Muted::No,
             reads: ReadMode::Cached,
+            soft_since: Time::ZERO,
             batch_at: Time::ZERO,
         }
     }
@@ -514,6 +520,9 @@ impl Session {
             around.counters.hits.add(1);
             return self.found(command, args, (hit, Source::Feed), around, batch, out);
         }
+        if let Some(hit) = self.read_soft(key, variant, partition, around) {
+            return self.found(command, args, (hit, Source::Feed), around, batch, out);
+        }
         around.counters.misses.add(1);
         if (around.is_big)(key) {
             around.counters.pass(Passed::TooBig);
@@ -719,6 +728,7 @@ impl Session {
         let mut advanced = Advanced::default();
         let mut waited = std::mem::take(&mut self.waited);
         let fences = around.fences && !is_planted(Mutation::OtherScopesUnfenced);
+        let soft = self.soft_read(around);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
                 State::Waiting { .. } | State::Held(Held { missing: Missing::AskedFor, .. }) => break,
@@ -740,7 +750,7 @@ impl Session {
                     }
                 }
                 State::Held(held) => {
-                    if !put_held(held, slot.shape, slot.muted, around, out) {
+                    if !put_held(held, slot.shape, slot.muted, soft, around, out) {
                         advanced.again = self.take_back(around.counters);
                         break;
                     }

@@ -206,6 +206,7 @@ impl Core {
                     has_field_ttls: false,
                     fences: false,
                     keeps: false,
+                    reader: self.client.port.reader(),
                     is_big: &|_| false,
                     now: &now,
                     counters: &counters,
@@ -226,6 +227,7 @@ impl Core {
             has_field_ttls: facts.has_field_ttls,
             fences: upstream.has_peers(&scope),
             keeps: self.shared.pauses.mode() == Mode::Off,
+            reader: self.client.port.reader(),
             is_big: &|key| upstream.is_big(key),
             now: &now,
             counters: &counters,
@@ -635,6 +637,7 @@ impl Core {
             hub.moved(&self.client, &scope);
         }
         self.place = Place::Upstream(scope);
+        self.session.learnt_elsewhere(self.shared.clock.now());
         self.listen_here();
     }
 

@@ -185,6 +185,7 @@ impl Connection {
                 Err(end) => break Err(end),
             }
         };
+        self.core.session.learnt_elsewhere(self.core.shared.clock.now());
         self.core.client.upstream_id.store(0, Ordering::Release);
         self.core.client.blocked.store(false, Ordering::Relaxed);
         self.core.client.in_transaction.store(false, Ordering::Relaxed);

@@ -7,6 +7,7 @@
 
 use super::invalidate::{CLAIM_MS, delete_aside};
 use super::script;
+use crate::l1::Cause;
 use crate::port::Failure;
 use crate::server::{Backend, Shared};
 use crate::upstream::errand::Errand;
@@ -94,7 +95,7 @@ async fn round(shared: &Shared, scope: &Scope, name: &str) -> Result<bool, Failu
         let step = step(shared, &mut errand, scope, name).await?;
         if let Some(id) = &step.job {
             tracing::info!(database = scope.database, "an invalidation by tags that was left is taken up");
-            delete_aside(&mut errand, scope, prefix, id, None).await?;
+            delete_aside(&mut errand, scope, prefix, id, OpKind::Named(Cause::TagBased), None).await?;
         } else if step.looked_at < STEP_KEYS as u64 {
             return Ok(step.known > 0);
         }
