@@ -26,9 +26,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Keys that one step deletes at most: a small part of a millisecond of the upstream's time.
-pub(super) const STEP_KEYS: &[u8] = b"16";
+pub(in crate::cache) const STEP_KEYS: &[u8] = b"16";
 /// How long an invalidation is left to who has begun it.
-pub(super) const CLAIM_MS: &[u8] = b"10000";
+pub(in crate::cache) const CLAIM_MS: &[u8] = b"10000";
 /// Shortest and longest rest between two steps.
 const REST_MIN: Duration = Duration::from_millis(1);
 const REST_MAX: Duration = Duration::from_millis(100);
@@ -84,22 +84,28 @@ async fn delete(
     let left = cursor.next_count().unwrap_or(0);
     let ids: Vec<&[u8]> = (0..left).map_while(|_| cursor.next_bytes()).collect();
     for id in ids {
-        delete_aside(&mut errand, scope, prefix, id, Some(job)).await?;
+        delete_aside(&mut errand, scope, prefix, id, Cause::TagBased, Some(job)).await?;
+        if scope.link.watch().is_on() && !id.starts_with(b"dep:") {
+            let dependents = [b"dep:", id].concat();
+            delete_aside(&mut errand, scope, prefix, &dependents, Cause::TagBased, Some(job)).await?;
+        }
     }
     Ok(())
 }
 
-/// Deletes what was set aside as `id`, step by step.
-pub(super) async fn delete_aside(
+/// Deletes what was set aside as `id`, step by step: how many keys there were.
+pub(in crate::cache) async fn delete_aside(
     errand: &mut Errand,
     scope: &Scope,
     prefix: &[u8],
     id: &[u8],
+    cause: Cause,
     job: Option<&Job>,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
+    let mut total = 0;
     loop {
         let began = Instant::now();
-        let kind = OpKind::Named(Cause::TagBased);
+        let kind = OpKind::Named(cause);
         let reply = script::STEP.run(errand, &scope.link, kind, None, &[prefix, id, CLAIM_MS, STEP_KEYS]).await?;
         let mut cursor = Cursor::new(&reply);
         cursor.next_count();
@@ -107,15 +113,17 @@ pub(super) async fn delete_aside(
         if let Some(job) = job {
             job.advance(deleted);
         }
+        total += deleted;
         if cursor.next_integer() != Some(0) {
-            return Ok(());
+            return Ok(total);
         }
         sleep(began.elapsed().clamp(REST_MIN, REST_MAX)).await;
     }
 }
 
-/// Everybody has heard of it: the links of this Larder, then all other Larders.
+/// Everybody has heard of it: the links of this Larder, then all other Larders; and what follows from it has happened.
 async fn fence(upstream: &Upstream, scope: &Arc<Scope>) -> Result<(), Failure> {
+    Errand::default().settle(scope.link.watch()).await?;
     let mut scopes = upstream.others(scope, Some(scope.database));
     scopes.push(scope.clone());
     Errand::default().fence(&scopes).await?;
