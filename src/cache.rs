@@ -110,7 +110,7 @@ impl Caller {
             CacheCommand::BigKeys(max) => self.big_keys(max),
             CacheCommand::HotKeys(max) => self.hot_keys(max),
             CacheCommand::Config(order) => inspect::config(self, order)?,
-            CacheCommand::Entry(key) => inspect::entry(self, key),
+            CacheCommand::Entry(key) => inspect::entry(self, key).await,
             CacheCommand::Breaker(order) => inspect::breaker(self, order)?,
             CacheCommand::Invalidate(target, reach) => match invalidate::invalidate(self, target, reach).await? {
                 Invalidated::Keys(count) => Reply::default().integer(count).take(),

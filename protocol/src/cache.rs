@@ -457,6 +457,7 @@ mod tests {
                         let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
                         format!("Keys({})", keys.join(","))
                     }
+                    WarmSubject::Tags(tags) => format!("Tags({})", listed(&tags)),
                     WarmSubject::Pattern(glob) => format!("Pattern({})", String::from_utf8_lossy(glob)),
                     other => format!("{other:?}"),
                 };
@@ -633,6 +634,8 @@ mod tests {
             ("cache warm keys 1 a SYNC", "Warm Keys(a) Sync"),
             ("CACHE WARM PATTERN a*", "Warm Pattern(a*) Once"),
             ("CACHE WARM PATTERN a* EVERY 60 NAME n", "Warm Pattern(a*) n every 60"),
+            ("CACHE WARM TAGS 2 a b SYNC", "Warm Tags(a,b) Sync"),
+            ("cache warm tags 1 sync EVERY 60 NAME n", "Warm Tags(sync) n every 60"),
             ("CACHE WARM HOT", "Warm Hot(1000) Once"),
             ("CACHE WARM SNAPSHOT hot SYNC", "Warm Snapshot([104, 111, 116]) Sync"),
             ("CACHE WARM HOT sync", "Warm Hot(1000) Sync"),
@@ -656,6 +659,10 @@ mod tests {
             ("CACHE CONFIG GET a b", "ERR wrong number of arguments for 'cache|config' command"),
             ("CACHE CONFIG SET a", "ERR wrong number of arguments for 'cache|config' command"),
             ("CACHE CONFIG", "ERR wrong number of arguments for 'cache|config' command"),
+            ("CACHE WARM TAGS 1", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM TAGS 0 t", "ERR numtags should be greater than 0"),
+            ("CACHE WARM TAGS 2 t", "ERR Number of tags can't be greater than number of args"),
+            ("CACHE WARM TAGS 1 t u", SYNTAX),
             ("CACHE HOTKEYS 0", "ERR value is not an integer or out of range"),
             ("CACHE HOTKEYS 1001", "ERR value is not an integer or out of range"),
             ("CACHE BIGKEYS x", "ERR value is not an integer or out of range"),

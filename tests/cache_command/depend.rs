@@ -31,6 +31,31 @@ fn put(client: &mut Client, keys: &str) {
     }
 }
 
+#[test]
+fn an_entry_shows_tags_and_dependencies() {
+    let upstream = Server::redis(&[]);
+    upstream.client().ok(&["ACL", "SETUSER", "keys", "on", ">pw", "~k*", "&*", "+@all"]);
+    let larder = Larder::start(Some(&upstream), &[]);
+    let (mut client, mut keys) = (larder.client(), larder.client());
+    keys.ok(&["AUTH", "keys", "pw"]);
+    client.run("CACHE SET k v TAGS 2 t s");
+    depend(&mut client, "k:b,a");
+    for client in [&mut client, &mut keys] {
+        client.run("GET k");
+    }
+    let entry = crate::map_of(&client.ask("CACHE ENTRY k"));
+    assert_eq!(
+        (names(&entry["tags"]), names(&entry["depends"])),
+        (vec!["s".into(), "t".into()], vec!["a".into(), "b".into()])
+    );
+    let entry = crate::map_of(&keys.ask("CACHE ENTRY k"));
+    assert_eq!((&entry["tags"], &entry["depends"]), (&Value::Null, &Value::Null), "it may not read the index");
+    client.run("SET plain v");
+    client.run("GET plain");
+    let entry = crate::map_of(&client.ask("CACHE ENTRY plain"));
+    assert!(entry["tags"].items().is_empty() && entry["depends"].items().is_empty());
+}
+
 /// `b:a,c` lets b depend on a and c.
 #[track_caller]
 fn depend(client: &mut Client, what: &str) {

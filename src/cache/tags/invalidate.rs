@@ -16,6 +16,7 @@ use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
+use crate::upstream::link_io::LinkHandle;
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
@@ -36,6 +37,12 @@ const REST_MAX: Duration = Duration::from_millis(100);
 const SEARCH_STEP: &[u8] = b"512";
 /// Bytes of tags that a job shows.
 const SHOWN_BYTES_MAX: usize = 128;
+
+/// The keys of a tag, page by page.
+pub(in crate::cache) struct Members {
+    set: Vec<u8>,
+    cursor: Option<Bytes>,
+}
 
 /// Deletes what has one, or all, of the tags: how many keys there were.
 pub(in crate::cache) async fn invalidate(
@@ -143,28 +150,44 @@ pub(in crate::cache) async fn members(
     let searched = if matching == Matching::All { &sets[..1] } else { &sets[..] };
     let mut found = Vec::new();
     for set in searched {
-        let mut cursor = Bytes::from_static(b"0");
-        loop {
-            let words = [&b"SSCAN"[..], set, &cursor, b"COUNT", SEARCH_STEP];
-            let reply = errand.call(&scope.link, &[(OpKind::Read, &OwnedArgs::new(words))]).await?;
-            let mut items = Cursor::new(&reply);
-            items.next_count();
-            cursor = Bytes::copy_from_slice(items.next_bytes().unwrap_or(b"0"));
-            let count = items.next_count().unwrap_or(0);
-            let keys: Vec<Bytes> = (0..count).map_while(|_| items.next_bytes()).map(|k| reply.slice_ref(k)).collect();
+        let mut members = Members { set: set.clone(), cursor: Some(Bytes::from_static(b"0")) };
+        while let Some(keys) = members.next_page(&mut errand, &scope.link).await? {
             found.extend(if matching == Matching::All {
                 with_all(&mut errand, scope, keys, &sets[1..]).await?
             } else {
                 keys
             });
-            if cursor == "0" {
-                break;
-            }
         }
     }
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+// === impl Members ===
+
+impl Members {
+    /// Those of a tag.
+    pub(in crate::cache) fn of(prefix: &str, tag: &[u8]) -> Self {
+        Self { set: [prefix.as_bytes(), b"t:", tag].concat(), cursor: Some(Bytes::from_static(b"0")) }
+    }
+
+    /// The next of them, perhaps none; `None` behind the last.
+    pub(in crate::cache) async fn next_page(
+        &mut self,
+        errand: &mut Errand,
+        link: &LinkHandle,
+    ) -> Result<Option<Vec<Bytes>>, Failure> {
+        let Some(cursor) = self.cursor.take() else { return Ok(None) };
+        let words = [&b"SSCAN"[..], &self.set, &cursor, b"COUNT", SEARCH_STEP];
+        let reply = errand.call(link, &[(OpKind::Read, &OwnedArgs::new(words))]).await?;
+        let mut items = Cursor::new(&reply);
+        items.next_count();
+        let next = items.next_bytes().unwrap_or(b"0");
+        self.cursor = (next != b"0").then(|| Bytes::copy_from_slice(next));
+        let count = items.next_count().unwrap_or(0);
+        Ok(Some((0..count).map_while(|_| items.next_bytes()).map(|key| reply.slice_ref(key)).collect()))
+    }
 }
 
 /// Those of `keys` that all the sets have.
