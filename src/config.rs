@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+pub use self::depend::DependConfig;
 use self::source::Reader;
 pub use self::source::{ConfigError, ConfigErrors, Origin, Setting, Sources};
 pub use self::tags::TagsConfig;
@@ -23,6 +24,7 @@ use crate::cache::warm::Subject;
 use crate::policy::{Policies, Policy};
 use crate::upstream::admission::Admission;
 
+mod depend;
 mod source;
 mod tags;
 #[cfg(test)]
@@ -78,6 +80,8 @@ pub struct Config {
     pub breaker: BreakerConfig,
     /// What the CACHE command keeps about tags.
     pub tags: TagsConfig,
+    /// How much `CACHE DEPEND` may tie together.
+    pub depend: DependConfig,
     /// What is watched, for `CACHE HOTKEYS`, `BIGKEYS` and `ADVISE`.
     pub insight: InsightConfig,
     /// How L1 is filled before anybody asks.
@@ -347,6 +351,7 @@ impl Config {
             pool: PoolConfig::read(from),
             breaker: BreakerConfig::read(from),
             tags: TagsConfig::read(from),
+            depend: DependConfig::read(from),
             insight: InsightConfig::read(from),
             warm: WarmConfig::read(from),
             log: LogConfig::read(from),
