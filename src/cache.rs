@@ -112,10 +112,12 @@ impl Caller {
             CacheCommand::Config(order) => inspect::config(self, order)?,
             CacheCommand::Entry(key) => inspect::entry(self, key).await,
             CacheCommand::Breaker(order) => inspect::breaker(self, order)?,
-            CacheCommand::Invalidate(target, reach) => match invalidate::invalidate(self, target, reach).await? {
-                Invalidated::Keys(count) => Reply::default().integer(count).take(),
-                Invalidated::All => ok(),
-            },
+            CacheCommand::Invalidate(target, reach, soft) => {
+                match invalidate::invalidate(self, target, reach, soft).await? {
+                    Invalidated::Keys(count) => Reply::default().integer(count).take(),
+                    Invalidated::All => ok(),
+                }
+            }
             CacheCommand::Jobs(command) => self.about_jobs(command)?,
             CacheCommand::Warm(order) => warm::warm(self, order).await?,
             CacheCommand::Tags(command) => tags::execute(self, command).await?,

@@ -109,6 +109,8 @@ pub struct L1Config {
     pub variants_per_key_max: usize,
     /// How long after the loss of the upstream what was cached may still be answered; `None`: not at all.
     pub stale_if_error_ms_max: Option<Duration>,
+    /// How long an invalidation with `SOFT` may let stale answers be given; `None`: there is no `SOFT`.
+    pub soft_ms_max: Option<Duration>,
 }
 
 /// `[store]`: the embedded store.
@@ -420,6 +422,7 @@ impl L1Config {
             admission: from.word("l1.admission", Admission::Adaptive, &ADMISSIONS),
             variants_per_key_max: from.count("l1.variants_per_key_max", 64, 1..=65_536),
             stale_if_error_ms_max: from.millis_or_off("l1.stale_if_error_ms_max", 0, MONTH_MS),
+            soft_ms_max: from.millis_or_off("l1.soft_ms_max", MINUTE_MS, HOUR_MS),
         }
     }
 }

@@ -21,6 +21,8 @@
 //! The bytes of a store are bounded: keys, replies, headers and what the cache itself needs for an entry are counted.
 
 mod cause;
+mod entry;
+mod soft;
 mod stale;
 mod sweep;
 #[cfg(test)]
@@ -28,8 +30,12 @@ mod tests;
 mod warmth;
 
 pub use self::cause::Cause;
+pub use self::entry::{EntryFacts, Hit, Variant};
+pub use self::soft::{Reader, SoftRead, Softened, Softening, Standing};
 
 use self::cause::Causes;
+use self::entry::{Found, HIT, Header, MARKED, Slot, UNTOLD, encode};
+use self::soft::Softs;
 use self::stale::Left;
 use self::sweep::Sweeps;
 use crate::clock::Time;
@@ -38,17 +44,12 @@ use crate::insight::{Insight, ScopeId};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::SHARED_BYTES_MIN;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use larder_protocol::args::Args;
 use larder_protocol::glob::{self, Case};
-use larder_protocol::shape;
-use larder_protocol::table::CommandId;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use triomphe::ThinArc;
 
 /// Sizes of the store.
 #[derive(Clone, Copy, Debug)]
@@ -72,10 +73,14 @@ impl L1Settings {
     }
 }
 
-/// What the cache crate and the allocator need for an entry beside its own bytes, measured by `examples/footprint.rs` as
-/// growth of the process: a slot of the slab (32) and of the table (11), the counter and length in front of the header
-/// (16), the allocation's own header and its rounding up (15).
-const ENTRY_OVERHEAD_BYTES: u64 = 74;
+/// Part of the bytes that is for what has been wanted twice. More holds on to what was wanted once upon a time: with 0.97, the
+/// crate's default, L1 is up to 0.4 points better where the same keys stay hot and up to 3 worse where they change
+/// (`benches/hit_ratio`).
+const HOT_PART: f64 = 0.9;
+
+/// Names of entries that have left which are remembered, for each entry expected: one that comes back is known to be wanted.
+/// Each takes 43 bytes of the crate's slab and table: 4% of the size altogether, beyond it.
+const GHOSTS_PER_ENTRY: f64 = 1.0;
 
 /// The store that all partitions share.
 pub struct L1 {
@@ -105,6 +110,8 @@ pub struct Partition {
     peers: ArcSwap<Vec<Weak<Partition>>>,
     /// What it held when the feed was lost, while that may be answered.
     left: ArcSwapOption<Left>,
+    /// What an operator has invalidated softly.
+    softs: Softs,
     peer_fills: [AtomicU64; PEER_FILL_STRIPES],
 }
 
@@ -113,22 +120,6 @@ pub struct Filler {
     partition: Arc<Partition>,
     /// What will be left behind.
     aside: Option<Left>,
-}
-
-/// A read without its key: what tells the variants of a key apart.
-#[derive(Clone, Copy, Debug)]
-pub struct Variant<'a> {
-    command: CommandId,
-    args: Args<'a>,
-    key_at: usize,
-}
-
-/// An answer found in L1. It keeps its bytes alive, and remembers which entry they came from.
-#[derive(Clone, Debug)]
-pub struct Hit {
-    entry: Slot,
-    reply: Range<u32>,
-    same_in_both: bool,
 }
 
 /// How a read was answered.
@@ -151,35 +142,6 @@ pub enum Filled {
     Contradicted,
     /// Its deadline has passed already, or the partition is suspended.
     Dead,
-}
-
-/// Facts about an entry, for inspection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntryFacts {
-    /// Bytes that the entry counts for.
-    pub bytes: u64,
-    /// Number of variants held.
-    pub variants: usize,
-    /// Hits since the entry was made, approximately (concurrent hits may be counted once).
-    pub hits: u32,
-    /// When the entry was made.
-    pub filled_at: Time,
-    /// When it stops being answered; `None` for never.
-    pub deadline: Option<Time>,
-}
-
-/// One entry, shared by the store and by hits on their way out.
-#[derive(Clone, Debug)]
-struct Slot(ThinArc<Header, u8>);
-
-#[derive(Debug)]
-struct Header {
-    partition: u64,
-    deadline: Time,
-    filled_at: Time,
-    key_len: u32,
-    /// Hits times [`HIT`], with [`UNTOLD`] if there was one since the upstream was told, and [`MARKED`] until the first.
-    hits: AtomicU32,
 }
 
 /// A key that is looked for, and what is to be done with its entry while that is at hand.
@@ -206,17 +168,6 @@ const PEER_FILL_STRIPES: usize = 64;
 /// The id of a suspended partition: no entry has it.
 const NOWHERE: u64 = 0;
 
-/// Bytes in front of each variant: length of its name, length of its reply with the top bit for
-/// "the same in RESP2 and RESP3".
-const VARIANT_HEADER_BYTES: usize = 8;
-const SAME_IN_BOTH: u32 = 1 << 31;
-
-/// One hit in [`Header::hits`], and the mark that the upstream has not been told of one.
-const HIT: u32 = 4;
-const UNTOLD: u32 = 1;
-/// In [`Header::hits`]: the first hit is to be counted, see [`Partition::first_hits`].
-const MARKED: u32 = 2;
-
 // === impl L1 ===
 
 impl L1 {
@@ -227,13 +178,15 @@ impl L1 {
 
     /// As [`L1::new`]; what happens to keys is told to `insight`.
     pub fn watched(settings: L1Settings, insight: Arc<Insight>) -> Arc<Self> {
-        // The crate sizes its ghost list and tables by this; far too many items break its weighting (its issue 65),
-        // too few cost a rehash. A kilobyte an entry is the middle of the usual.
+        // The crate sizes its list of names that have left by this; far too many break its weighting (its issue 65), too few
+        // let it forget what it should remember. A kilobyte an entry is the middle of the usual.
         let estimated_items = (settings.size_bytes_max / 1024).clamp(64, 50_000_000) as usize;
         let evictions = Arc::new(AtomicU64::new(0));
         let options = OptionsBuilder::new()
             .estimated_items_capacity(estimated_items)
             .weight_capacity(settings.size_bytes_max.max(1))
+            .hot_allocation(HOT_PART)
+            .ghost_allocation(GHOSTS_PER_ENTRY)
             .shards(shards_for(settings))
             .build();
         let lifecycle = EvictionCount(evictions.clone());
@@ -262,6 +215,7 @@ impl L1 {
             suspended: AtomicU32::new(0),
             peers: ArcSwap::default(),
             left: ArcSwapOption::empty(),
+            softs: Softs::default(),
             peer_fills: std::array::from_fn(|_| AtomicU64::new(0)),
         });
         (partition.clone(), Filler { partition, aside: None })
@@ -345,7 +299,7 @@ impl Partition {
     pub fn read(&self, key: &[u8], variant: Variant<'_>, now: impl FnOnce() -> Time) -> Option<Hit> {
         let entry = self.l1.find(self.id.load(Ordering::Acquire), key)?;
         let (reply, same_in_both) = entry.variant(variant)?;
-        entry.is_hit(now, &self.first_hits).then_some(Hit { entry, reply, same_in_both })
+        entry.is_hit(now, &self.first_hits).then_some(Hit { entry, reply, same_in_both, found: Found::There })
     }
 
     /// As [`Partition::read`], for a reply that can leave at once: one that is short (and, if `same_only`, the same in both
@@ -365,10 +319,15 @@ impl Partition {
             let leaves = reply.len() < SHARED_BYTES_MIN && (same_in_both || !same_only) && !entry.has_deadline();
             if leaves && let Some(put) = put.take() {
                 entry.count_hit(&self.first_hits);
-                put(&entry.0.slice[reply.start as usize..reply.end as usize]);
+                put(entry.reply(&reply));
                 answered.set(Some(Answered::Put));
             } else {
-                answered.set(Some(Answered::Hit(Hit { entry: entry.clone(), reply, same_in_both })));
+                answered.set(Some(Answered::Hit(Hit {
+                    entry: entry.clone(),
+                    reply,
+                    same_in_both,
+                    found: Found::There,
+                })));
             }
         });
         match answered.into_inner()? {
@@ -386,8 +345,8 @@ impl Partition {
     /// True if the entry of `hit` is still the one in L1 and alive: its key has had the same value from the time of
     /// the hit until now.
     pub fn holds(&self, hit: &Hit, now: Time) -> bool {
-        hit.entry.0.header.header.deadline > now
-            && hit.entry.0.header.header.partition == self.id.load(Ordering::Acquire)
+        hit.entry.header().deadline > now
+            && hit.entry.header().partition == self.id.load(Ordering::Acquire)
             && self.peek(hit.entry.key()).is_some_and(|e| e.is(&hit.entry))
     }
 
@@ -403,7 +362,7 @@ impl Partition {
             let held = peer.upgrade().and_then(|peer| peer.peek(key));
             let theirs = held.as_ref().and_then(|entry| Some((entry, entry.variant(variant)?.0)));
             // An entry without this variant may be older, too: nothing is known of it.
-            held.is_some() && theirs.is_none_or(|(entry, r)| entry.0.slice[r.start as usize..r.end as usize] != *reply)
+            held.is_some() && theirs.is_none_or(|(entry, r)| *entry.reply(&r) != *reply)
         };
         self.peers.load().iter().any(differs)
     }
@@ -467,6 +426,7 @@ impl Partition {
             self.id_before.store(id, Ordering::SeqCst);
         }
         self.removals.fetch_add(1, Ordering::SeqCst);
+        self.softs.clear();
         id != NOWHERE
     }
 
@@ -490,7 +450,7 @@ impl Partition {
     /// What is known of at most `max` entries. Looks at the whole store: not for a task that others wait for.
     pub fn some_facts(&self, max: usize) -> Vec<EntryFacts> {
         let id = self.id.load(Ordering::Acquire);
-        let own = self.l1.cache.iter().filter(|(slot, ())| slot.0.header.header.partition == id);
+        let own = self.l1.cache.iter().filter(|(slot, ())| slot.header().partition == id);
         own.take(max).map(|(slot, ())| slot.facts()).collect()
     }
 
@@ -504,7 +464,7 @@ impl Partition {
     pub fn take_touched(&self, max: usize) -> Vec<Vec<u8>> {
         let id = self.id.load(Ordering::Acquire);
         let touched = |slot: &Slot| {
-            let header = &slot.0.header.header;
+            let header = slot.header();
             header.partition == id && header.hits.fetch_and(!UNTOLD, Ordering::Relaxed) & UNTOLD > 0
         };
         self.l1
@@ -521,7 +481,7 @@ impl Partition {
     pub fn keys_matching(&self, pattern: &[u8], made_by: Time, max: usize) -> Vec<Vec<u8>> {
         let id = self.id.load(Ordering::Acquire);
         let wanted = |slot: &Slot| {
-            let header = &slot.0.header.header;
+            let header = slot.header();
             let matches = || pattern == b"*" || glob::matches(pattern, slot.key(), Case::Sensitive);
             header.partition == id && header.filled_at <= made_by && matches()
         };
@@ -587,7 +547,7 @@ impl Filler {
         let kept = kept.map(|e| (e.other_variants(variant, settings.variants_per_key_max), e));
         let (body, deadline, hits) = match kept {
             Some((others, e)) if key.len() + others.len() + reply.len() < settings.entry_bytes_max => {
-                let header = &e.0.header.header;
+                let header = e.header();
                 (
                     encode(key, &others, variant, reply),
                     deadline.min(header.deadline),
@@ -601,7 +561,7 @@ impl Filler {
         }
         let header =
             Header { partition, deadline, filled_at: now, key_len: key.len() as u32, hits: AtomicU32::new(hits) };
-        let slot = Slot(ThinArc::from_header_and_slice(header, &body));
+        let slot = Slot::new(header, &body);
         // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
         self.partition.filled.store(true, Ordering::Release);
         self.partition.tell_peers(key);
@@ -614,10 +574,23 @@ impl Filler {
         Filled::Stored
     }
 
-    /// Drops the entry of `key`; true if there was one. If its deadline has passed, that is what counts as the cause.
+    /// Drops the entry of `key`, a soft one included; true if there was one that was not soft. If its deadline has passed,
+    /// that is what counts as the cause.
     pub fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
+        if !is_planted(Mutation::SoftOverAChange) {
+            self.end_soft(key);
+        }
+        self.take_out(key, cause, now).is_some()
+    }
+
+    /// As [`Filler::remove`], but a soft entry stays.
+    pub fn remove_but_soft(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
+        self.take_out(key, cause, now).is_some()
+    }
+
+    fn take_out(&mut self, key: &[u8], cause: Cause, now: Time) -> Option<Slot> {
         if self.partition.is_empty() {
-            return false;
+            return None;
         }
         let mut partition = self.partition.id.load(Ordering::Acquire);
         if partition == NOWHERE {
@@ -626,11 +599,11 @@ impl Filler {
         }
         let removed = self.partition.l1.remove(partition, key);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        let Some(slot) = removed else { return false };
+        let slot = removed?;
         let cause = if slot.is_dead(now) { Cause::TtlExpired } else { cause };
         self.partition.l1.causes.add(cause, 1);
         self.partition.l1.insight.removed(self.partition.scope, key, cause, now);
-        true
+        Some(slot)
     }
 
     /// Empties the partition, at once. The memory is given back by a sweep over the store.
@@ -651,227 +624,19 @@ impl Drop for Filler {
     }
 }
 
-// === impl Variant ===
-
-impl<'a> Variant<'a> {
-    /// The variant that `command` with `args` reads, the key being argument `key_at`. `None` stands for a command whose
-    /// replies are stored key by key: there are no other arguments.
-    pub fn new(command: CommandId, args: Args<'a>, key_at: usize) -> Self {
-        Self { command, args, key_at }
-    }
-
-    /// The variant of a command without further arguments.
-    pub fn bare(command: CommandId) -> Self {
-        Self { command, args: Args::new(&[], &[]), key_at: 0 }
-    }
-
-    /// True if there are no arguments beside the key.
-    #[inline]
-    fn is_bare(&self) -> bool {
-        match self.key_at {
-            0 => self.args.is_empty(),
-            1 => self.args.len() <= 2,
-            _ => false,
-        }
-    }
-
-    fn arguments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let key_at = self.key_at;
-        self.args.iter().enumerate().skip(1).filter(move |(i, _)| *i != key_at).map(|(_, a)| a)
-    }
-
-    fn name_len(&self) -> usize {
-        2 + self.arguments().map(|a| 4 + a.len()).sum::<usize>()
-    }
-
-    fn matches(&self, name: &[u8]) -> bool {
-        let Some(mut rest) = name.strip_prefix(&self.command.0.to_le_bytes()) else { return false };
-        for argument in self.arguments() {
-            let Some(tail) = rest.strip_prefix(&(argument.len() as u32).to_le_bytes()) else { return false };
-            let Some(tail) = tail.strip_prefix(argument) else { return false };
-            rest = tail;
-        }
-        rest.is_empty()
-    }
-
-    fn write_name(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.command.0.to_le_bytes());
-        for argument in self.arguments() {
-            out.extend_from_slice(&(argument.len() as u32).to_le_bytes());
-            out.extend_from_slice(argument);
-        }
-    }
-}
-
-// === impl Hit ===
-
-impl Hit {
-    /// The reply, in RESP3.
-    #[inline]
-    pub fn reply(&self) -> &[u8] {
-        &self.entry.0.slice[self.reply.start as usize..self.reply.end as usize]
-    }
-
-    /// The key whose entry it is from.
-    pub fn key(&self) -> &[u8] {
-        self.entry.key()
-    }
-
-    /// True if its deadline has not passed. `now` is asked for only if there is one.
-    pub fn is_alive(&self, now: impl FnOnce() -> Time) -> bool {
-        let deadline = self.entry.0.header.header.deadline;
-        deadline == Time::MAX || deadline > now()
-    }
-
-    /// True if its entry stops being answered at some time.
-    pub fn has_deadline(&self) -> bool {
-        self.entry.has_deadline()
-    }
-
-    /// True if the reply is the same bytes in RESP2.
-    pub fn same_in_both(&self) -> bool {
-        self.same_in_both
-    }
-}
-
-impl AsRef<[u8]> for Hit {
-    fn as_ref(&self) -> &[u8] {
-        self.reply()
-    }
-}
-
-// === impl Slot ===
-
-impl Slot {
-    /// True for the same entry, not just an equal one.
-    fn is(&self, other: &Slot) -> bool {
-        std::ptr::eq(self.0.slice.as_ptr(), other.0.slice.as_ptr())
-    }
-
-    #[inline]
-    fn has_deadline(&self) -> bool {
-        self.0.header.header.deadline != Time::MAX
-    }
-
-    /// Counts a hit, unless the entry's deadline has passed. The clock is read only if there is one.
-    #[inline]
-    fn is_hit(&self, now: impl FnOnce() -> Time, first_hits: &AtomicU64) -> bool {
-        if self.has_deadline() && now() >= self.0.header.header.deadline && !is_planted(Mutation::DeadlineIgnored) {
-            return false;
-        }
-        self.count_hit(first_hits);
-        true
-    }
-
-    #[inline]
-    fn count_hit(&self, first_hits: &AtomicU64) {
-        let header = &self.0.header.header;
-        let hits = header.hits.load(Ordering::Relaxed);
-        if hits & MARKED != 0 {
-            first_hits.fetch_add(1, Ordering::Relaxed);
-        }
-        header.hits.store((hits & !MARKED).checked_add(HIT).unwrap_or(hits) | UNTOLD, Ordering::Relaxed);
-    }
-
-    fn facts(&self) -> EntryFacts {
-        let header = &self.0.header.header;
-        EntryFacts {
-            bytes: ByteWeighter.weight(self, &()),
-            variants: self.variants().count(),
-            hits: header.hits.load(Ordering::Relaxed) / HIT,
-            filled_at: header.filled_at,
-            deadline: (header.deadline != Time::MAX).then_some(header.deadline),
-        }
-    }
-
-    fn is_dead(&self, now: Time) -> bool {
-        self.0.header.header.deadline <= now
-    }
-
-    fn key(&self) -> &[u8] {
-        &self.0.slice[..self.0.header.header.key_len as usize]
-    }
-
-    /// Name and reply of each variant as ranges of the slice, with the flag.
-    fn variants(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>, bool)> + '_ {
-        let mut at = self.0.header.header.key_len as usize;
-        std::iter::from_fn(move || {
-            let name_len = self.number(at)? as usize;
-            let coded = self.number(at + 4)?;
-            let name = at + VARIANT_HEADER_BYTES..at + VARIANT_HEADER_BYTES + name_len;
-            let reply = name.end..name.end + (coded & !SAME_IN_BOTH) as usize;
-            at = reply.end;
-            Some((name, reply, coded & SAME_IN_BOTH != 0))
-        })
-    }
-
-    #[inline]
-    fn variant(&self, wanted: Variant<'_>) -> Option<(Range<u32>, bool)> {
-        if wanted.is_bare()
-            && let Some(first) = self.first_bare(wanted.command)
-        {
-            return Some(first);
-        }
-        self.variants()
-            .find(|(name, _, _)| wanted.matches(&self.0.slice[name.clone()]))
-            .map(|(_, reply, same)| (reply.start as u32..reply.end as u32, same))
-    }
-
-    /// The first variant, if it is this command without arguments: most entries have no other.
-    #[inline]
-    fn first_bare(&self, command: CommandId) -> Option<(Range<u32>, bool)> {
-        let key_len = self.0.header.header.key_len;
-        let [l0, l1, l2, l3, c0, c1, c2, c3, n0, n1] = *self.0.slice.get(key_len as usize..)?.first_chunk()?;
-        let (name_len, coded) = (u32::from_le_bytes([l0, l1, l2, l3]), u32::from_le_bytes([c0, c1, c2, c3]));
-        if name_len != 2 || u16::from_le_bytes([n0, n1]) != command.0 {
-            return None;
-        }
-        let start = key_len + VARIANT_HEADER_BYTES as u32 + 2;
-        Some((start..start + (coded & !SAME_IN_BOTH), coded & SAME_IN_BOTH != 0))
-    }
-
-    /// The encoded variants other than `but`, none if there are `max` or more.
-    fn other_variants(&self, but: Variant<'_>, max: usize) -> Vec<u8> {
-        let others = self.variants().filter(|(name, _, _)| !but.matches(&self.0.slice[name.clone()]));
-        let ranges: Vec<Range<usize>> =
-            others.map(|(name, reply, _)| name.start - VARIANT_HEADER_BYTES..reply.end).collect();
-        if ranges.len() >= max {
-            return Vec::new();
-        }
-        ranges.into_iter().flat_map(|r| &self.0.slice[r]).copied().collect()
-    }
-
-    fn number(&self, at: usize) -> Option<u32> {
-        Some(u32::from_le_bytes(self.0.slice.get(at..at + 4)?.try_into().ok()?))
-    }
-}
-
 fn stripe_of(key: &[u8]) -> usize {
     (foldhash::fast::FixedState::default().hash_one(key) % PEER_FILL_STRIPES as u64) as usize
 }
 
-fn encode(key: &[u8], others: &[u8], variant: Variant<'_>, reply: &[u8]) -> Vec<u8> {
-    let name_len = variant.name_len();
-    let mut body = Vec::with_capacity(key.len() + others.len() + VARIANT_HEADER_BYTES + name_len + reply.len());
-    let same = if shape::same_in_both(reply) { SAME_IN_BOTH } else { 0 };
-    body.extend_from_slice(key);
-    body.extend_from_slice(others);
-    body.extend_from_slice(&(name_len as u32).to_le_bytes());
-    body.extend_from_slice(&(reply.len() as u32 & !SAME_IN_BOTH | same).to_le_bytes());
-    variant.write_name(&mut body);
-    body.extend_from_slice(reply);
-    body
-}
-
 impl Hash for Slot {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        hash_of(self.0.header.header.partition, self.key(), state);
+        hash_of(self.header().partition, self.key(), state);
     }
 }
 
 impl PartialEq for Slot {
     fn eq(&self, other: &Self) -> bool {
-        self.0.header.header.partition == other.0.header.header.partition && self.key() == other.key()
+        self.header().partition == other.header().partition && self.key() == other.key()
     }
 }
 
@@ -893,7 +658,7 @@ impl<V> Hash for Lookup<'_, V> {
 impl<V: Fn(&Slot)> Equivalent<Slot> for Lookup<'_, V> {
     #[inline]
     fn equivalent(&self, slot: &Slot) -> bool {
-        let found = self.partition == slot.0.header.header.partition && self.key == slot.key();
+        let found = self.partition == slot.header().partition && self.key == slot.key();
         if found {
             (self.visit)(slot);
         }
@@ -903,7 +668,7 @@ impl<V: Fn(&Slot)> Equivalent<Slot> for Lookup<'_, V> {
 
 impl Weighter<Slot, ()> for ByteWeighter {
     fn weight(&self, slot: &Slot, (): &()) -> u64 {
-        (size_of::<Header>() + slot.0.slice.len()) as u64 + ENTRY_OVERHEAD_BYTES
+        slot.bytes()
     }
 }
 

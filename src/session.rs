@@ -19,12 +19,13 @@
 
 mod each;
 mod put;
+mod soft;
 
-use self::put::{put_held, put_hit, put_reply, put_reply_bytes};
+use self::put::{put_corrected, put_held, put_hit, put_reply, put_reply_bytes};
 
 use crate::clock::Time;
 use crate::insight::latency::Timed;
-use crate::l1::{Answered, Hit, Partition, Variant};
+use crate::l1::{Answered, Hit, Partition, Reader, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
@@ -34,7 +35,6 @@ use crate::upstream::link::{Each, Job, Op, OpKind};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::Args;
 use larder_protocol::cache::ReadMode;
-use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::shape::{Protocol, Shape};
 use larder_protocol::table::{Cacheability, Class, Command, CommandId, PerKey, Table};
 use smallvec::SmallVec;
@@ -60,6 +60,8 @@ pub struct Surroundings<'a> {
     /// False while a pause holds writes: the server then tells of a key that has expired that it is not there, and keeps it.
     /// If that were kept here, reading the key when the pause is over would not remove it there.
     pub keeps: bool,
+    /// Who the client is among those that read.
+    pub reader: Reader,
     /// Whether the reply to a read of a key is known to be large.
     pub is_big: &'a dyn Fn(&[u8]) -> bool,
     /// The clock.
@@ -113,6 +115,8 @@ pub struct Session {
     follows: u32,
     muted: Muted,
     reads: ReadMode,
+    /// What was softened before is not for this client: see [`Session::learnt_elsewhere`].
+    soft_since: Time,
     /// When the bytes came in which the requests at hand stand.
     batch_at: Time,
 }
@@ -145,8 +149,17 @@ struct Slot {
     timed: Option<Timed>,
     /// When the bytes came in which it stood.
     came_at: Time,
-    /// For PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
-    receivers: Option<(i64, i64)>,
+    /// What is Larder's own in the reply; rare, so a slot has little room for it.
+    correction: Option<Box<Correction>>,
+}
+
+/// What the upstream cannot know of a reply, unless it is an error.
+#[derive(Debug)]
+enum Correction {
+    /// PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
+    Receivers { upstream: i64, here: i64 },
+    /// All of it.
+    Answer(Bytes),
 }
 
 /// Whether other scopes' links have heard of what the reply tells.
@@ -190,7 +203,7 @@ enum HeldKind {
 /// Where the hits of a held answer are from, and must still be when it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
-    /// L1 as the feed keeps it.
+    /// L1 as the feed keeps it, what is soft included.
     Feed,
     /// What was left behind when the feed was lost.
     LeftBehind,
@@ -259,6 +272,7 @@ impl Session {
             follows: 0,
             muted: Muted::No,
             reads: ReadMode::Cached,
+            soft_since: Time::ZERO,
             batch_at: Time::ZERO,
         }
     }
@@ -355,7 +369,7 @@ impl Session {
             fence: Fence::Done,
             timed: None,
             came_at: self.batch_at,
-            receivers: None,
+            correction: None,
         });
     }
 
@@ -423,8 +437,28 @@ impl Session {
     /// so many clients here.
     pub fn publishes_to(&mut self, upstream: i64, here: i64) {
         if let Some(slot) = self.slots.back_mut() {
-            slot.receivers = Some((upstream, here));
+            slot.correction = Some(Box::new(Correction::Receivers { upstream, here }));
         }
+    }
+
+    /// As [`Session::pass_on`], for a request that the upstream is to count and may refuse, and that Larder answers.
+    pub fn pass_on_for(
+        &mut self,
+        answer: Vec<u8>,
+        command: &Command,
+        args: Args<'_>,
+        around: &Surroundings<'_>,
+        batch: &mut Batch,
+    ) -> Flow {
+        // What is held may have it done again, and would not know the answer.
+        if self.held > 0 {
+            return Flow::Wait;
+        }
+        self.send(command, args, OpKind::Read, around, batch);
+        if let Some(slot) = self.slots.back_mut() {
+            slot.correction = Some(Box::new(Correction::Answer(answer.into())));
+        }
+        Flow::Taken
     }
 
     /// A read that L1 may not answer (`CACHE READ`). It follows down the link and does not share the reply of an earlier
@@ -495,6 +529,9 @@ impl Session {
         }
         if let Some(hit) = hit {
             around.counters.hits.add(1);
+            return self.found(command, args, (hit, Source::Feed), around, batch, out);
+        }
+        if let Some(hit) = self.read_soft(key, variant, partition, around) {
             return self.found(command, args, (hit, Source::Feed), around, batch, out);
         }
         around.counters.misses.add(1);
@@ -584,7 +621,7 @@ impl Session {
                 _ => None,
             },
             came_at: self.batch_at,
-            receivers: None,
+            correction: None,
         };
         self.writes_out += usize::from(writes);
         batch.push(slot.seq, args.bytes(), kind);
@@ -603,7 +640,7 @@ impl Session {
             fence,
             timed: None,
             came_at: self.batch_at,
-            receivers: None,
+            correction: None,
         };
         self.held += 1;
         self.slots.push_back(slot);
@@ -633,7 +670,7 @@ impl Session {
     ) -> bool {
         let Some(slot) = self.slots.front() else { return false };
         let State::Waiting { writes } = slot.state else { return false };
-        if slot.seq != seq || slot.receivers.is_some() || (writes && settles) {
+        if slot.seq != seq || slot.correction.is_some() || (writes && settles) {
             return false;
         }
         self.writes_out -= usize::from(writes);
@@ -710,6 +747,7 @@ impl Session {
         let mut advanced = Advanced::default();
         let mut waited = std::mem::take(&mut self.waited);
         let fences = around.fences && !is_planted(Mutation::OtherScopesUnfenced);
+        let soft = self.soft_read(around);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
                 State::Waiting { .. } | State::Held(Held { missing: Missing::AskedFor, .. }) => break,
@@ -721,12 +759,9 @@ impl Session {
                     waited.extend(slot.timed.map(|what| (what, slot.came_at)));
                     count_level(slot.timed, reply, around.counters);
                     if !slot.muted {
-                        let counted = slot.receivers.zip(slot.receivers.and_then(|_| Cursor::new(reply).next()));
-                        match counted {
-                            Some(((upstream, here), Item::Integer(n))) => {
-                                out.put(format!(":{}\r\n", (n - upstream).max(0) + here).as_bytes());
-                            }
-                            _ => put_reply(slot.shape, reply, out),
+                        match &slot.correction {
+                            Some(correction) => put_corrected(correction, slot.shape, reply, out),
+                            None => put_reply(slot.shape, reply, out),
                         }
                     }
                 }
@@ -736,7 +771,7 @@ impl Session {
                     }
                 }
                 State::Held(held) => {
-                    if !put_held(held, slot.shape, slot.muted, around, out) {
+                    if !put_held(held, slot.shape, slot.muted, soft, around, out) {
                         advanced.again = self.take_back(around.counters);
                         break;
                     }

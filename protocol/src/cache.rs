@@ -17,7 +17,7 @@ mod tags;
 pub mod warm;
 
 pub use self::depend::DependCommand;
-pub use self::invalidate::{Matching, Reach, Target};
+pub use self::invalidate::{Matching, Reach, Soft, Target};
 pub use self::jobs::JobsCommand;
 pub use self::subscribe::EventsCommand;
 pub use self::tags::{Condition, TaggedSet, TagsCommand};
@@ -57,7 +57,7 @@ pub enum CacheCommand<'a> {
     /// `HOTKEYS [n]`
     HotKeys(usize),
     /// `INVALIDATE ...`
-    Invalidate(Target<'a>, Reach),
+    Invalidate(Target<'a>, Reach, Option<Soft>),
     /// `JOBS`, `JOB`, `CANCEL`
     Jobs(JobsCommand),
     /// `WARM ...`
@@ -127,6 +127,9 @@ pub enum CacheError {
     /// A number of elements that is too small or too large.
     #[error("ERR COUNT should be between 1 and 1000")]
     Count,
+    /// `SOFT` for no time.
+    #[error("ERR SOFT should be greater than 0")]
+    SoftTime,
     /// A cursor is expected where none stands.
     #[error("ERR invalid cursor")]
     Cursor,
@@ -444,12 +447,12 @@ mod tests {
     fn parsed(line: &str) -> String {
         let args = OwnedArgs::new(line.split_whitespace());
         match CacheCommand::parse(args.args()) {
-            Ok(CacheCommand::Invalidate(Target::Keys(keys), reach)) => {
-                format!("Keys({}) {reach:?}", listed(&keys))
+            Ok(CacheCommand::Invalidate(Target::Keys(keys), reach, soft)) => {
+                format!("Keys({}) {reach:?}{}", listed(&keys), softly(soft))
             }
-            Ok(CacheCommand::Invalidate(Target::Pattern { glob, from }, reach)) => {
+            Ok(CacheCommand::Invalidate(Target::Pattern { glob, from }, reach, soft)) => {
                 let from = from.map_or(String::new(), |cursor| format!(" from {cursor}"));
-                format!("Pattern({}){from} {reach:?}", String::from_utf8_lossy(glob))
+                format!("Pattern({}){from} {reach:?}{}", String::from_utf8_lossy(glob), softly(soft))
             }
             Ok(CacheCommand::Warm(warm)) => {
                 let subject = match warm.subject {
@@ -467,8 +470,8 @@ mod tests {
                 };
                 format!("Warm {subject} {course}")
             }
-            Ok(CacheCommand::Invalidate(Target::Tags(matching, tags), reach)) => {
-                format!("Tags({matching:?} {}) {reach:?}", listed(&tags))
+            Ok(CacheCommand::Invalidate(Target::Tags(matching, tags), reach, soft)) => {
+                format!("Tags({matching:?} {}) {reach:?}{}", listed(&tags), softly(soft))
             }
             Ok(CacheCommand::Tags(command)) => shown(command),
             Ok(CacheCommand::Depend(command)) => shown_dependency(command),
@@ -477,6 +480,10 @@ mod tests {
             Ok(command) => format!("{command:?}"),
             Err(error) => error.to_string(),
         }
+    }
+
+    fn softly(soft: Option<Soft>) -> String {
+        soft.map_or(String::new(), |soft| format!(" softly {}", soft.ms))
     }
 
     fn listed(keys: &KeyList<'_>) -> String {
@@ -628,8 +635,14 @@ mod tests {
             ("CACHE INVALIDATE PATTERN a*", "Pattern(a*) Everywhere"),
             ("CACHE INVALIDATE PATTERN a* local", "Pattern(a*) Local"),
             ("CACHE INVALIDATE PATTERN a* CURSOR 17", "Pattern(a*) from 17 Everywhere"),
-            ("CACHE INVALIDATE ALL", "Invalidate(All, Everywhere)"),
-            ("CACHE INVALIDATE ALL LOCAL", "Invalidate(All, Local)"),
+            ("CACHE INVALIDATE ALL", "Invalidate(All, Everywhere, None)"),
+            ("CACHE INVALIDATE ALL SOFT 7", "Invalidate(All, Everywhere, Some(Soft { ms: 7 }))"),
+            ("CACHE INVALIDATE KEYS 1 soft SOFT 500", "Keys(soft) Everywhere softly 500"),
+            ("CACHE INVALIDATE KEYS 1 k soft 500 LOCAL", "Keys(k) Local softly 500"),
+            ("CACHE INVALIDATE PATTERN a* LOCAL SOFT 1", "Pattern(a*) Local softly 1"),
+            ("CACHE INVALIDATE PATTERN a* CURSOR 17 SOFT 1", "Pattern(a*) from 17 Everywhere softly 1"),
+            ("CACHE INVALIDATE TAGS 1 t SOFT 1", "Tags(Any t) Everywhere softly 1"),
+            ("CACHE INVALIDATE ALL LOCAL", "Invalidate(All, Local, None)"),
             ("CACHE WARM KEYS 2 a sync", "Warm Keys(a,sync) Once"),
             ("cache warm keys 1 a SYNC", "Warm Keys(a) Sync"),
             ("CACHE WARM PATTERN a*", "Warm Pattern(a*) Once"),
@@ -695,6 +708,14 @@ mod tests {
             ("CACHE INVALIDATE PATTERN a CURSOR x", "ERR invalid cursor"),
             ("CACHE INVALIDATE PATTERN a CURSOR 7 LOCAL", SYNTAX),
             ("CACHE INVALIDATE ALL here", SYNTAX),
+            ("CACHE INVALIDATE ALL SOFT", SYNTAX),
+            ("CACHE INVALIDATE ALL SOFT 1 SOFT 1", SYNTAX),
+            ("CACHE INVALIDATE ALL LOCAL LOCAL", SYNTAX),
+            ("CACHE INVALIDATE PATTERN a CURSOR 7 SOFT 1 LOCAL", SYNTAX),
+            ("CACHE INVALIDATE ALL SOFT 1.5", "ERR value is not an integer or out of range"),
+            ("CACHE INVALIDATE ALL SOFT LOCAL", "ERR value is not an integer or out of range"),
+            ("CACHE INVALIDATE ALL SOFT 0", "ERR SOFT should be greater than 0"),
+            ("CACHE INVALIDATE ALL SOFT -1", "ERR SOFT should be greater than 0"),
             ("CACHE INVALIDATE SOME", SYNTAX),
             ("CACHE WARM", "ERR wrong number of arguments for 'cache|warm' command"),
             ("CACHE WARM KEYS 1", "ERR wrong number of arguments for 'cache|warm' command"),
@@ -727,7 +748,7 @@ mod tests {
             let titles = lines.iter().filter(|line| line.split(' ').next() == Some(&name)).count();
             assert_eq!(titles, 1, "{name}");
         }
-        assert!(lines.iter().all(|line| line.len() <= 140));
+        assert!(lines.iter().all(|line| line.len() <= 150));
     }
 
     #[test]
@@ -781,7 +802,7 @@ mod tests {
                 prop_oneof![
                     prop::collection::vec(any::<u8>(), 0..12),
                     prop::sample::select(vec![
-                        "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "read", "strict", "breaker", "open", "info",
+                        "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "SOFT", "read", "strict", "breaker", "open", "info",
                         "entry", "help", "warm", "hot", "every", "name", "set", "tag", "members", "lease", "tags", "count", "cursor", "ex", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
                     ]).prop_map(|word| word.as_bytes().to_vec()),
                 ],
@@ -790,7 +811,7 @@ mod tests {
         ) {
             let args = OwnedArgs::new(std::iter::once(b"CACHE".to_vec()).chain(words));
             match CacheCommand::parse(args.args()) {
-                Ok(CacheCommand::Invalidate(Target::Keys(keys), _)) => prop_assert_eq!(keys.iter().count(), keys.len()),
+                Ok(CacheCommand::Invalidate(Target::Keys(keys), ..)) => prop_assert_eq!(keys.iter().count(), keys.len()),
                 Ok(CacheCommand::Tags(TagsCommand::Set(set))) => prop_assert!(set.options().count() < 8),
                 _ => {}
             }

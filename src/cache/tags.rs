@@ -225,7 +225,8 @@ impl<'a> Index<'a> {
         let (token, ms) = (fresh_token(), self.caller.shared.config.tags.lease_ms.as_millis().to_string());
         let mut args = vec![token.as_bytes(), ms.as_bytes()];
         args.extend(tags.iter().flat_map(|tags| tags.iter()));
-        let reply = self.write(&script::LEASE, key, &args).await?;
+        // It changes nothing of the key itself: what is soft stays so for other readers.
+        let reply = self.run(&script::LEASE, OpKind::Effect, key, &args).await?;
         let mut cursor = Cursor::new(&reply);
         cursor.next_count();
         let state = cursor.next_bytes().unwrap_or(b"wait").to_owned();
@@ -236,12 +237,16 @@ impl<'a> Index<'a> {
 
     /// Runs a script that changes `key`; returns when all links of the database have heard of it.
     async fn write(&mut self, script: &Script, key: &[u8], args: &[&[u8]]) -> Result<Bytes, Failure> {
-        self.caller.shared.tags_were_used();
-        let mut all = vec![self.prefix()];
-        all.extend(args);
         let table = self.upstream.node().table();
         // Both have their keys in the same place.
         let kind = table.lookup(b"evalsha").map_or(OpKind::Effect, |command| OpKind::Write(command.id));
+        self.run(script, kind, key, args).await
+    }
+
+    async fn run(&mut self, script: &Script, kind: OpKind, key: &[u8], args: &[&[u8]]) -> Result<Bytes, Failure> {
+        self.caller.shared.tags_were_used();
+        let mut all = vec![self.prefix()];
+        all.extend(args);
         let reply = script.run(&mut self.errand, &self.scope.link, kind, Some(key), &all).await?;
         self.fence().await?;
         Ok(reply)

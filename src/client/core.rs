@@ -207,6 +207,7 @@ impl Core {
                     fences: false,
                     settles: false,
                     keeps: false,
+                    reader: self.client.port.reader(),
                     is_big: &|_| false,
                     now: &now,
                     counters: &counters,
@@ -228,6 +229,7 @@ impl Core {
             fences: upstream.has_peers(&scope),
             settles: scope.link.watch().is_on(),
             keeps: self.shared.pauses.mode() == Mode::Off,
+            reader: self.client.port.reader(),
             is_big: &|key| upstream.is_big(key),
             now: &now,
             counters: &counters,
@@ -658,6 +660,7 @@ impl Core {
             hub.moved(&self.client, &scope);
         }
         self.place = Place::Upstream(scope);
+        self.session.learnt_elsewhere(self.shared.clock.now());
         self.listen_here();
     }
 

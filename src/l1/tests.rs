@@ -2,6 +2,7 @@
 
 use super::*;
 use larder_protocol::args::OwnedArgs;
+use larder_protocol::table::CommandId;
 use larder_protocol::table::Table;
 
 fn store(size: u64) -> Arc<L1> {

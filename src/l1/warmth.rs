@@ -12,7 +12,7 @@ impl Partition {
     /// True if a read would be answered at `now`. It does not count as a hit.
     pub fn would_answer(&self, key: &[u8], variant: Variant<'_>, now: Time) -> bool {
         let entry = self.peek(key);
-        entry.is_some_and(|entry| entry.0.header.header.deadline > now && entry.variant(variant).is_some())
+        entry.is_some_and(|entry| entry.header().deadline > now && entry.variant(variant).is_some())
     }
 
     /// Keys of the `max` entries that were hit most, with their hits, in no order. Looks at the whole store: not for a
@@ -20,8 +20,8 @@ impl Partition {
     pub fn hottest(&self, max: usize) -> Vec<(u32, Vec<u8>)> {
         let id = self.id.load(Ordering::Acquire);
         let mut hottest = BinaryHeap::new();
-        for (slot, _) in self.l1.cache.iter().filter(|(slot, _)| slot.0.header.header.partition == id) {
-            hottest.push(Reverse((slot.0.header.header.hits.load(Ordering::Relaxed) / HIT, slot.key().to_vec())));
+        for (slot, _) in self.l1.cache.iter().filter(|(slot, _)| slot.header().partition == id) {
+            hottest.push(Reverse((slot.header().hits.load(Ordering::Relaxed) / HIT, slot.key().to_vec())));
             if hottest.len() > max {
                 hottest.pop();
             }

@@ -91,9 +91,10 @@ impl Errand {
         Ok(answers.collect())
     }
 
-    /// Drops keys from L1, in the order of the link: how many were there. `keys` has a word in front of them.
-    pub(crate) async fn drop_keys(&mut self, link: &LinkHandle, cause: Cause, keys: &OwnedArgs) -> u64 {
-        link.submit_fence(self.job(&[(OpKind::Drop(cause), keys)]));
+    /// Drops keys from L1, or softens them, as the order `kind` says, in the order of the link: how many were there. `keys`
+    /// has a word in front of them.
+    pub(crate) async fn drop_keys(&mut self, link: &LinkHandle, kind: OpKind, keys: &OwnedArgs) -> u64 {
+        link.submit_fence(self.job(&[(kind, keys)]));
         let dropped = match self.outcomes(1).await.pop() {
             Some(Outcome::Reply(reply)) => Cursor::new(&reply).next_integer(),
             _ => None,

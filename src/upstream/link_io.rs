@@ -367,9 +367,7 @@ impl LinkHandle {
             }
             job.port.leave(match op.kind {
                 // No connection, no entries: nothing is left to wait for, or to drop.
-                OpKind::Fence | OpKind::FenceAndResume | OpKind::Drop(_) | OpKind::DropAll(_) => {
-                    Delivery::Fenced(op.seq)
-                }
+                kind if kind.is_order() => Delivery::Fenced(op.seq),
                 _ => Delivery::Failed(op.seq, failure.clone()),
             });
         }

@@ -16,6 +16,7 @@ mod leases;
 mod listing;
 mod reads;
 mod seen;
+mod soft;
 mod tag_histories;
 mod tags;
 mod warm;

@@ -12,7 +12,6 @@
 use super::script;
 use crate::cache::Caller;
 use crate::cache::jobs::Job;
-use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
@@ -44,19 +43,20 @@ pub(in crate::cache) struct Members {
     cursor: Option<Bytes>,
 }
 
-/// Deletes what has one, or all, of the tags: how many keys there were.
+/// Deletes what has one, or all, of the tags: how many keys there were. `kind` says what becomes of what L1 holds of them.
 pub(in crate::cache) async fn invalidate(
     caller: &Caller,
     upstream: &Upstream,
     scope: &Arc<Scope>,
     matching: Matching,
     tags: &KeyList<'_>,
+    kind: OpKind,
 ) -> Result<u64, Failure> {
     caller.may_use(&upstream.node().table(), "UNLINK")?;
     let shown: Vec<u8> = tags.iter().flat_map(|tag| [tag, b" "].concat()).take(SHOWN_BYTES_MAX).collect();
     let job = caller.shared.jobs.begin("invalidate-tags", shown.trim_ascii_end(), caller.shared.clock)?;
     caller.shared.tags_were_used();
-    let done = delete(caller, scope, matching, tags, &job).await;
+    let done = delete(caller, scope, matching, tags, kind, &job).await;
     let done = match done {
         Ok(()) => fence(upstream, scope).await,
         failed => failed,
@@ -71,6 +71,7 @@ async fn delete(
     scope: &Scope,
     matching: Matching,
     tags: &KeyList<'_>,
+    kind: OpKind,
     job: &Job,
 ) -> Result<(), Failure> {
     let mut errand = Errand::default();
@@ -82,7 +83,6 @@ async fn delete(
     let mut args = vec![prefix, id.as_bytes(), CLAIM_MS, lease_ms.as_bytes(), STEP_KEYS, word];
     args.extend(tags.iter());
     job.commit();
-    let kind = OpKind::Named(Cause::TagBased);
     let reply = script::ASIDE.run(&mut errand, &scope.link, kind, None, &args).await?;
     let mut cursor = Cursor::new(&reply);
     cursor.next_count();
@@ -91,10 +91,10 @@ async fn delete(
     let left = cursor.next_count().unwrap_or(0);
     let ids: Vec<&[u8]> = (0..left).map_while(|_| cursor.next_bytes()).collect();
     for id in ids {
-        delete_aside(&mut errand, scope, prefix, id, Cause::TagBased, Some(job)).await?;
+        delete_aside(&mut errand, scope, prefix, id, kind, Some(job)).await?;
         if scope.link.watch().is_on() && !id.starts_with(b"dep:") {
             let dependents = [b"dep:", id].concat();
-            delete_aside(&mut errand, scope, prefix, &dependents, Cause::TagBased, Some(job)).await?;
+            delete_aside(&mut errand, scope, prefix, &dependents, kind, Some(job)).await?;
         }
     }
     Ok(())
@@ -106,13 +106,12 @@ pub(in crate::cache) async fn delete_aside(
     scope: &Scope,
     prefix: &[u8],
     id: &[u8],
-    cause: Cause,
+    kind: OpKind,
     job: Option<&Job>,
 ) -> Result<u64, Failure> {
     let mut total = 0;
     loop {
         let began = Instant::now();
-        let kind = OpKind::Named(cause);
         let reply = script::STEP.run(errand, &scope.link, kind, None, &[prefix, id, CLAIM_MS, STEP_KEYS]).await?;
         let mut cursor = Cursor::new(&reply);
         cursor.next_count();

@@ -83,7 +83,7 @@ async fn round(shared: &Shared, scope: &Scope, name: &str) -> Result<bool, Failu
         let step = step(shared, &mut errand, scope, name).await?;
         if let Some(id) = &step.job {
             tracing::info!(database = scope.database, "an invalidation by tags that was left is taken up");
-            delete_aside(&mut errand, scope, prefix, id, Cause::TagBased, None).await?;
+            delete_aside(&mut errand, scope, prefix, id, OpKind::Named(Cause::TagBased), None).await?;
         } else if step.looked_at < STEP_KEYS as u64 {
             return Ok(step.known > 0);
         }
