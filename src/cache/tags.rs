@@ -200,12 +200,16 @@ impl<'a> Index<'a> {
             items.next_count();
             cursor = Bytes::copy_from_slice(items.next_bytes().unwrap_or(b"0"));
             let count = items.next_count().unwrap_or(0);
-            for _ in 0..count {
-                let Some(tag) = items.next_bytes() else { break };
-                let members = self.name(b"t:", tag);
-                let size = Cursor::new(&self.read(&[b"SCARD", &members]).await?).next_integer().unwrap_or(0);
+            let tags: Vec<Bytes> =
+                (0..count).map_while(|_| items.next_bytes()).map(|tag| step.slice_ref(tag)).collect();
+            let asked: Vec<(OpKind, OwnedArgs)> = tags
+                .iter()
+                .map(|tag| (OpKind::Read, OwnedArgs::new([&b"SCARD"[..], &self.name(b"t:", tag)])))
+                .collect();
+            for (tag, size) in tags.into_iter().zip(self.errand.ask_each(&self.scope.link, &asked).await?) {
+                let size = Cursor::new(&size?).next_integer().unwrap_or(0);
                 if size > 0 {
-                    listed.push((step.slice_ref(tag), size.unsigned_abs()));
+                    listed.push((tag, size.unsigned_abs()));
                 }
             }
             if listed.len() > LISTED_MAX {

@@ -56,7 +56,7 @@ use reply::{Failure, Reply};
 
 pub use depends::{DEPENDENCIES_MAX, DependIndex, DependLimits, DependRefusal};
 pub use reply::Protocol;
-pub use tags::{LEASES_MAX, Lease, PAIRS_MAX, TagIndex, TagsFull};
+pub use tags::{LEASES_MAX, Lease, PAIRS_MAX, TagIndex, TagLimits, TagsFull};
 
 /// Longest name of a command here (`incrbyfloat`, `pexpiretime`), in bytes.
 const NAME_LEN_MAX: usize = 11;

@@ -94,9 +94,8 @@ async fn delete(
     for id in ids {
         delete_aside(&mut errand, scope, prefix, id, kind, Some(job)).await?;
         if scope.link.watch().is_on() && !id.starts_with(b"dep:") {
-            // What depends on them goes at once, also where they stay readable for a while.
-            let (dependents, at_once) = ([b"dep:", id].concat(), OpKind::Named(Cause::TagBased));
-            delete_aside(&mut errand, scope, prefix, &dependents, at_once, Some(job)).await?;
+            let dependents = [b"dep:", id].concat();
+            delete_aside(&mut errand, scope, prefix, &dependents, kind, Some(job)).await?;
         }
     }
     Ok(())
