@@ -12,7 +12,6 @@
 use super::script;
 use crate::cache::Caller;
 use crate::cache::jobs::Job;
-use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
