@@ -24,6 +24,7 @@ mod core;
 mod hold;
 mod local;
 mod peek;
+mod retold;
 mod tracking;
 mod tunnel;
 

@@ -237,7 +237,7 @@ impl Client {
         let output_bytes = self.output_bytes.load(Ordering::Relaxed);
         let mut line =
             format!("id={} addr={} laddr={} fd=0 name=", self.id.0, self.address, self.local_address).into_bytes();
-        line.extend_from_slice(&names.name);
+        line.extend_from_slice(until_nul(&names.name));
         line.extend_from_slice(
             format!(
                 " age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={multi} qbuf={request_bytes} qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll={} omem={output_bytes} tot-mem={} events=r cmd={} user=",
@@ -258,9 +258,9 @@ impl Client {
         line.extend_from_slice(format!(" redir={} resp=", self.tracking.redirect()).as_bytes());
         line.extend_from_slice(self.resp.load(Ordering::Relaxed).to_string().as_bytes());
         line.extend_from_slice(b" lib-name=");
-        line.extend_from_slice(&names.lib_name);
+        line.extend_from_slice(until_nul(&names.lib_name));
         line.extend_from_slice(b" lib-ver=");
-        line.extend_from_slice(&names.lib_version);
+        line.extend_from_slice(until_nul(&names.lib_version));
         line
     }
 
@@ -283,4 +283,9 @@ impl Client {
         }
         if flags.is_empty() { "N".into() } else { flags }
     }
+}
+
+/// What a server shows of a name that it keeps: it prints up to a NUL byte.
+pub(crate) fn until_nul(name: &[u8]) -> &[u8] {
+    name.split(|b| *b == 0).next().unwrap_or_default()
 }

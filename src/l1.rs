@@ -73,6 +73,15 @@ impl L1Settings {
     }
 }
 
+/// Part of the bytes that is for what has been wanted twice. More holds on to what was wanted once upon a time: with 0.97, the
+/// crate's default, L1 is up to 0.4 points better where the same keys stay hot and up to 3 worse where they change
+/// (`benches/hit_ratio`).
+const HOT_PART: f64 = 0.9;
+
+/// Names of entries that have left which are remembered, for each entry expected: one that comes back is known to be wanted.
+/// Each takes 43 bytes of the crate's slab and table: 4% of the size altogether, beyond it.
+const GHOSTS_PER_ENTRY: f64 = 1.0;
+
 /// The store that all partitions share.
 pub struct L1 {
     /// The keys are the entries: a lookup visits the one that it finds, see [`Lookup`].
@@ -169,13 +178,15 @@ impl L1 {
 
     /// As [`L1::new`]; what happens to keys is told to `insight`.
     pub fn watched(settings: L1Settings, insight: Arc<Insight>) -> Arc<Self> {
-        // The crate sizes its ghost list and tables by this; far too many items break its weighting (its issue 65),
-        // too few cost a rehash. A kilobyte an entry is the middle of the usual.
+        // The crate sizes its list of names that have left by this; far too many break its weighting (its issue 65), too few
+        // let it forget what it should remember. A kilobyte an entry is the middle of the usual.
         let estimated_items = (settings.size_bytes_max / 1024).clamp(64, 50_000_000) as usize;
         let evictions = Arc::new(AtomicU64::new(0));
         let options = OptionsBuilder::new()
             .estimated_items_capacity(estimated_items)
             .weight_capacity(settings.size_bytes_max.max(1))
+            .hot_allocation(HOT_PART)
+            .ghost_allocation(GHOSTS_PER_ENTRY)
             .shards(shards_for(settings))
             .build();
         let lifecycle = EvictionCount(evictions.clone());

@@ -29,7 +29,7 @@ use crate::upstream::breaker::BreakerSettings;
 use crate::upstream::link::LinkLimits;
 use crate::upstream::link_io::LinkTimes;
 use crate::upstream::node::Node;
-use crate::upstream::peers::PeersSettings;
+use crate::upstream::peers::{self, PeersSettings};
 use crate::upstream::pool::PoolLimits;
 use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
 use crate::upstream::scope::{ReplyTimes, Upstream, UpstreamSettings};
@@ -486,7 +486,7 @@ fn settings_of(config: &Config) -> UpstreamSettings {
 fn peers_of(config: &Config) -> Option<PeersSettings> {
     let answers_max = config.tags.peers_ms_max.filter(|_| config.l1.enabled)?;
     Some(PeersSettings {
-        channel: format!("{}peers", config.tags.prefix),
+        channel: peers::channel_of(&config.tags.prefix),
         name: format!("{:016x}", seed()),
         answers_max,
         connect_max: config.link.connect_ms_max,

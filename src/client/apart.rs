@@ -8,8 +8,7 @@ use super::cache::is_cache;
 use super::core::{Core, Knowledge, Login, Place};
 use super::local::{arity_error, bulk, integer, null};
 use super::tunnel::push_byte;
-use super::{Connection, End, Input, Request};
-use crate::cache::listing;
+use super::{Connection, End, Input, Request, retold};
 use crate::hub::Kind;
 use crate::port::{Delivery, Failure, Port, Seq, Taken};
 use crate::redirect::INVALIDATE;
@@ -85,8 +84,9 @@ impl Connection {
             ("client|pause", _) => self.pause(request).await?,
             ("client|unpause", _) => self.unpause().await,
             ("quit", _) => self.quit().await,
-            ("info", _) if self.core.scope().is_some() => self.info(request.args()).await,
-            (name, _) if listing::concerns(name) && self.core.scope().is_some() => self.command(request.args()).await,
+            (name, _) if retold::concerns(name) && self.core.scope().is_some() => {
+                self.retell(name, request.args()).await
+            }
             ("ping", _) if request.args().len() <= 2 => self.ping(request.args()).await,
             ("monitor", _) if self.core.scope().is_none() && accepts => {
                 let (monitors, client) = (&self.core.shared.monitors, &self.core.client);
@@ -101,8 +101,6 @@ impl Connection {
                 self.core.answer(format!("-ERR '{name}' needs an upstream: {way_out}\r\n").as_bytes());
             }
             ("client|kill" | "client|list", _) => self.about_clients(&name, request.args()).await,
-            ("pubsub|numsub", _) => self.count_subscribers(request.args(), Kind::Channel).await,
-            ("pubsub|shardnumsub", _) => self.count_subscribers(request.args(), Kind::Shard).await,
             ("script|kill" | "function|kill" | "function|stats", _) => self.call_while_busy(request.args()).await,
             _ => self.tunnel(request).await?,
         }
@@ -446,26 +444,6 @@ impl Connection {
         }
     }
 
-    /// PUBSUB NUMSUB and SHARDNUMSUB: the upstream counts one subscription where many clients of Larder share it.
-    async fn count_subscribers(&mut self, args: Args<'_>, kind: Kind) {
-        let reply = match self.ask(args.iter().map(<[u8]>::to_vec)).await {
-            Ok(reply) => reply,
-            Err(failure) => return self.answer_failure(&failure),
-        };
-        let mut cursor = Cursor::new(&reply);
-        let Some(Item::Aggregate(kind_byte, count)) = cursor.next() else {
-            self.core.answer(&reply);
-            return;
-        };
-        let mut out = format!("{}{count}\r\n", char::from(kind_byte)).into_bytes();
-        while let (Some(name), Some(Item::Integer(n))) = (cursor.next_bytes(), cursor.next()) {
-            let (upstream, here) = self.core.shared.subscribers(kind, name);
-            out.extend_from_slice(&bulk(name));
-            out.extend_from_slice(format!(":{}\r\n", (n - upstream).max(0) + here).as_bytes());
-        }
-        self.core.answer(&out);
-    }
-
     /// What must get through while a script keeps the upstream busy: on a connection of its own, in database 0, because
     /// a busy server refuses SELECT. These commands have no keys.
     async fn call_while_busy(&mut self, args: Args<'_>) {
@@ -487,52 +465,6 @@ impl Connection {
             Ok(Err(RawError::Refused(line))) => drop(self.core.answer(&error(&line))),
             Ok(Err(cause)) => self.answer_failure(&upstream.node().not_reached(&cause)),
         }
-    }
-
-    /// INFO: the upstream's, with what it says of clients said of Larder's, and a section about Larder.
-    pub(super) async fn info(&mut self, args: Args<'_>) {
-        let asks_for_ours = args.len() == 2 && args.arg(1).eq_ignore_ascii_case(b"larder");
-        let asks_for_all = args.len() == 1
-            || args.iter().skip(1).any(|section| {
-                [&b"all"[..], b"everything", b"default", b"larder"].iter().any(|s| section.eq_ignore_ascii_case(s))
-            });
-        let mut text = Vec::new();
-        if !asks_for_ours {
-            let words: Vec<Vec<u8>> = args.iter().map(<[u8]>::to_vec).collect();
-            let reply = match self.ask(words).await {
-                Ok(reply) => reply,
-                Err(failure) => return self.answer_failure(&failure),
-            };
-            match Cursor::new(&reply).next() {
-                Some(Item::Bulk(theirs)) => {
-                    let theirs = theirs.strip_prefix(b"txt:").unwrap_or(theirs);
-                    text = self.core.shared.with_own_clients(theirs);
-                }
-                _ => {
-                    self.core.answer(&reply);
-                    return;
-                }
-            }
-        }
-        if asks_for_all {
-            if !text.is_empty() {
-                text.extend_from_slice(b"\r\n");
-            }
-            text.extend_from_slice(self.core.shared.info_section().as_bytes());
-        }
-        let answer = self.core.verbatim(&text);
-        self.core.answer(&answer);
-    }
-
-    /// COMMAND and its subcommands: the upstream's reply, with CACHE in it.
-    async fn command(&mut self, args: Args<'_>) {
-        let words: Vec<Vec<u8>> = args.iter().map(<[u8]>::to_vec).collect();
-        let reply = match self.ask(words).await {
-            Ok(reply) => reply,
-            Err(failure) => return self.answer_failure(&failure),
-        };
-        let patched = listing::patched(&self.core.table(), args, &reply, self.core.session.protocol());
-        self.core.answer(patched.as_deref().unwrap_or(&reply));
     }
 
     /// (P|S)SUBSCRIBE and (P|S)UNSUBSCRIBE: one confirmation for each name.

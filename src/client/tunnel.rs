@@ -37,7 +37,7 @@ use super::cache::is_cache;
 use super::core::{Core, Knowledge, drop_job, fence_job};
 use super::hold::pause_request;
 use super::tracking::{Numbered, Redirect};
-use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request};
+use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request, retold};
 use crate::l1::Cause;
 use crate::monitors::Watching;
 use crate::pause::{self, Beginning, Mode};
@@ -239,8 +239,8 @@ impl Connection {
             }
             "client|pause" => self.pause(request).await?,
             "client|unpause" => self.unpause().await,
-            "info" => {
-                self.info(request.args()).await;
+            name if retold::concerns(name) => {
+                self.retell(name, request.args()).await;
                 self.core.tell_watchers(command, request.args());
             }
             "client|tracking" => {
@@ -409,6 +409,10 @@ impl Connection {
                         self.core.tell_watchers(command, args);
                     }
                     let outside = match next {
+                        Next::Later => {
+                            self.read_ahead(tunnel, cx)?;
+                            return Ok(fed);
+                        }
                         Next::Leave => Some(Fed::Leave),
                         Next::Abandon => Some(Fed::Abandon),
                         Next::Send(_) | Next::Answer(_) => None,
@@ -618,7 +622,7 @@ impl Tunnel {
     fn take(&mut self, core: &mut Core, first: Request) {
         let next = match self.decide(core, first.args()) {
             // It was found to need a connection of its own: whatever it is, it is sent.
-            Next::Leave | Next::Abandon => Next::Send(Owed::new(What::Reply, true)),
+            Next::Leave | Next::Abandon | Next::Later => Next::Send(Owed::new(What::Reply, true)),
             next => next,
         };
         self.put(core, first, next);
@@ -630,7 +634,7 @@ impl Tunnel {
         let mut owed = match next {
             Next::Send(owed) => owed,
             Next::Answer(answer) => return self.answer(core, answer.into()),
-            Next::Leave | Next::Abandon => return,
+            Next::Leave | Next::Abandon | Next::Later => return,
         };
         owed.muted = core.session.take_muted();
         owed.within = bound_of(&self.table, request.args(), &owed.what, &self.times);

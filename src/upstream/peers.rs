@@ -13,7 +13,8 @@
 //! from L1 only while the connection of its user is subscribed**, so the server's own count of receivers is the count of
 //! those who could hold anything old. When the connection is lost, the partitions are suspended until it is back.
 //!
-//! Shard channels, because they are not in the way: `PUBSUB CHANNELS` and its kin do not show them.
+//! Shard channels, because they are not in the way: `PUBSUB CHANNELS` and its kin do not show them, and what
+//! `PUBSUB SHARDCHANNELS` and `SHARDNUMSUB` say of them, clients of Larder are not told ([`is_own_channel`]).
 //!
 //! How it fails: who may not use the channel, or whose server has no shard channels (before 7.0), stands apart: it is
 //! neither asked nor asks, and a warning says so. Who does not answer in time costs the invalidator a clear error.
@@ -55,6 +56,17 @@ pub struct PeersSettings {
     pub dead_after: Duration,
     /// Bounds of replies.
     pub replies: ReplyLimits,
+}
+
+/// The channel on which all are asked, where the index's names begin with `prefix` (`tags.prefix`).
+pub fn channel_of(prefix: &str) -> String {
+    format!("{prefix}peers")
+}
+
+/// True for that channel and for those on which Larders are answered.
+pub fn is_own_channel(prefix: &str, name: &[u8]) -> bool {
+    let rest = name.strip_prefix(channel_of(prefix).as_bytes());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b":"))
 }
 
 /// The connection of one user.

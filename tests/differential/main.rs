@@ -25,6 +25,10 @@ const BATCH_COMMANDS_MAX: u64 = 40;
 /// How many of the last commands a failure shows.
 const SHOWN_MAX: usize = 30;
 
+/// What the lexicographical commands do with members of different scores is not specified. In a skip list it hangs on the
+/// levels, which are random; in a listpack it does not.
+const NO_SKIP_LISTS: &[&str] = &["--zset-max-listpack-entries", "1000000", "--zset-max-listpack-value", "1000000"];
+
 struct Run {
     seed: u64,
     batch: u64,
@@ -42,9 +46,8 @@ struct Run {
 
 impl Run {
     fn start(kind: Kind, seed: u64) -> Self {
-        let (upstream, direct) = (Server::start(kind, &[]), Server::start(kind, &[]));
-        // Its channel for other Larders would show in PUBSUB SHARDCHANNELS.
-        let larder = Larder::start(Some(&upstream), &["--set", "tags.peers_ms_max=0"]);
+        let (upstream, direct) = (Server::start(kind, NO_SKIP_LISTS), Server::start(kind, NO_SKIP_LISTS));
+        let larder = Larder::start(Some(&upstream), &[]);
         let observers = (direct.client(), upstream.client());
         let mut run = Self {
             seed,
@@ -361,5 +364,7 @@ fn every_command_answers_odd_arguments_alike_at_valkey() {
 fn differs_by_nature(command: &Command) -> bool {
     let is = |name: &str| command[0].eq_ignore_ascii_case(name.as_bytes());
     is("xadd") && command.iter().skip(2).any(|word| word == b"*")
+        // It makes a skip list of a sorted set, for good.
+        || (is("sort") || is("sort_ro")) && command.get(1).is_some_and(|key| key.starts_with(b"z") || key.starts_with(b"g"))
         || is("scan") && command.get(1).is_some_and(|cursor| cursor != b"0")
 }

@@ -1,7 +1,7 @@
 //! A connection's own state: HELLO, SELECT, names, ids, CLIENT and its subcommands, RESET and QUIT.
 
-use crate::support::{Client, Larder, Server, Value, assert_same, encode, wait_until};
-use crate::{NIL2, OK, Twins, bulk, error_of};
+use crate::support::{Client, Kind, Larder, Server, Value, assert_same, encode, wait_until};
+use crate::{Both, NIL2, OK, Twins, bulk, error_of};
 
 #[test]
 fn hello_in_all_its_forms() {
@@ -63,6 +63,66 @@ fn hello_in_a_pipeline_changes_only_what_follows() {
     both.direct.frame();
     both.through.frame();
     both.frame("after HELLO");
+}
+
+/// In a pipeline, what a transaction says of its client is of the time of EXEC, not of what is sent behind it.
+#[test]
+fn a_name_that_comes_behind_a_transaction_is_not_seen_in_it() {
+    let twins = Twins::start();
+    let mut both = twins.client(2);
+    both.run("SET k v");
+    let lines: &[&[&str]] = &[
+        &["MULTI"],
+        &["CLIENT", "GETNAME"],
+        &["CLIENT", "SETNAME", "inside"],
+        &["CLIENT", "GETNAME"],
+        &["EXEC"],
+        &["CLIENT", "GETNAME"],
+        &["CLIENT", "SETNAME", "behind"],
+        &["WATCH", "k"],
+        &["CLIENT", "SETNAME", "watching"],
+        &["MULTI"],
+        &["CLIENT", "GETNAME"],
+        &["EXEC"],
+        &["CLIENT", "SETNAME", "last"],
+        &["CLIENT", "GETNAME"],
+    ];
+    for _ in 0..20 {
+        both.send_raw(&lines.iter().flat_map(|line| encode(line)).collect::<Vec<u8>>());
+        for line in lines {
+            both.frame(&line.join(" "));
+        }
+        both.run("CLIENT SETNAME first");
+    }
+}
+
+/// What a name may hold is for the server's version to say: since 7.2 it looks as far as a NUL byte.
+#[test]
+fn names_are_what_the_server_takes_for_one() {
+    for kind in [Kind::Redis, Kind::Valkey] {
+        let upstream = Server::start(kind, &[]);
+        let larder = Larder::start(Some(&upstream), &[]);
+        let mut both = Both { through: larder.client(), direct: upstream.client() };
+        // Larder reads the server's COMMAND when it has its first link.
+        wait_until("it knows what the server knows", || {
+            both.through.run("CLIENT SETINFO lib-name x") == both.direct.run("CLIENT SETINFO lib-name x")
+        });
+        for name in ["plain", "a b", "a\0b", "a\0 ", "\0", "", "\x7f"] {
+            both.cmd(&["CLIENT", "SETNAME", name]);
+            both.cmd(&["CLIENT", "GETNAME"]);
+            both.cmd(&["CLIENT", "SETINFO", "lib-name", name]);
+            let shown = |client: &mut Client| {
+                let info = String::from_utf8_lossy(&client.run("CLIENT INFO")).into_owned();
+                ["name", "lib-name"].map(|field| {
+                    info.split_once(&format!(" {field}="))
+                        .map(|(_, rest)| rest.split(' ').next().unwrap_or_default().trim_end().to_owned())
+                })
+            };
+            let (direct, through) = (shown(&mut both.direct), shown(&mut both.through));
+            assert_eq!(direct[0], through[0], "{kind:?}, {name:?}");
+            assert!(direct[1].is_none() || direct[1] == through[1], "{kind:?}, {name:?}: {direct:?}, {through:?}");
+        }
+    }
 }
 
 #[test]
@@ -275,6 +335,30 @@ fn info_is_the_upstreams_with_a_section_added() {
     assert!(info.contains("# Larder") || Larder::is_plain(), "{info}");
     let server = larder.client().ask("INFO server").text();
     assert!(server.contains(&run_id) && !server.contains("# Keyspace"), "{server}");
+}
+
+#[test]
+fn a_transaction_tells_the_same_of_clients_and_commands_as_there_is_without() {
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &[]);
+    for protocol in [2, 3] {
+        let mut client = Client::speaking(protocol, larder.address());
+        let asks = ["COMMAND COUNT", "COMMAND INFO cache get", "COMMAND GETKEYS CACHE INSPECT k", "PUBSUB CHANNELS"];
+        let without = asks.map(|ask| client.run(ask)).concat();
+        client.run("MULTI");
+        for ask in asks.iter().chain(&["INFO clients", "INFO larder", "INFO"]) {
+            assert_eq!(client.run(ask), b"+QUEUED\r\n", "{ask}");
+        }
+        let reply = client.run("EXEC");
+        assert!(reply.starts_with(&[b"*7\r\n", &without[..]].concat()), "{}", reply.escape_ascii());
+        if Larder::is_plain() {
+            continue;
+        }
+        let texts: Vec<String> = Value::parse(&reply).items()[4..].iter().map(Value::text).collect();
+        assert!(texts[0].contains("connected_clients:1\r\n") && !texts[0].contains("# Larder"), "{}", texts[0]);
+        assert!(texts[1].contains("# Larder") && !texts[1].contains("# Clients"), "{}", texts[1]);
+        assert!(texts[2].contains("# Keyspace") && texts[2].contains("# Larder"), "{}", texts[2]);
+    }
 }
 
 #[test]

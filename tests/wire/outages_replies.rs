@@ -258,7 +258,7 @@ fn a_crowd_of_clients_makes_no_storm_of_connects() {
     if plain() {
         return;
     }
-    const CLIENTS: usize = 3000;
+    const CLIENTS: usize = 10_000;
     let stub = Stub::start(|_| Answer::Usual);
     let larder = Larder::before(stub.address(), &[]);
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| larder.client()).collect();

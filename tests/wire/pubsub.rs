@@ -195,3 +195,49 @@ fn who_has_unsubscribed_is_not_counted_any_more() {
         assert_eq!(publisher.run("PUBLISH ch x"), b":1\r\n", "round {round}");
     }
 }
+
+/// Larders speak to each other by shard channels. Of these a client is told nothing, unless clients subscribe to them.
+fn channels_of_larders_are_not_told(protocol: u8) {
+    let twins = Twins::start();
+    let second = Larder::start(Some(&twins.upstream), &[]);
+    let mut direct = twins.upstream.client();
+    if !Larder::is_plain() {
+        second.client().run("GET k");
+        wait_until("both have their channels", || direct.ask("PUBSUB SHARDCHANNELS").items().len() >= 3);
+    }
+    let asks = "PUBSUB SHARDCHANNELS
+        PUBSUB SHARDCHANNELS *
+        PUBSUB SHARDCHANNELS larder*
+        PUBSUB SHARDNUMSUB larder:peers mine
+        PUBSUB SHARDNUMSUB
+        PUBSUB CHANNELS
+        PUBSUB NUMSUB larder:peers";
+    let mut both = twins.client(protocol);
+    both.script(asks);
+    both.run("MULTI");
+    both.script(asks);
+    both.run("PUBSUB NOSUCH");
+    both.run("EXEC");
+    both.run("MULTI");
+    both.script(asks);
+    both.run("EXEC");
+    both.run("WATCH k");
+    both.script(asks);
+    both.run("UNWATCH");
+    let mut subscriber = twins.client(2);
+    subscriber.run("SSUBSCRIBE mine");
+    both.script(asks);
+    subscriber.run("SSUBSCRIBE larder:peers");
+    both.run("PUBSUB SHARDNUMSUB larder:peers mine");
+    both.run("PUBSUB SHARDCHANNELS larder*");
+}
+
+#[test]
+fn channels_of_larders_are_not_told_in_resp2() {
+    channels_of_larders_are_not_told(2);
+}
+
+#[test]
+fn channels_of_larders_are_not_told_in_resp3() {
+    channels_of_larders_are_not_told(3);
+}

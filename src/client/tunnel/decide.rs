@@ -6,10 +6,10 @@
 use super::owed::{Owed, Reach, What};
 use super::swap::Swap;
 use super::{OWN_IN_TRANSACTION_MAX, Own, Transaction, Tunnel};
-use crate::client::Request;
 use crate::client::core::Core;
 use crate::client::hold::Wanted;
 use crate::client::tracking::{Change, Numbered, redirect_of};
+use crate::client::{Request, retold};
 use crate::clients::ClientId;
 use crate::upstream::pool::Use;
 use bytes::Bytes;
@@ -24,6 +24,8 @@ pub(super) enum Next {
     Send(Owed),
     /// Larder's own answer.
     Answer(Vec<u8>),
+    /// Not before what is owed has come.
+    Later,
     /// It is not for this connection: leave the tunnel, or step out of it, when nothing is owed.
     Leave,
     /// It ends all state on this connection: give that up and leave.
@@ -41,6 +43,7 @@ impl Tunnel {
             Resolved::UnknownSubcommand(command) if command.group == Group::Larder => command,
             _ => return Next::Send(Owed::new(What::Reply, true)),
         };
+        let is_foreign = !command.on_upstream && command.group != Group::Larder;
         if let Some(line) = core.refusal(command) {
             // In a transaction the upstream must hear of it, so that EXEC is refused.
             return if self.state.in_multi {
@@ -52,6 +55,8 @@ impl Tunnel {
         let writes = !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive;
         let owed = |what| Next::Send(Owed::new(what, writes));
         match command.class {
+            // The upstream words the error.
+            _ if is_foreign => owed(What::Reply),
             Class::Transaction if !command.accepts(args.len()) => owed(What::Reply),
             Class::Transaction => self.decide_transaction(command),
             Class::Local if ends_state(command, args) && !self.state.is_none() => Next::Abandon,
@@ -71,8 +76,7 @@ impl Tunnel {
             Class::Monitor if command.accepts(args.len()) => owed(What::Monitor),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),
-            // INFO has a section of Larder's own.
-            Class::Exclusive if &*command.name == "info" && !self.state.monitoring => Next::Leave,
+            Class::Exclusive if retold::concerns(&command.name) && !self.state.monitoring => Next::Leave,
             Class::Exclusive if &*command.name == "acl|deluser" => owed(What::Removal(users_of(args))),
             Class::Exclusive | Class::Blocking => owed(What::Reply),
             Class::Local => self.decide_local(core, command, args),
@@ -110,6 +114,8 @@ impl Tunnel {
             "client|reply" if !self.state.is_none() => Next::Answer(core.reply_mode(args)),
             "hello" | "auth" | "select" | "reset" | "quit" | "client|reply" => Next::Leave,
             _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
+            // What is about the client in a transaction is done when that has been executed.
+            _ if self.owed.iter().any(Owed::is_about_client) => Next::Later,
             _ => match core.local_answer(command, args) {
                 Some(answer) => Next::Answer(answer),
                 // Only the upstream can word what is wrong with it.
@@ -149,7 +155,8 @@ impl Tunnel {
         if &*command.name == "acl|deluser" {
             self.transaction.removes.extend(users_of(request.args()));
         }
-        if command.class == Class::Local {
+        let is_retold = retold::concerns(&command.name) && self.transaction.own.len() < OWN_IN_TRANSACTION_MAX;
+        if command.class == Class::Local || is_retold {
             let request = Request { bytes: request.bytes.clone(), ranges: request.ranges.clone() };
             let is_tracking = &*command.name == "client|tracking";
             let tracking =

@@ -84,6 +84,11 @@ impl Owed {
     pub(super) fn unseen(what: What, within: Duration) -> Self {
         Self { muted: true, within: Some(within), ..Self::new(what, false) }
     }
+
+    /// True for a transaction of which Larder answers a part when its reply comes.
+    pub(super) fn is_about_client(&self) -> bool {
+        matches!(&self.what, What::Exec(transaction) if !transaction.own.is_empty())
+    }
 }
 
 // === impl Reach ===

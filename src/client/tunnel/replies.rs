@@ -78,7 +78,7 @@ impl Tunnel {
             }
         }
         let gathers = match &owed.what {
-            What::Exec(transaction) => !transaction.own.is_empty(),
+            What::Exec(_) => owed.is_about_client(),
             What::Redirection => true,
             _ => false,
         };

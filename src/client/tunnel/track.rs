@@ -7,7 +7,7 @@ use super::{Own, Tunnel};
 use crate::client::apart::within;
 use crate::client::core::Core;
 use crate::client::tracking::{Change, Numbered};
-use crate::client::{Connection, End, Request};
+use crate::client::{Connection, End, Request, retold};
 use crate::upstream::link::OpKind;
 use crate::upstream::raw::Piece;
 use bytes::Bytes;
@@ -80,6 +80,7 @@ impl Tunnel {
         let Resolved::Known(command) = table.resolve(own.request.args()) else { return None };
         match &*command.name {
             "client|getredir" | "client|trackinginfo" => self.redirect.as_ref().map(|r| r.with_own_number(theirs)),
+            name if retold::concerns(name) => core.retold(name, own.request.args(), theirs),
             _ => core.local_answer(command, own.request.args()),
         }
     }
