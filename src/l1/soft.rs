@@ -45,7 +45,7 @@ pub struct Reader(pub u64);
 pub struct SoftRead {
     /// The client.
     pub reader: Reader,
-    /// What was softened before this time is not for it: it has been told of keys by connections of its own until then.
+    /// What was softened before this time, or at it, is not for it: it has been told of keys by connections of its own until then.
     pub since: Time,
 }
 
@@ -341,7 +341,7 @@ impl SoftEntry {
         self.entry.header().partition == partition.id.load(Ordering::Acquire)
             && !self.is_over(now)
             && !matches!(self.how.standing, Standing::Unsure(_))
-            && self.how.since >= by.since
+            && self.how.since > by.since
             && !self.told.contains(&by.reader)
     }
 }
@@ -390,7 +390,7 @@ mod tests {
         assert_eq!(hit.reply(), b"$1\r\nv\r\n");
         assert!(p.holds_soft(&hit, TWO, at(99)) && !p.holds_soft(&hit, TWO, at(100)) && !p.holds(&hit, at(99)));
         assert!(p.read_soft(b"k", get(), TWO, at(100)).is_none());
-        let later = SoftRead { since: at(11), ..TWO };
+        let later = SoftRead { since: at(10), ..TWO };
         assert!(p.read_soft(b"k", get(), later, at(50)).is_none(), "it was told by another way since");
         assert!(f.end_soft(b"k") && !p.has_soft() && !f.end_soft(b"k"));
     }
@@ -452,7 +452,7 @@ mod tests {
             |_, f| f.empty(Cause::DataChanged),
             |p, _| p.suspend(),
             |_, f| assert!(!f.remove(b"k", Cause::DataChanged, at(12))),
-            |_, f| f.set_aside(at(12)),
+            |_, f| f.set_aside(at(12), Cause::FeedLost),
         ];
         for end in ends {
             let (p, mut f) = filled();

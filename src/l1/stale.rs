@@ -30,6 +30,8 @@ pub(super) struct Left {
     id: u64,
     /// When the feed was still whole.
     lost_at: Time,
+    /// Why it was lost.
+    cause: Cause,
 }
 
 // === impl Left ===
@@ -81,7 +83,7 @@ impl Partition {
         if self.has_left()
             && let Some(left) = self.left.swap(None)
         {
-            self.l1.sweep(left.id, Cause::FeedLost);
+            self.l1.sweep(left.id, left.cause);
         }
     }
 
@@ -97,7 +99,7 @@ impl Partition {
         let left = self.left.load();
         let Some(left) = left.as_ref() else { return };
         if self.l1.remove(left.id, key).is_some() {
-            self.l1.causes.add(Cause::FeedLost, 1);
+            self.l1.causes.add(left.cause, 1);
         }
     }
 }
@@ -107,16 +109,16 @@ impl Partition {
 impl Filler {
     /// The feed was lost, and whole until `lost_at`. Empties the partition as [`Filler::empty`] does, but puts its entries
     /// aside; they can be found after [`Filler::leave_behind`].
-    pub fn set_aside(&mut self, lost_at: Time) {
+    pub fn set_aside(&mut self, lost_at: Time, cause: Cause) {
         self.partition.drop_left();
         self.aside = None;
         if self.partition.is_empty() {
             return;
         }
         let (id, is_whole) = self.take_id();
-        self.aside = (id != NOWHERE && is_whole).then_some(Left { id, lost_at });
+        self.aside = (id != NOWHERE && is_whole).then_some(Left { id, lost_at, cause });
         if !is_whole {
-            self.partition.l1.sweep(id, Cause::FeedLost);
+            self.partition.l1.sweep(id, cause);
         }
     }
 
@@ -124,14 +126,14 @@ impl Filler {
     pub fn forget_aside(&mut self, key: &[u8]) {
         let Some(aside) = &self.aside else { return };
         if self.partition.l1.remove(aside.id, key).is_some() {
-            self.partition.l1.causes.add(Cause::FeedLost, 1);
+            self.partition.l1.causes.add(aside.cause, 1);
         }
     }
 
     /// What was put aside is given up.
     pub fn drop_aside(&mut self) {
         if let Some(aside) = self.aside.take() {
-            self.partition.l1.sweep(aside.id, Cause::FeedLost);
+            self.partition.l1.sweep(aside.id, aside.cause);
         }
     }
 
@@ -194,7 +196,7 @@ mod tests {
     }
 
     fn lose(filler: &mut Filler, micros: u64) {
-        filler.set_aside(at(micros));
+        filler.set_aside(at(micros), Cause::FeedLost);
         filler.leave_behind();
     }
 
@@ -242,13 +244,13 @@ mod tests {
     #[test]
     fn what_is_put_aside_is_not_found_before_it_is_left_behind() {
         let (p, mut f) = filled();
-        f.set_aside(at(5));
+        f.set_aside(at(5), Cause::FeedLost);
         assert!(p.is_empty() && !p.has_left());
         f.forget_aside(b"k");
         f.leave_behind();
         assert!(p.read_left(b"k", get(), MAX, at(6)).is_none() && p.read_left(b"dying", get(), MAX, at(6)).is_some());
         let (p, mut f) = filled();
-        f.set_aside(at(5));
+        f.set_aside(at(5), Cause::FeedLost);
         f.drop_aside();
         f.leave_behind();
         assert!(!p.has_left() && p.store().entries() == 0);

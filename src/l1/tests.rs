@@ -150,5 +150,5 @@ fn counts_removals_by_cause() {
     f.fill(b"other", get, b"_\r\n", Time::MAX, at(9));
     f.empty(Cause::FeedLost);
     let counts = Cause::ALL.map(|cause| l1.removed(cause));
-    assert_eq!(counts, [2, 0, 1, 0, 0, 0, 2]);
+    assert_eq!(counts, [2, 0, 1, 0, 0, 0, 2, 0]);
 }

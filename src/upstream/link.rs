@@ -467,11 +467,11 @@ impl LinkCore {
 
     /// The connection is gone, and was whole until `whole_until`. Empties the partition before anything else, tells what
     /// became of what was under way, and returns the reads that are to be sent once more on the next connection, oldest
-    /// first. [`LinkCore::leave_behind`] is to be called next.
-    pub fn lost(&mut self, whole_until: Time) -> Vec<Retry> {
+    /// first. `cause` is what counts for what leaves L1. [`LinkCore::leave_behind`] is to be called next.
+    pub fn lost(&mut self, whole_until: Time, cause: Cause) -> Vec<Retry> {
         if !is_planted(Mutation::KeptOverReconnect) {
-            self.part_from_feed(whole_until);
-            self.feed.tell(None, Cause::FeedLost);
+            self.part_from_feed(whole_until, cause);
+            self.feed.tell(None, cause);
         }
         self.counts.emptied += 1;
         self.caching = Caching::Off;

@@ -30,7 +30,7 @@ use super::peers::Peers;
 use super::raw::{Identity, RawConnection, RawError};
 use super::watch::Watch;
 use crate::buffered::{Buffered, REQUEST_OVERHEAD_BYTES, Share};
-use crate::l1::Partition;
+use crate::l1::{Cause, Partition};
 use crate::port::{Delivery, Failure, Port};
 use bytes::Bytes;
 use larder_protocol::scan::ReplyLimits;
@@ -437,15 +437,25 @@ pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpo
         }
         let (end, whole_until) = Serving::new(&handle, &mut core, connection, &mut moves).run().await;
         handle.caches.store(false, Ordering::Release);
-        retries = core.lost(whole_until);
+        let failure = end.cause();
+        if let Some(cause) = failure {
+            handle.node.record_loss(cause);
+        }
+        // The loss itself may be the failure that opens the circuit.
+        let cause = match handle.node.has_failed() {
+            true => Cause::ErrorThreshold,
+            false => Cause::FeedLost,
+        };
+        retries = core.lost(whole_until, cause);
         handle.lose(&mut core);
         core.wake_clients();
         if let LinkEnd::Closed = end {
             break;
         }
         tracing::warn!(upstream = %handle.node.endpoint, database = purpose.database, cause = %end, "link lost");
-        let Some(cause) = end.cause() else { continue };
-        handle.node.record_loss(cause);
+        if failure.is_none() {
+            continue;
+        }
         let lived = handle.node.clock.now().saturating_since(began);
         if lived < handle.times.backoff.stable_min {
             sleep(backoff.next_wait(lived)).await;

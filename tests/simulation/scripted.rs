@@ -119,7 +119,7 @@ fn what_has_left_in_part_is_not_sent_again() {
         link.submit(&Job { port: port.clone(), bytes: request.clone(), ops: smallvec![op] }, Time::ZERO);
     }
     link.outgoing().advance(request.len() + 1);
-    assert_eq!(link.lost(Time::ZERO).len(), 1);
+    assert_eq!(link.lost(Time::ZERO, larder::l1::Cause::FeedLost).len(), 1);
     let mut taken = Taken::default();
     port.take(&mut taken);
     let lost = |delivery: &Delivery| match delivery {
