@@ -16,10 +16,6 @@ class HiredisSuite:
         self.server_source = server_source
         self.place = None
 
-    def known(self, _test):
-        """Nothing of it may be lost."""
-        return None
-
     def obtain(self, work):
         for tool in ('cc', 'make'):
             if not shutil.which(tool):
@@ -35,7 +31,7 @@ class HiredisSuite:
             subprocess.run(['make', '--silent', 'hiredis-test', *options], cwd=self.place, check=True,
                            stdout=subprocess.DEVNULL)
 
-    def run(self, stand, _fast):
+    def run(self, stand, _fast, _only=None):
         command = ['./hiredis-test', '-h', '127.0.0.1', '-p', '6379', '--skip-throughput', '--skip-inherit-fd']
         output = stand.run(command, self.place, 'tests.log', SECONDS_MAX)
         return {f'{number} {name}': verdict == 'PASSED' for number, name, verdict in RESULT.findall(output)}

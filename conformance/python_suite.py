@@ -1,5 +1,6 @@
 """Suites that are run by pytest, from the source distributions of Python packages."""
 
+import pathlib
 import subprocess
 import sys
 import tarfile
@@ -21,9 +22,6 @@ NEW = ('tests/test_cache.py tests/test_pubsub.py tests/test_pipeline.py tests/te
 # What needs a cluster, modules, TLS or a sentinel is not for one plain server.
 REDIS_PY_LEFT_OUT = ('not onlycluster and not redismod and not ssl and not replica and not experimental '
                      'and not fixed_client')
-KNOWN = {
-    'tests.test_commands.TestRedisCommands.test_replicaof': 'replication is refused',
-}
 
 
 class PythonSuite:
@@ -33,10 +31,6 @@ class PythonSuite:
         self.package, self.version, self.tools = package, version, tools
         self.tests, self.fast, self.options = tests, fast, options
         self.source = self.python = None
-
-    def known(self, test):
-        """Why a lost test is lost, if that is known."""
-        return KNOWN.get(test)
 
     def obtain(self, work):
         place = work / f'{self.package}-{self.version}'
@@ -58,15 +52,25 @@ class PythonSuite:
             opened.extractall(place, filter='data')
         (place / 'complete').touch()
 
-    def run(self, stand, fast):
+    def run(self, stand, fast, only=None):
         report = stand.logs / 'report.xml'
-        report.unlink(missing_ok=True)
+        tests = [self.node(test) for test in only] if only else self.fast if fast else self.tests
         command = [self.python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-o', 'addopts=', '--timeout',
-                   TEST_SECONDS_MAX, '--junitxml', report, *self.options, *(self.fast if fast else self.tests)]
+                   TEST_SECONDS_MAX, '--junitxml', report, *self.options, *tests]
         stand.run(command, self.source, 'pytest.log', SECONDS_MAX, env={'PYTHONPATH': str(self.source)})
         if not report.exists():
             return {}
         return results_of(report)
+
+
+    def node(self, test):
+        """What pytest calls a test of the report: PATH::CLASS::NAME."""
+        # A parameter may hold dots.
+        place, bracket, parameters = test.partition('[')
+        words = place.split('.')
+        files = [n for n in range(1, len(words)) if (self.source / pathlib.Path(*words[:n])).with_suffix('.py').exists()]
+        path = pathlib.Path(*words[:files[-1]]).with_suffix('.py')
+        return '::'.join([str(path), *words[files[-1]:]]) + bracket + parameters
 
 
 def redis_py(version, protocol, tools=TOOLS_OLD, tests=('tests',)):

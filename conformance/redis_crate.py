@@ -29,23 +29,12 @@ redis = {{ path = "." }}
 [workspace]
 '''
 VERDICT = re.compile(r'^(passed|failed) (\S+ \S+)$', re.MULTILINE)
-KNOWN = {
-    'test_basic basic::test_pipeline_transaction_with_errors': 'replication is refused',
-    'test_basic basic::test_pipeline_with_err': 'replication is refused',
-    'test_async basic_async::test_pipeline_transaction_with_errors': 'replication is refused',
-    'test_basic basic::test_raw_pubsub_with_push_manager':
-        'publishes, on another connection, to a subscription that is not confirmed yet',
-}
 
 
 class RedisCrateSuite:
     def __init__(self, protocol):
         self.protocol = protocol
         self.source = self.target = None
-
-    def known(self, test):
-        """Why a lost test is lost, if that is known."""
-        return KNOWN.get(test)
 
     def obtain(self, work):
         place = work / f'redis-crate-{VERSION}'
@@ -68,7 +57,7 @@ class RedisCrateSuite:
             file.write(DEPENDENCIES)
         (place / 'complete').touch()
 
-    def run(self, stand, fast):
+    def run(self, stand, fast, only=None):
         tests = FAST if fast else TESTS
         command = ['cargo', 'test', '--no-run', '--features', FEATURES, '--message-format', 'json',
                    *(word for test in tests for word in ('--test', test))]
@@ -76,6 +65,7 @@ class RedisCrateSuite:
                                env={**os.environ, 'CARGO_TARGET_DIR': str(self.target)})
         messages = (json.loads(line) for line in built.stdout.splitlines() if line.startswith('{'))
         binaries = [m['executable'] for m in messages if m.get('executable') and m['target']['name'] in tests]
-        env = {'REDISRS_SERVER_BIN': str(HERE / 'server.sh'), 'PROTOCOL': f'RESP{self.protocol}'}
+        env = {'REDISRS_SERVER_BIN': str(HERE / 'server.sh'), 'PROTOCOL': f'RESP{self.protocol}',
+               'ONLY': '\n'.join(only or [])}
         output = stand.run([HERE / 'each_test.sh', *binaries], self.source, 'tests.log', SECONDS_MAX, env)
         return {test: verdict == 'passed' for verdict, test in VERDICT.findall(output)}

@@ -20,7 +20,7 @@
 mod each;
 mod put;
 
-use self::put::{put_held, put_hit, put_reply, put_reply_bytes};
+use self::put::{put_corrected, put_held, put_hit, put_reply, put_reply_bytes};
 
 use crate::clock::Time;
 use crate::insight::latency::Timed;
@@ -34,7 +34,6 @@ use crate::upstream::link::{Each, Job, Op, OpKind};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::Args;
 use larder_protocol::cache::ReadMode;
-use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::shape::{Protocol, Shape};
 use larder_protocol::table::{Cacheability, Class, Command, CommandId, PerKey, Table};
 use smallvec::SmallVec;
@@ -143,8 +142,17 @@ struct Slot {
     timed: Option<Timed>,
     /// When the bytes came in which it stood.
     came_at: Time,
-    /// For PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
-    receivers: Option<(i64, i64)>,
+    /// What is Larder's own in the reply; rare, so a slot has little room for it.
+    correction: Option<Box<Correction>>,
+}
+
+/// What the upstream cannot know of a reply, unless it is an error.
+#[derive(Debug)]
+enum Correction {
+    /// PUBLISH: subscriptions that the upstream counts for Larder, and the clients here that stand behind them.
+    Receivers { upstream: i64, here: i64 },
+    /// All of it.
+    Answer(Bytes),
 }
 
 /// Whether other scopes' links have heard of what the reply tells.
@@ -344,7 +352,7 @@ impl Session {
             fence: Fence::Done,
             timed: None,
             came_at: self.batch_at,
-            receivers: None,
+            correction: None,
         });
     }
 
@@ -412,8 +420,28 @@ impl Session {
     /// so many clients here.
     pub fn publishes_to(&mut self, upstream: i64, here: i64) {
         if let Some(slot) = self.slots.back_mut() {
-            slot.receivers = Some((upstream, here));
+            slot.correction = Some(Box::new(Correction::Receivers { upstream, here }));
         }
+    }
+
+    /// As [`Session::pass_on`], for a request that the upstream is to count and may refuse, and that Larder answers.
+    pub fn pass_on_for(
+        &mut self,
+        answer: Vec<u8>,
+        command: &Command,
+        args: Args<'_>,
+        around: &Surroundings<'_>,
+        batch: &mut Batch,
+    ) -> Flow {
+        // What is held may have it done again, and would not know the answer.
+        if self.held > 0 {
+            return Flow::Wait;
+        }
+        self.send(command, args, OpKind::Read, around, batch);
+        if let Some(slot) = self.slots.back_mut() {
+            slot.correction = Some(Box::new(Correction::Answer(answer.into())));
+        }
+        Flow::Taken
     }
 
     /// A read that L1 may not answer (`CACHE READ`). It follows down the link and does not share the reply of an earlier
@@ -573,7 +601,7 @@ impl Session {
                 _ => None,
             },
             came_at: self.batch_at,
-            receivers: None,
+            correction: None,
         };
         self.writes_out += usize::from(writes);
         batch.push(slot.seq, args.bytes(), kind);
@@ -592,7 +620,7 @@ impl Session {
             fence,
             timed: None,
             came_at: self.batch_at,
-            receivers: None,
+            correction: None,
         };
         self.held += 1;
         self.slots.push_back(slot);
@@ -614,7 +642,7 @@ impl Session {
     pub fn replied_in_turn(&mut self, seq: Seq, reply: &[u8], counters: &Counters, out: &mut Outgoing) -> bool {
         let Some(slot) = self.slots.front() else { return false };
         let State::Waiting { writes } = slot.state else { return false };
-        if slot.seq != seq || slot.receivers.is_some() {
+        if slot.seq != seq || slot.correction.is_some() {
             return false;
         }
         self.writes_out -= usize::from(writes);
@@ -700,12 +728,9 @@ impl Session {
                     waited.extend(slot.timed.map(|what| (what, slot.came_at)));
                     count_level(slot.timed, reply, around.counters);
                     if !slot.muted {
-                        let counted = slot.receivers.zip(slot.receivers.and_then(|_| Cursor::new(reply).next()));
-                        match counted {
-                            Some(((upstream, here), Item::Integer(n))) => {
-                                out.put(format!(":{}\r\n", (n - upstream).max(0) + here).as_bytes());
-                            }
-                            _ => put_reply(slot.shape, reply, out),
+                        match &slot.correction {
+                            Some(correction) => put_corrected(correction, slot.shape, reply, out),
+                            None => put_reply(slot.shape, reply, out),
                         }
                     }
                 }

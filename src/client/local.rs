@@ -6,7 +6,7 @@
 
 use super::core::{Core, Place, Take};
 use crate::clients::{Client, ClientId, until_nul};
-use crate::session::{Muted, Surroundings};
+use crate::session::{Flow, Muted, Surroundings};
 use crate::upstream::link_io::LinkState;
 use larder_protocol::args::Args;
 use larder_protocol::scan::strict_i64;
@@ -53,6 +53,12 @@ impl Core {
         }
         let answer = if self.asks_upstream(name, args) { None } else { self.local_answer(command, args) };
         match answer {
+            Some(answer) if is_counted_upstream(name) && self.reaches_upstream() => {
+                match self.session.pass_on_for(answer, command, args, around, &mut self.batch) {
+                    Flow::Taken => Take::Taken,
+                    _ => Take::Wait,
+                }
+            }
             Some(answer) => self.answer(&answer),
             None if self.session.under_way() > 0 => Take::Wait,
             None => Take::Apart,
@@ -99,7 +105,7 @@ impl Core {
         // Who has authenticated with the server has its rights, and no more.
         let has_rights_of_its_own =
             self.upstream().is_some_and(|u| self.identity().as_ref() != Some(u.default_identity()));
-        if has_rights_of_its_own && matches!(name, "client|list" | "client|kill") {
+        if has_rights_of_its_own && (name == "client|kill" || name == "client|list" && !self.reaches_upstream()) {
             return true;
         }
         name == "ping" && self.subscriptions.count() > 0
@@ -303,6 +309,12 @@ impl Filter {
             && self.age_s_max.is_none_or(|age| now_s.saturating_sub(client.connected_at_s) >= age)
             && !(self.skips_me && client.id == me)
     }
+}
+
+/// True for what says something of clients and changes nothing: the upstream may refuse it, and counts it, before it is
+/// answered.
+fn is_counted_upstream(name: &str) -> bool {
+    matches!(name, "client|id" | "client|info" | "client|list" | "client|getname")
 }
 
 fn is_kind(kind: &[u8]) -> bool {

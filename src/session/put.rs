@@ -1,6 +1,6 @@
 //! How replies are put to the output: as they are, in their RESP2 form, or put together from hits.
 
-use super::{Held, HeldKind, Missing, Source, Stale, Surroundings};
+use super::{Correction, Held, HeldKind, Missing, Source, Stale, Surroundings};
 use crate::l1::Hit;
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
@@ -13,6 +13,17 @@ pub(super) fn put_reply(shape: Option<Shape>, reply: &Bytes, out: &mut Outgoing)
     match shape {
         Some(shape) if !shape::same_in_both(reply) => put_resp2(shape, reply, out),
         _ => out.put_shared(reply.clone()),
+    }
+}
+
+/// Puts a reply with what is Larder's own in it.
+pub(super) fn put_corrected(correction: &Correction, shape: Option<Shape>, reply: &Bytes, out: &mut Outgoing) {
+    match (correction, Cursor::new(reply).next()) {
+        (Correction::Receivers { upstream, here }, Some(Item::Integer(n))) => {
+            out.put(format!(":{}\r\n", (n - upstream).max(0) + here).as_bytes());
+        }
+        (Correction::Answer(answer), _) if reply.first() != Some(&b'-') => out.put_shared(answer.clone()),
+        _ => put_reply(shape, reply, out),
     }
 }
 

@@ -330,3 +330,54 @@ fn without_a_password_auth_answers_as_the_server() {
     }
     assert_spared(&upstream, "get", || client.run("GET k"));
 }
+
+/// CLIENT ID and its like are Larder's to answer, and the upstream's to refuse and to count.
+#[test]
+fn what_is_said_of_clients_is_refused_and_counted_by_the_upstream() {
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &[]);
+    upstream.client().ok(&["ACL", "SETUSER", "narrow", "on", ">pw", "~*", "+@all", "-client"]);
+    for protocol in [2, 3] {
+        let both = [larder.address(), upstream.address()];
+        let [mut through, mut direct] = both.map(|address| Client::speaking(protocol, address));
+        for line in ["AUTH narrow pw", "CLIENT ID", "CLIENT INFO", "CLIENT LIST", "CLIENT GETNAME", "CLIENT ID x"] {
+            assert_same(line, &direct.run(line), &through.run(line));
+        }
+        let batch = [encode(&["GET", "k"]), encode(&["CLIENT", "ID"]), encode(&["GET", "k"])].concat();
+        let (direct, through) = (direct.pipeline(&batch, 3), through.pipeline(&batch, 3));
+        assert_eq!(direct, through);
+    }
+    let (mut client, mut direct) = (larder.client(), upstream.client());
+    client.run("CLIENT SETNAME me");
+    direct.ok(&["CONFIG", "RESETSTAT"]);
+    let id = client.ask("CLIENT ID").int();
+    assert_eq!(client.run("CLIENT GETNAME"), bulk("me"));
+    assert!(client.ask("CLIENT LIST").text().contains(&format!("id={id} ")));
+    assert!(client.ask("CLIENT INFO").text().starts_with(&format!("id={id} ")));
+    for name in ["client|id", "client|getname", "client|list", "client|info"] {
+        assert_eq!(upstream.calls(name), 1, "{name}");
+    }
+}
+
+/// A hit that is held behind a miss may have become void; what stands behind it is done again, and CLIENT ID is not.
+#[test]
+fn larders_answers_stay_its_own_among_hits_that_are_done_again() {
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &[]);
+    let (mut client, mut writer) = (larder.client(), larder.client());
+    let id = format!(":{}\r\n", client.ask("CLIENT ID").int()).into_bytes();
+    let batch = [
+        encode(&["GET", "miss"]),
+        encode(&["GET", "hit"]),
+        encode(&["CLIENT", "ID"]),
+        encode(&["GET", "hit"]),
+        encode(&["CLIENT", "ID"]),
+    ];
+    for n in 0..300 {
+        client.run("GET hit");
+        writer.send(&["MSET", "hit", &n.to_string(), "miss", &n.to_string()]);
+        let replies = client.pipeline(&batch.concat(), batch.len());
+        assert_eq!((&replies[2], &replies[4]), (&id, &id), "round {n}");
+        writer.frame();
+    }
+}
