@@ -23,6 +23,7 @@
 mod cause;
 mod compress;
 mod entry;
+mod soft;
 mod stale;
 mod sweep;
 #[cfg(test)]
@@ -31,15 +32,18 @@ mod warmth;
 
 pub use self::cause::Cause;
 pub use self::entry::{EntryFacts, Hit, Variant};
+pub use self::soft::{Reader, SoftRead, Softened, Softening, Standing};
 
 use self::cause::Causes;
 use self::compress::Savings;
-use self::entry::{HIT, Header, MARKED, Slot, UNTOLD, encode};
+use self::entry::{Found, HIT, Header, MARKED, Slot, UNTOLD, encode};
+use self::soft::Softs;
 use self::stale::Left;
 use self::sweep::Sweeps;
 use crate::clock::Time;
 use crate::config::L1Config;
 use crate::insight::{Insight, ScopeId};
+use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::SHARED_BYTES_MIN;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use larder_protocol::glob::{self, Case};
@@ -112,6 +116,8 @@ pub struct Partition {
     peers: ArcSwap<Vec<Weak<Partition>>>,
     /// What it held when the feed was lost, while that may be answered.
     left: ArcSwapOption<Left>,
+    /// What an operator has invalidated softly.
+    softs: Softs,
     peer_fills: [AtomicU64; PEER_FILL_STRIPES],
 }
 
@@ -216,6 +222,7 @@ impl L1 {
             suspended: AtomicU32::new(0),
             peers: ArcSwap::default(),
             left: ArcSwapOption::empty(),
+            softs: Softs::default(),
             peer_fills: std::array::from_fn(|_| AtomicU64::new(0)),
         });
         (partition.clone(), Filler { partition, aside: None })
@@ -303,7 +310,7 @@ impl Partition {
     #[inline]
     pub fn read(&self, key: &[u8], variant: Variant<'_>, now: impl FnOnce() -> Time) -> Option<Hit> {
         let entry = self.l1.find(self.id.load(Ordering::Acquire), key)?;
-        let hit = Hit::of(entry, variant)?;
+        let hit = Hit::of(entry, variant, Found::There)?;
         hit.entry.is_hit(now, &self.first_hits).then_some(hit)
     }
 
@@ -328,7 +335,8 @@ impl Partition {
                 put(entry.reply(&stored.at));
                 answered.set(Some(Answered::Put));
             } else {
-                answered.set(Some(Answered::Hit(Hit { entry: entry.clone(), stored })));
+                let entry = entry.clone();
+                answered.set(Some(Answered::Hit(Hit { entry, stored, found: Found::There })));
             }
         });
         match answered.into_inner()? {
@@ -361,7 +369,8 @@ impl Partition {
     fn is_contradicted(&self, key: &[u8], variant: Variant<'_>, reply: &[u8]) -> bool {
         let differs = |peer: &Weak<Partition>| {
             let held = peer.upgrade().and_then(|peer| peer.peek(key));
-            let is_theirs = |entry: Slot| Hit::of(entry, variant)?.reply().map(|theirs| *theirs == *reply);
+            let is_theirs =
+                |entry: Slot| Hit::of(entry, variant, Found::There)?.reply().map(|theirs| *theirs == *reply);
             // An entry without this variant may be older, too: nothing is known of it.
             held.is_some_and(|entry| is_theirs(entry) != Some(true))
         };
@@ -427,6 +436,7 @@ impl Partition {
             self.id_before.store(id, Ordering::SeqCst);
         }
         self.removals.fetch_add(1, Ordering::SeqCst);
+        self.softs.clear();
         id != NOWHERE
     }
 
@@ -582,10 +592,23 @@ impl Filler {
         Filled::Stored
     }
 
-    /// Drops the entry of `key`; true if there was one. If its deadline has passed, that is what counts as the cause.
+    /// Drops the entry of `key`, a soft one included; true if there was one that was not soft. If its deadline has passed,
+    /// that is what counts as the cause.
     pub fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
+        if !is_planted(Mutation::SoftOverAChange) {
+            self.end_soft(key);
+        }
+        self.take_out(key, cause, now).is_some()
+    }
+
+    /// As [`Filler::remove`], but a soft entry stays.
+    pub fn remove_but_soft(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
+        self.take_out(key, cause, now).is_some()
+    }
+
+    fn take_out(&mut self, key: &[u8], cause: Cause, now: Time) -> Option<Slot> {
         if self.partition.is_empty() {
-            return false;
+            return None;
         }
         let mut partition = self.partition.id.load(Ordering::Acquire);
         if partition == NOWHERE {
@@ -594,11 +617,11 @@ impl Filler {
         }
         let removed = self.partition.l1.remove(partition, key);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
-        let Some(slot) = removed else { return false };
+        let slot = removed?;
         let cause = if slot.is_dead(now) { Cause::TtlExpired } else { cause };
         self.partition.l1.causes.add(cause, 1);
         self.partition.l1.insight.removed(self.partition.scope, key, cause, now);
-        true
+        Some(slot)
     }
 
     /// Empties the partition, at once. The memory is given back by a sweep over the store.

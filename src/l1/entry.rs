@@ -36,6 +36,7 @@ pub struct Variant<'a> {
 pub struct Hit {
     pub(super) entry: Slot,
     pub(super) stored: Stored,
+    pub(super) found: Found,
 }
 
 /// Where a reply stands in an entry, and how.
@@ -46,6 +47,15 @@ pub(super) struct Stored {
     pub(super) same_in_both: bool,
     /// True if it is to be unpacked.
     pub(super) is_packed: bool,
+}
+
+/// Where the entry of a hit stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// In the partition, or among what it left behind.
+    There,
+    /// Among what was softly invalidated.
+    Softly,
 }
 
 /// Facts about an entry, for inspection.
@@ -151,9 +161,9 @@ impl<'a> Variant<'a> {
 impl Hit {
     /// What an entry holds for a read.
     #[inline]
-    pub(super) fn of(entry: Slot, variant: Variant<'_>) -> Option<Self> {
+    pub(super) fn of(entry: Slot, variant: Variant<'_>, found: Found) -> Option<Self> {
         let stored = entry.variant(variant)?;
-        Some(Self { entry, stored })
+        Some(Self { entry, stored, found })
     }
 
     /// The reply, in RESP3; unpacked, if need be. `None` means that it cannot be, and is to be taken for a miss: nothing but
@@ -193,6 +203,11 @@ impl Hit {
     /// True if its entry stops being answered at some time.
     pub fn has_deadline(&self) -> bool {
         self.entry.has_deadline()
+    }
+
+    /// True if it is stale: its key was softly invalidated before it was looked for.
+    pub fn is_soft(&self) -> bool {
+        self.found == Found::Softly
     }
 
     /// True if the reply is the same bytes in RESP2.

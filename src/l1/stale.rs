@@ -15,6 +15,7 @@
 //!   answered until the feed has been lost for the time allowed: so never longer than that after its deadline, either.
 //! * Entries are only removed, by any thread; none is ever added.
 
+use super::entry::Found;
 use super::{Cause, Filler, Hit, NOWHERE, Partition, Variant};
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
@@ -53,7 +54,7 @@ impl Partition {
         if entry.is_dead(left.lost_at) {
             return None;
         }
-        Hit::of(entry, variant)
+        Hit::of(entry, variant, Found::There)
     }
 
     /// True if the entry of a `hit` that [`Partition::read_left`] has given may still be answered.
@@ -157,6 +158,7 @@ impl Filler {
             // A failed exchange means a suspension: there is nothing to be found then either.
             let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);
         }
+        self.partition.softs.clear();
         self.partition.filled.store(false, Ordering::Release);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
         (old, is_whole)
