@@ -21,6 +21,7 @@ pub const CHANGEABLE: &[&str] = &[
     "breaker.slow_rate_max",
     "breaker.window_ms",
     "insight.sample_every",
+    "l1.compress_min_bytes",
     "l1.entry_bytes_max",
     "l1.size_bytes_max",
     "l1.variants_per_key_max",

@@ -557,10 +557,10 @@ impl Session {
             if self.take_muted() {
                 return Flow::Taken;
             }
-            if self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2 {
-                put_hit(hit, out);
-            } else {
-                put_reply_bytes(Shape::of(command, args), hit.reply(), out);
+            let is_as_stored = self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2;
+            let shape = if is_as_stored { None } else { Shape::of(command, args) };
+            if !put_hit(hit, shape, out) {
+                self.send(command, args, fill_of(command, args, true, around), around, batch);
             }
             return Flow::Taken;
         }
