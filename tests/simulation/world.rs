@@ -528,7 +528,7 @@ impl World {
                 let Some(hit) = link.partition.read_soft(name, Variant::bare(get.id), by, self.now) else { continue };
                 let mut reply = Vec::new();
                 crate::history::put_bulk(current.as_deref(), true, &mut reply);
-                if current.is_some() && hit.reply() != reply {
+                if current.is_some() && hit.reply().as_deref() != Some(&reply[..]) {
                     return Err(format!("a change ends no softness: GET {}", String::from_utf8_lossy(name)));
                 }
             }
