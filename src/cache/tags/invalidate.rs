@@ -12,6 +12,7 @@
 use super::script;
 use crate::cache::Caller;
 use crate::cache::jobs::Job;
+use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
@@ -93,8 +94,9 @@ async fn delete(
     for id in ids {
         delete_aside(&mut errand, scope, prefix, id, kind, Some(job)).await?;
         if scope.link.watch().is_on() && !id.starts_with(b"dep:") {
-            let dependents = [b"dep:", id].concat();
-            delete_aside(&mut errand, scope, prefix, &dependents, kind, Some(job)).await?;
+            // What depends on them goes at once, also where they stay readable for a while.
+            let (dependents, at_once) = ([b"dep:", id].concat(), OpKind::Named(Cause::TagBased));
+            delete_aside(&mut errand, scope, prefix, &dependents, at_once, Some(job)).await?;
         }
     }
     Ok(())
