@@ -41,6 +41,7 @@ use super::Caller;
 use super::reply::Reply;
 use super::tags::invalidate::{CLAIM_MS, STEP_KEYS, delete_aside};
 use super::tags::{fresh_token, script, sorted_reply};
+use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
@@ -111,7 +112,7 @@ pub(super) async fn sources(caller: &Caller, scope: &Scope, key: &[u8]) -> Resul
     Ok((0..count).map_while(|_| cursor.next_bytes()).map(|source| reply.slice_ref(source)).collect())
 }
 
-/// Deletes what depends on `keys`, and what depends on that. `kind` says what becomes of what L1 holds of it.
+/// Deletes what depends on `keys`, and what depends on that.
 pub(super) async fn take_out(
     errand: &mut Errand,
     scope: &Scope,
@@ -119,7 +120,7 @@ pub(super) async fn take_out(
     keys: &[&[u8]],
     bound: Bound,
     origins: Origins,
-    kind: OpKind,
+    cause: Cause,
 ) -> Result<TakenOut, Failure> {
     let id = format!("dep:{}", fresh_token());
     let bound = match bound {
@@ -129,6 +130,7 @@ pub(super) async fn take_out(
     let stay: &[u8] = if origins == Origins::Stay { b"1" } else { b"0" };
     let mut args = vec![prefix, id.as_bytes(), CLAIM_MS, STEP_KEYS, bound.as_bytes(), stay];
     args.extend(keys);
+    let kind = OpKind::Named(cause);
     let reply = script::TAKEOUT.run(errand, &scope.link, kind, None, &args).await?;
     let mut cursor = Cursor::new(&reply);
     cursor.next_count();

@@ -191,8 +191,8 @@ impl<'a> Deletion<'a> {
         if !self.scope.link.watch().is_on() {
             return Ok(0);
         }
-        let (errand, prefix, kind) = (&mut self.errand, self.prefix.as_bytes(), named(self.cause, self.soft_ms));
-        let taken = depend::take_out(errand, self.scope, prefix, keys, Bound::All, Origins::Stay, kind).await?;
+        let (errand, prefix, cause) = (&mut self.errand, self.prefix.as_bytes(), self.cause);
+        let taken = depend::take_out(errand, self.scope, prefix, keys, Bound::All, Origins::Stay, cause).await?;
         Ok(taken.deleted)
     }
 

@@ -377,9 +377,9 @@ impl<'a> Watcher<'a> {
 
     /// As [`take_out`]; keys that may not be deleted are left, and told of.
     async fn take_out(&self, scope: &Scope, keys: &[&[u8]], bound: Bound, origins: Origins) -> Result<TakenOut, End> {
-        let (prefix, kind) = (self.shared.config.tags.prefix.as_bytes(), OpKind::Named(Cause::DataChanged));
+        let (prefix, cause) = (self.shared.config.tags.prefix.as_bytes(), Cause::DataChanged);
         loop {
-            match take_out(&mut Errand::default(), scope, prefix, keys, bound, origins, kind).await {
+            match take_out(&mut Errand::default(), scope, prefix, keys, bound, origins, cause).await {
                 Ok(taken) => return Ok(taken),
                 Err(Failure::Refused(line)) if line.starts_with(b"BUSY") => sleep(BUSY_WAIT).await,
                 Err(Failure::Refused(line)) if line.starts_with(b"NOPERM") || line.starts_with(b"ERR") => {
