@@ -42,6 +42,8 @@ pub struct Counters {
     pub misses: Counter,
     /// Reads (for MGET and EXISTS: keys) answered with what was left behind when the feed was lost.
     pub stale: Counter,
+    /// Reads (for MGET and EXISTS: keys) answered with what was softly invalidated.
+    pub soft: Counter,
     /// Reads that the upstream answered with something.
     pub l2_hits: Counter,
     /// Reads that the upstream answered with null.

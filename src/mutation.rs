@@ -35,13 +35,21 @@ pub enum Mutation {
     LeftForEver,
     /// L1 is not filled where the reply is read but later, as a client's own task would do it.
     FillFromRequester,
+    /// Who has been told what the upstream says of a soft key is still answered with what was before.
+    SoftToTheTold,
+    /// A write, or a push, leaves the soft entry of its key.
+    SoftOverAChange,
+    /// What is soft is answered whatever its time.
+    SoftForEver,
+    /// A push is taken for that of the deletion as long as it could be one.
+    SoftNeverSettles,
 }
 
 // === impl Mutation ===
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::WriteRemovesNothing,
         Self::FillOutrun,
         Self::NullPushIgnored,
@@ -56,6 +64,10 @@ impl Mutation {
         Self::LeftInSpiteOfNews,
         Self::LeftForEver,
         Self::FillFromRequester,
+        Self::SoftToTheTold,
+        Self::SoftOverAChange,
+        Self::SoftForEver,
+        Self::SoftNeverSettles,
     ];
 
     /// The bug of this name, as `Debug` writes it.

@@ -9,6 +9,7 @@
 //! Bounds: replies are bounded by the client's requests in flight; messages of subscriptions by
 //! `limits.subscriber_output_bytes_max`, above which the client is disconnected as redis-server would.
 
+use crate::l1::Reader;
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -86,8 +87,9 @@ pub enum Failure {
 }
 
 /// The letter box.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Port {
+    reader: Reader,
     inbox: Mutex<Inbox>,
     killed: AtomicBool,
     link_position: AtomicU64,
@@ -112,7 +114,21 @@ struct Inbox {
 /// Buffers larger than this are given back when the box has been emptied.
 const KEPT_BYTES_MAX: usize = 4 * 1024;
 
+/// Readers are numbered over the whole process.
+static LAST_READER: AtomicU64 = AtomicU64::new(0);
+
 // === impl Port ===
+
+impl Default for Port {
+    fn default() -> Self {
+        Self {
+            reader: Reader(LAST_READER.fetch_add(1, Ordering::Relaxed) + 1),
+            inbox: Mutex::default(),
+            killed: AtomicBool::new(false),
+            link_position: AtomicU64::new(0),
+        }
+    }
+}
 
 impl Port {
     /// Leaves a reply. True if the box was empty: the caller wakes the client after its batch by [`Port::wake`].
@@ -145,6 +161,12 @@ impl Port {
     /// Bytes of subscription messages and invalidations that wait here.
     pub fn message_bytes(&self) -> usize {
         self.lock().message_bytes
+    }
+
+    /// Who it belongs to, for what is soft in L1.
+    #[inline]
+    pub fn reader(&self) -> Reader {
+        self.reader
     }
 
     /// Wakes the client's task.

@@ -205,6 +205,9 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     }
     out.section("Stale");
     out.counter("stale_hits_feed_lost", shared.metrics.sum(|c| &c.stale));
+    out.counter("stale_hits_soft", shared.metrics.sum(|c| &c.soft));
+    let soft: usize = upstream.scopes().iter().map(|scope| scope.link.partition().soft_keys()).sum();
+    out.gauge("stale_soft_keys", soft as u64);
     let now = shared.clock.now();
     let left: Vec<_> = upstream.scopes().iter().filter_map(|scope| scope.link.partition().left_since()).collect();
     out.gauge("stale_scopes", left.len() as u64);

@@ -19,12 +19,13 @@
 
 mod each;
 mod put;
+mod soft;
 
 use self::put::{put_corrected, put_held, put_hit, put_reply, put_reply_bytes};
 
 use crate::clock::Time;
 use crate::insight::latency::Timed;
-use crate::l1::{Answered, Hit, Partition, Variant};
+use crate::l1::{Answered, Hit, Partition, Reader, Variant};
 use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
@@ -54,9 +55,13 @@ pub struct Surroundings<'a> {
     /// True if other users' scopes may hold keys of this database: what the link has told is to be fenced there, or a
     /// client of theirs could still read what this reply shows to be gone.
     pub fences: bool,
+    /// True if keys of this database depend on others: the reply to a write waits until these are gone.
+    pub settles: bool,
     /// False while a pause holds writes: the server then tells of a key that has expired that it is not there, and keeps it.
     /// If that were kept here, reading the key when the pause is over would not remove it there.
     pub keeps: bool,
+    /// Who the client is among those that read.
+    pub reader: Reader,
     /// Whether the reply to a read of a key is known to be large.
     pub is_big: &'a dyn Fn(&[u8]) -> bool,
     /// The clock.
@@ -110,6 +115,8 @@ pub struct Session {
     follows: u32,
     muted: Muted,
     reads: ReadMode,
+    /// What was softened before is not for this client: see [`Session::learnt_elsewhere`].
+    soft_since: Time,
     /// When the bytes came in which the requests at hand stand.
     batch_at: Time,
 }
@@ -196,7 +203,7 @@ enum HeldKind {
 /// Where the hits of a held answer are from, and must still be when it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
-    /// L1 as the feed keeps it.
+    /// L1 as the feed keeps it, what is soft included.
     Feed,
     /// What was left behind when the feed was lost.
     LeftBehind,
@@ -214,8 +221,17 @@ enum Missing {
 pub struct Advanced {
     /// Requests to be offered again by [`Session::request_again`], in order, before any other.
     pub again: Vec<Again>,
-    /// Replies that wait for other links: send each link a fence with this number, and tell [`Session::fencing`] how many.
-    pub fence: SmallVec<[Seq; 1]>,
+    /// Replies that wait for others: ask them with this number, and tell [`Session::fencing`] how many.
+    pub fence: SmallVec<[(Seq, Told); 1]>,
+}
+
+/// What a reply that waits for others tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// What a key holds: all links of the database are to have heard of it.
+    Read,
+    /// A change: what follows from it is to have happened, too.
+    Change,
 }
 
 /// A slot that is done again.
@@ -256,6 +272,7 @@ impl Session {
             follows: 0,
             muted: Muted::No,
             reads: ReadMode::Cached,
+            soft_since: Time::ZERO,
             batch_at: Time::ZERO,
         }
     }
@@ -514,6 +531,9 @@ impl Session {
             around.counters.hits.add(1);
             return self.found(command, args, (hit, Source::Feed), around, batch, out);
         }
+        if let Some(hit) = self.read_soft(key, variant, partition, around) {
+            return self.found(command, args, (hit, Source::Feed), around, batch, out);
+        }
         around.counters.misses.add(1);
         if (around.is_big)(key) {
             around.counters.pass(Passed::TooBig);
@@ -639,10 +659,18 @@ impl Session {
 
     /// As [`Session::replied`], for a reply that can leave at once: its slot is the first, and no other link is to be
     /// fenced. False if that is not so, and then nothing has been done.
-    pub fn replied_in_turn(&mut self, seq: Seq, reply: &[u8], counters: &Counters, out: &mut Outgoing) -> bool {
+    /// With `settles` as in [`Surroundings::settles`].
+    pub fn replied_in_turn(
+        &mut self,
+        seq: Seq,
+        reply: &[u8],
+        settles: bool,
+        counters: &Counters,
+        out: &mut Outgoing,
+    ) -> bool {
         let Some(slot) = self.slots.front() else { return false };
         let State::Waiting { writes } = slot.state else { return false };
-        if slot.seq != seq || slot.correction.is_some() {
+        if slot.seq != seq || slot.correction.is_some() || (writes && settles) {
             return false;
         }
         self.writes_out -= usize::from(writes);
@@ -719,11 +747,14 @@ impl Session {
         let mut advanced = Advanced::default();
         let mut waited = std::mem::take(&mut self.waited);
         let fences = around.fences && !is_planted(Mutation::OtherScopesUnfenced);
+        let soft = self.soft_read(around);
         while let Some(slot) = self.slots.front_mut() {
             match &slot.state {
                 State::Waiting { .. } | State::Held(Held { missing: Missing::AskedFor, .. }) => break,
                 _ if matches!(slot.fence, Fence::Missing(_)) => break,
-                _ if slot.fence == Fence::Wanted && fences => break,
+                _ if slot.fence == Fence::Wanted && (fences || (around.settles && slot.told() == Told::Change)) => {
+                    break;
+                }
                 State::Arrived(reply) => {
                     waited.extend(slot.timed.map(|what| (what, slot.came_at)));
                     count_level(slot.timed, reply, around.counters);
@@ -740,7 +771,7 @@ impl Session {
                     }
                 }
                 State::Held(held) => {
-                    if !put_held(held, slot.shape, slot.muted, around, out) {
+                    if !put_held(held, slot.shape, slot.muted, soft, around, out) {
                         advanced.again = self.take_back(around.counters);
                         break;
                     }
@@ -760,9 +791,10 @@ impl Session {
         if waited.capacity() <= WAITED_KEPT_MAX {
             self.waited = waited;
         }
-        if fences {
-            let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
-            advanced.fence = self.slots.iter().filter(arrived).map(|slot| slot.seq).collect();
+        if fences || around.settles {
+            let waits = |slot: &&Slot| slot.fence == Fence::Wanted && (fences || slot.told() == Told::Change);
+            let arrived = self.slots.iter().filter(waits).filter(|slot| slot.has_arrived());
+            advanced.fence = arrived.map(|slot| (slot.seq, slot.told())).collect();
         }
         advanced
     }
@@ -812,6 +844,11 @@ impl Slot {
             State::Arrived(reply) | State::Held(Held { missing: Missing::Came(reply), .. }) => reply.len(),
             _ => 0,
         }
+    }
+
+    /// What its reply tells of.
+    fn told(&self) -> Told {
+        if self.timed == Some(Timed::Write) { Told::Change } else { Told::Read }
     }
 
     /// True if what was asked of the link has come.

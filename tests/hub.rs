@@ -135,6 +135,7 @@ fn upstream_settings() -> UpstreamSettings {
             replies,
         },
         scopes_max: 8,
+        prefix: "larder:".into(),
         scope_idle_max: Duration::from_secs(10),
     }
 }

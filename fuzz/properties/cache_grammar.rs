@@ -56,7 +56,7 @@ fn check_cache(args: Args<'_>) {
     let keys: Vec<&[u8]> = row.keys(args).map(|at| args.arg(at)).collect();
     match command {
         CacheCommand::Entry(key) => assert_eq!(keys, [key]),
-        CacheCommand::Invalidate(Target::Keys(list), _) => {
+        CacheCommand::Invalidate(Target::Keys(list), ..) => {
             assert!(list.len() > 0 && list.iter().len() == list.len());
             assert!(list.iter().eq(keys), "{list:?} are not the keys that the table tells");
         }

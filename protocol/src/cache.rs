@@ -7,6 +7,7 @@
 //!
 //! Invariants: nothing is copied and nothing allocated but in errors; no arguments make it panic.
 
+mod depend;
 pub mod insight;
 mod invalidate;
 mod jobs;
@@ -15,7 +16,8 @@ pub mod syntax;
 mod tags;
 pub mod warm;
 
-pub use self::invalidate::{Matching, Reach, Target};
+pub use self::depend::DependCommand;
+pub use self::invalidate::{Matching, Reach, Soft, Target};
 pub use self::jobs::JobsCommand;
 pub use self::subscribe::EventsCommand;
 pub use self::tags::{Condition, TaggedSet, TagsCommand};
@@ -55,13 +57,15 @@ pub enum CacheCommand<'a> {
     /// `HOTKEYS [n]`
     HotKeys(usize),
     /// `INVALIDATE ...`
-    Invalidate(Target<'a>, Reach),
+    Invalidate(Target<'a>, Reach, Option<Soft>),
     /// `JOBS`, `JOB`, `CANCEL`
     Jobs(JobsCommand),
     /// `WARM ...`
     Warm(Warm<'a>),
     /// `SET`, `TAG`, `UNTAG`, `TAGS`, `MEMBERS`, `TAGLIST`, `LEASE`
     Tags(TagsCommand<'a>),
+    /// `DEPEND`, `UNDEPEND`, `DEPENDS`
+    Depend(DependCommand<'a>),
     /// `SUBSCRIBE`, `UNSUBSCRIBE`
     Events(EventsCommand<'a>),
 }
@@ -123,6 +127,9 @@ pub enum CacheError {
     /// A number of elements that is too small or too large.
     #[error("ERR COUNT should be between 1 and 1000")]
     Count,
+    /// `SOFT` for no time.
+    #[error("ERR SOFT should be greater than 0")]
+    SoftTime,
     /// A cursor is expected where none stands.
     #[error("ERR invalid cursor")]
     Cursor,
@@ -190,6 +197,8 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     },
     jobs::CANCEL,
     insight::CONFIG,
+    depend::DEPEND,
+    depend::DEPENDS,
     Subcommand {
         name: "entry",
         arity: 3,
@@ -265,6 +274,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     tags::TAG,
     tags::TAGLIST,
     tags::TAGS,
+    depend::UNDEPEND,
     subscribe::UNSUBSCRIBE,
     tags::UNTAG,
     warm::WARM,
@@ -306,6 +316,7 @@ impl<'a> CacheCommand<'a> {
             ("breaker", 3) => BreakerOrder::parse(args.arg(2)).map(Self::Breaker),
             ("entry", _) => Ok(Self::Entry(args.arg(2))),
             ("advise" | "bigkeys" | "config" | "hotkeys", _) => insight::parse(subcommand.name, args),
+            ("depend" | "depends" | "undepend", _) => depend::parse(subcommand.name, args),
             ("fence", _) => Ok(Self::Fence),
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
             ("invalidate", _) => invalidate::parse(args),
@@ -436,12 +447,12 @@ mod tests {
     fn parsed(line: &str) -> String {
         let args = OwnedArgs::new(line.split_whitespace());
         match CacheCommand::parse(args.args()) {
-            Ok(CacheCommand::Invalidate(Target::Keys(keys), reach)) => {
-                format!("Keys({}) {reach:?}", listed(&keys))
+            Ok(CacheCommand::Invalidate(Target::Keys(keys), reach, soft)) => {
+                format!("Keys({}) {reach:?}{}", listed(&keys), softly(soft))
             }
-            Ok(CacheCommand::Invalidate(Target::Pattern { glob, from }, reach)) => {
+            Ok(CacheCommand::Invalidate(Target::Pattern { glob, from }, reach, soft)) => {
                 let from = from.map_or(String::new(), |cursor| format!(" from {cursor}"));
-                format!("Pattern({}){from} {reach:?}", String::from_utf8_lossy(glob))
+                format!("Pattern({}){from} {reach:?}{}", String::from_utf8_lossy(glob), softly(soft))
             }
             Ok(CacheCommand::Warm(warm)) => {
                 let subject = match warm.subject {
@@ -449,6 +460,7 @@ mod tests {
                         let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
                         format!("Keys({})", keys.join(","))
                     }
+                    WarmSubject::Tags(tags) => format!("Tags({})", listed(&tags)),
                     WarmSubject::Pattern(glob) => format!("Pattern({})", String::from_utf8_lossy(glob)),
                     other => format!("{other:?}"),
                 };
@@ -458,15 +470,20 @@ mod tests {
                 };
                 format!("Warm {subject} {course}")
             }
-            Ok(CacheCommand::Invalidate(Target::Tags(matching, tags), reach)) => {
-                format!("Tags({matching:?} {}) {reach:?}", listed(&tags))
+            Ok(CacheCommand::Invalidate(Target::Tags(matching, tags), reach, soft)) => {
+                format!("Tags({matching:?} {}) {reach:?}{}", listed(&tags), softly(soft))
             }
             Ok(CacheCommand::Tags(command)) => shown(command),
+            Ok(CacheCommand::Depend(command)) => shown_dependency(command),
             Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
             Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
             Ok(command) => format!("{command:?}"),
             Err(error) => error.to_string(),
         }
+    }
+
+    fn softly(soft: Option<Soft>) -> String {
+        soft.map_or(String::new(), |soft| format!(" softly {}", soft.ms))
     }
 
     fn listed(keys: &KeyList<'_>) -> String {
@@ -492,6 +509,39 @@ mod tests {
             TagsCommand::Members { tag, count, cursor } => format!("Members({} {count} {cursor})", text(tag)),
             TagsCommand::List(glob) => format!("List({:?})", glob.map(text)),
             TagsCommand::Lease(key, tags) => format!("Lease({} {:?})", text(key), tags.map(|tags| listed(&tags))),
+        }
+    }
+
+    fn shown_dependency(command: DependCommand<'_>) -> String {
+        let text = String::from_utf8_lossy;
+        match command {
+            DependCommand::Depend(key, sources) => format!("Depend({} {})", text(key), listed(&sources)),
+            DependCommand::Undepend(key, sources) => {
+                format!("Undepend({} {:?})", text(key), sources.map(|sources| listed(&sources)))
+            }
+            DependCommand::Depends(key) => format!("Depends({})", text(key)),
+        }
+    }
+
+    #[test]
+    fn understands_dependencies() {
+        for (line, meaning) in [
+            ("CACHE DEPEND k ON 2 a b", "Depend(k a,b)"),
+            ("cache depend on on 1 on", "Depend(on on)"),
+            ("CACHE UNDEPEND k", "Undepend(k None)"),
+            ("CACHE UNDEPEND k on 2 a b", "Undepend(k Some(\"a,b\"))"),
+            ("CACHE DEPENDS k", "Depends(k)"),
+            ("CACHE DEPEND k ON 1", "ERR wrong number of arguments for 'cache|depend' command"),
+            ("CACHE DEPEND k OF 1 a", "ERR syntax error"),
+            ("CACHE DEPEND k ON 0 a", "ERR numkeys should be greater than 0"),
+            ("CACHE DEPEND k ON 2 a", "ERR Number of keys can't be greater than number of args"),
+            ("CACHE DEPEND k ON 1 a b", "ERR syntax error"),
+            ("CACHE UNDEPEND", "ERR wrong number of arguments for 'cache|undepend' command"),
+            ("CACHE UNDEPEND k ON 1", "ERR wrong number of arguments for 'cache|undepend' command"),
+            ("CACHE UNDEPEND k ON 1 a b", "ERR syntax error"),
+            ("CACHE DEPENDS", "ERR wrong number of arguments for 'cache|depends' command"),
+        ] {
+            assert_eq!(parsed(line), meaning, "{line}");
         }
     }
 
@@ -585,12 +635,20 @@ mod tests {
             ("CACHE INVALIDATE PATTERN a*", "Pattern(a*) Everywhere"),
             ("CACHE INVALIDATE PATTERN a* local", "Pattern(a*) Local"),
             ("CACHE INVALIDATE PATTERN a* CURSOR 17", "Pattern(a*) from 17 Everywhere"),
-            ("CACHE INVALIDATE ALL", "Invalidate(All, Everywhere)"),
-            ("CACHE INVALIDATE ALL LOCAL", "Invalidate(All, Local)"),
+            ("CACHE INVALIDATE ALL", "Invalidate(All, Everywhere, None)"),
+            ("CACHE INVALIDATE ALL SOFT 7", "Invalidate(All, Everywhere, Some(Soft { ms: 7 }))"),
+            ("CACHE INVALIDATE KEYS 1 soft SOFT 500", "Keys(soft) Everywhere softly 500"),
+            ("CACHE INVALIDATE KEYS 1 k soft 500 LOCAL", "Keys(k) Local softly 500"),
+            ("CACHE INVALIDATE PATTERN a* LOCAL SOFT 1", "Pattern(a*) Local softly 1"),
+            ("CACHE INVALIDATE PATTERN a* CURSOR 17 SOFT 1", "Pattern(a*) from 17 Everywhere softly 1"),
+            ("CACHE INVALIDATE TAGS 1 t SOFT 1", "Tags(Any t) Everywhere softly 1"),
+            ("CACHE INVALIDATE ALL LOCAL", "Invalidate(All, Local, None)"),
             ("CACHE WARM KEYS 2 a sync", "Warm Keys(a,sync) Once"),
             ("cache warm keys 1 a SYNC", "Warm Keys(a) Sync"),
             ("CACHE WARM PATTERN a*", "Warm Pattern(a*) Once"),
             ("CACHE WARM PATTERN a* EVERY 60 NAME n", "Warm Pattern(a*) n every 60"),
+            ("CACHE WARM TAGS 2 a b SYNC", "Warm Tags(a,b) Sync"),
+            ("cache warm tags 1 sync EVERY 60 NAME n", "Warm Tags(sync) n every 60"),
             ("CACHE WARM HOT", "Warm Hot(1000) Once"),
             ("CACHE WARM SNAPSHOT hot SYNC", "Warm Snapshot([104, 111, 116]) Sync"),
             ("CACHE WARM HOT sync", "Warm Hot(1000) Sync"),
@@ -614,6 +672,10 @@ mod tests {
             ("CACHE CONFIG GET a b", "ERR wrong number of arguments for 'cache|config' command"),
             ("CACHE CONFIG SET a", "ERR wrong number of arguments for 'cache|config' command"),
             ("CACHE CONFIG", "ERR wrong number of arguments for 'cache|config' command"),
+            ("CACHE WARM TAGS 1", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM TAGS 0 t", "ERR numtags should be greater than 0"),
+            ("CACHE WARM TAGS 2 t", "ERR Number of tags can't be greater than number of args"),
+            ("CACHE WARM TAGS 1 t u", SYNTAX),
             ("CACHE HOTKEYS 0", "ERR value is not an integer or out of range"),
             ("CACHE HOTKEYS 1001", "ERR value is not an integer or out of range"),
             ("CACHE BIGKEYS x", "ERR value is not an integer or out of range"),
@@ -646,6 +708,14 @@ mod tests {
             ("CACHE INVALIDATE PATTERN a CURSOR x", "ERR invalid cursor"),
             ("CACHE INVALIDATE PATTERN a CURSOR 7 LOCAL", SYNTAX),
             ("CACHE INVALIDATE ALL here", SYNTAX),
+            ("CACHE INVALIDATE ALL SOFT", SYNTAX),
+            ("CACHE INVALIDATE ALL SOFT 1 SOFT 1", SYNTAX),
+            ("CACHE INVALIDATE ALL LOCAL LOCAL", SYNTAX),
+            ("CACHE INVALIDATE PATTERN a CURSOR 7 SOFT 1 LOCAL", SYNTAX),
+            ("CACHE INVALIDATE ALL SOFT 1.5", "ERR value is not an integer or out of range"),
+            ("CACHE INVALIDATE ALL SOFT LOCAL", "ERR value is not an integer or out of range"),
+            ("CACHE INVALIDATE ALL SOFT 0", "ERR SOFT should be greater than 0"),
+            ("CACHE INVALIDATE ALL SOFT -1", "ERR SOFT should be greater than 0"),
             ("CACHE INVALIDATE SOME", SYNTAX),
             ("CACHE WARM", "ERR wrong number of arguments for 'cache|warm' command"),
             ("CACHE WARM KEYS 1", "ERR wrong number of arguments for 'cache|warm' command"),
@@ -678,7 +748,7 @@ mod tests {
             let titles = lines.iter().filter(|line| line.split(' ').next() == Some(&name)).count();
             assert_eq!(titles, 1, "{name}");
         }
-        assert!(lines.iter().all(|line| line.len() <= 140));
+        assert!(lines.iter().all(|line| line.len() <= 150));
     }
 
     #[test]
@@ -732,7 +802,7 @@ mod tests {
                 prop_oneof![
                     prop::collection::vec(any::<u8>(), 0..12),
                     prop::sample::select(vec![
-                        "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "read", "strict", "breaker", "open", "info",
+                        "invalidate", "KEYS", "pattern", "ALL", "LOCAL", "SOFT", "read", "strict", "breaker", "open", "info",
                         "entry", "help", "warm", "hot", "every", "name", "set", "tag", "members", "lease", "tags", "count", "cursor", "ex", "1", "2", "-1", "18446744073709551615", "9223372036854775807",
                     ]).prop_map(|word| word.as_bytes().to_vec()),
                 ],
@@ -741,7 +811,7 @@ mod tests {
         ) {
             let args = OwnedArgs::new(std::iter::once(b"CACHE".to_vec()).chain(words));
             match CacheCommand::parse(args.args()) {
-                Ok(CacheCommand::Invalidate(Target::Keys(keys), _)) => prop_assert_eq!(keys.iter().count(), keys.len()),
+                Ok(CacheCommand::Invalidate(Target::Keys(keys), ..)) => prop_assert_eq!(keys.iter().count(), keys.len()),
                 Ok(CacheCommand::Tags(TagsCommand::Set(set))) => prop_assert!(set.options().count() < 8),
                 _ => {}
             }

@@ -7,21 +7,25 @@
 //!
 //! `LOCAL` drops entries in the order of the link, and leaves the upstream alone. It works while there is no upstream.
 //!
+//! `SOFT` leaves what L1 holds to be answered as stale for a while ([`crate::l1`]). Upstream the same keys are deleted; `ALL`
+//! goes key by key then, as `PATTERN *` does: of FLUSHDB every connection is told that everything has gone.
+//!
 //! How it fails: an error in the middle ends it, with that error; what was deleted until then stays deleted. A pattern is a
 //! job, whose cursor tells where to go on.
 
+use super::depend::{self, Bound, Origins};
 use super::jobs::Job;
 use super::{Caller, tags};
 use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::breaker::FailureCause;
 use crate::upstream::errand::Errand;
-use crate::upstream::link::OpKind;
+use crate::upstream::link::{OpKind, SoftOrder};
 use crate::upstream::pool::Use;
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
-use larder_protocol::cache::{Reach, Target};
+use larder_protocol::cache::{Reach, Soft, Target};
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::CommandId;
@@ -56,40 +60,60 @@ struct Deletion<'a> {
     word: &'static str,
     command: CommandId,
     cause: Cause,
-    lease_prefix: String,
+    soft_ms: Option<u32>,
+    prefix: &'a str,
 }
 
 /// Invalidates.
-pub(super) async fn invalidate(caller: &Caller, target: Target<'_>, reach: Reach) -> Result<Invalidated, Failure> {
+pub(super) async fn invalidate(
+    caller: &Caller,
+    target: Target<'_>,
+    reach: Reach,
+    soft: Option<Soft>,
+) -> Result<Invalidated, Failure> {
+    let soft_ms = check_soft(caller, soft)?;
     let (Some(upstream), Some(scope)) = (caller.upstream(), &caller.scope) else {
         return invalidate_embedded(caller, target, reach).await;
     };
     match (target, reach) {
         (Target::Keys(keys), Reach::Everywhere) => {
-            let mut deletion = Deletion::begin(caller, upstream, scope, Cause::Manual)?;
+            let mut deletion = Deletion::begin(caller, upstream, scope, Cause::Manual, soft_ms)?;
             let count = deletion.delete(keys.iter()).await?;
             deletion.finish().await?;
             Ok(Invalidated::Keys(count))
         }
         (Target::Pattern { glob, from }, Reach::Everywhere) => {
-            let deletion = Deletion::begin(caller, upstream, scope, Cause::PatternBased)?;
-            delete_matching(caller, deletion, glob, from).await
+            let deletion = Deletion::begin(caller, upstream, scope, Cause::PatternBased, soft_ms)?;
+            delete_matching(caller, deletion, glob, from).await.map(Invalidated::Keys)
         }
         (Target::Tags(matching, tags), Reach::Everywhere) => {
-            let deleted = tags::invalidate::invalidate(caller, upstream, scope, matching, &tags).await?;
+            let kind = named(Cause::TagBased, soft_ms);
+            let deleted = tags::invalidate::invalidate(caller, upstream, scope, matching, &tags, kind).await?;
             Ok(Invalidated::Keys(deleted))
         }
         (Target::Tags(matching, tags), Reach::Local) => {
             let members = tags::invalidate::members(caller, scope, matching, &tags).await?;
-            let dropped = drop_keys(scope, members.iter().map(|key| &key[..]), Cause::TagBased).await;
+            let members = members.iter().map(|key| &key[..]);
+            let dropped = drop_keys(scope, members, dropping(Cause::TagBased, soft_ms)).await;
             Ok(Invalidated::Keys(dropped))
+        }
+        (Target::All, Reach::Everywhere) if soft_ms.is_some() => {
+            let deletion = Deletion::begin(caller, upstream, scope, Cause::Manual, soft_ms)?;
+            delete_matching(caller, deletion, b"*", None).await.map(|_| Invalidated::All)
         }
         (Target::All, Reach::Everywhere) => flush(caller, upstream, scope).await,
         (Target::Keys(keys), Reach::Local) => {
-            let dropped = drop_keys(scope, keys.iter(), Cause::Manual).await;
+            let dropped = drop_keys(scope, keys.iter(), dropping(Cause::Manual, soft_ms)).await;
             Ok(Invalidated::Keys(dropped))
         }
-        (Target::Pattern { glob, .. }, Reach::Local) => drop_matching(caller, scope, glob).await,
+        (Target::Pattern { glob, .. }, Reach::Local) => {
+            let kind = dropping(Cause::PatternBased, soft_ms);
+            drop_matching(caller, scope, glob, kind).await.map(Invalidated::Keys)
+        }
+        (Target::All, Reach::Local) if soft_ms.is_some() => {
+            let kind = dropping(Cause::Manual, soft_ms);
+            drop_matching(caller, scope, b"*", kind).await.map(|_| Invalidated::All)
+        }
         (Target::All, Reach::Local) => {
             Errand::default().drop_all(&scope.link, Cause::Manual).await;
             Ok(Invalidated::All)
@@ -97,10 +121,37 @@ pub(super) async fn invalidate(caller: &Caller, target: Target<'_>, reach: Reach
     }
 }
 
+/// The milliseconds of `SOFT`, if they are allowed.
+fn check_soft(caller: &Caller, soft: Option<Soft>) -> Result<Option<u32>, Failure> {
+    let Some(Soft { ms }) = soft else { return Ok(None) };
+    let max = caller.shared.config.l1.soft_ms_max.map_or(0, |max| max.as_millis() as u64);
+    match u32::try_from(ms) {
+        Ok(soft) if ms <= max => Ok(Some(soft)),
+        _ if max == 0 => Err(refused("ERR larder: SOFT is switched off (l1.soft_ms_max)")),
+        _ => Err(Failure::Refused(format!("ERR SOFT should be between 1 and {max} (l1.soft_ms_max)").into())),
+    }
+}
+
+/// The order to take keys out of L1.
+fn dropping(cause: Cause, soft_ms: Option<u32>) -> OpKind {
+    soft_ms.map_or(OpKind::Drop(cause), |ms| OpKind::Soften(SoftOrder { cause, ms }))
+}
+
+/// A script that tells which keys it has deleted.
+fn named(cause: Cause, soft_ms: Option<u32>) -> OpKind {
+    soft_ms.map_or(OpKind::Named(cause), |ms| OpKind::NamedSoftly(SoftOrder { cause, ms }))
+}
+
 // === impl Deletion ===
 
 impl<'a> Deletion<'a> {
-    fn begin(caller: &Caller, upstream: &'a Upstream, scope: &'a Arc<Scope>, cause: Cause) -> Result<Self, Failure> {
+    fn begin(
+        caller: &'a Caller,
+        upstream: &'a Upstream,
+        scope: &'a Arc<Scope>,
+        cause: Cause,
+        soft_ms: Option<u32>,
+    ) -> Result<Self, Failure> {
         let table = upstream.node().table();
         // Servers before 4.0 have no UNLINK.
         let unlink = table.lookup(b"unlink").filter(|command| command.on_upstream).map(|command| ("UNLINK", command));
@@ -109,8 +160,8 @@ impl<'a> Deletion<'a> {
             return Err(refused("ERR larder: the upstream has no command that deletes keys"));
         };
         caller.may_use(&table, word)?;
-        let lease_prefix = format!("{}l:", caller.shared.config.tags.prefix);
-        Ok(Self { upstream, scope, errand: Errand::default(), word, command: command.id, cause, lease_prefix })
+        let prefix = &caller.shared.config.tags.prefix;
+        Ok(Self { upstream, scope, errand: Errand::default(), word, command: command.id, cause, soft_ms, prefix })
     }
 
     /// Deletes keys in chunks: how many there were.
@@ -120,17 +171,34 @@ impl<'a> Deletion<'a> {
         while keys.len() > 0 {
             let chunk: Vec<&[u8]> = keys.by_ref().take(KEYS_PER_REQUEST_MAX).collect();
             self.end_leases(&chunk).await?;
+            deleted += self.delete_dependents(&chunk).await?;
             let request = OwnedArgs::new(std::iter::once(self.word.as_bytes()).chain(chunk));
-            let write = OpKind::Write(self.command);
-            let reply = self.errand.delete(&self.scope.link, self.cause, &request, write).await?;
+            let (link, cause) = (&self.scope.link, self.cause);
+            let reply = match self.soft_ms {
+                None => self.errand.delete(link, cause, &request, OpKind::Write(self.command)).await?,
+                Some(ms) => {
+                    let softly = OpKind::UnlinkSoftly(SoftOrder { cause, ms });
+                    self.errand.call(link, &[(softly, &request)]).await?
+                }
+            };
             deleted += Cursor::new(&reply).next_integer().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
         }
         Ok(deleted)
     }
 
+    /// What depends on the keys goes first, even if they are not there: how many there were.
+    async fn delete_dependents(&mut self, keys: &[&[u8]]) -> Result<u64, Failure> {
+        if !self.scope.link.watch().is_on() {
+            return Ok(0);
+        }
+        let (errand, prefix, cause) = (&mut self.errand, self.prefix.as_bytes(), self.cause);
+        let taken = depend::take_out(errand, self.scope, prefix, keys, Bound::All, Origins::Stay, cause).await?;
+        Ok(taken.deleted)
+    }
+
     /// Leases go before the keys, so that nobody can set a key with a lease of before in between.
     async fn end_leases(&mut self, keys: &[&[u8]]) -> Result<(), Failure> {
-        let names = keys.iter().map(|key| [self.lease_prefix.as_bytes(), key].concat());
+        let names = keys.iter().map(|key| [self.prefix.as_bytes(), b"l:", key].concat());
         let request = OwnedArgs::new(std::iter::once(b"DEL".to_vec()).chain(names));
         match self.errand.call(&self.scope.link, &[(OpKind::Effect, &request)]).await {
             // Who may not use the index has no leases.
@@ -155,8 +223,9 @@ impl<'a> Deletion<'a> {
         Ok(())
     }
 
-    /// Other users' links of the database have heard of it, too.
+    /// What follows from it has happened, and other users' links of the database have heard of it, too.
     async fn finish(mut self) -> Result<(), Failure> {
+        self.errand.settle(self.scope.link.watch()).await?;
         let others = self.upstream.others(self.scope, Some(self.scope.database));
         self.errand.fence(&others).await
     }
@@ -205,7 +274,7 @@ async fn delete_matching(
     mut deletion: Deletion<'_>,
     glob: &[u8],
     from: Option<u64>,
-) -> Result<Invalidated, Failure> {
+) -> Result<u64, Failure> {
     caller.may_use(&deletion.upstream.node().table(), "SCAN")?;
     let job = caller.shared.jobs.begin("invalidate-pattern", glob, caller.shared.clock)?;
     let cursor = Bytes::from(from.unwrap_or(0).to_string());
@@ -218,7 +287,7 @@ async fn delete_matching(
         let line = format!("ERR larder: the job was cancelled; CACHE JOB {id} shows how far it has come");
         return Err(Failure::Refused(line.into()));
     }
-    Ok(Invalidated::Keys(deleted))
+    Ok(deleted)
 }
 
 /// Empties the database upstream. Every tracking connection hears of it, whatever its database.
@@ -232,20 +301,20 @@ async fn flush(caller: &Caller, upstream: &Upstream, scope: &Arc<Scope>) -> Resu
     Ok(Invalidated::All)
 }
 
-async fn drop_keys<'k>(scope: &Scope, keys: impl ExactSizeIterator<Item = &'k [u8]>, cause: Cause) -> u64 {
+async fn drop_keys<'k>(scope: &Scope, keys: impl ExactSizeIterator<Item = &'k [u8]>, kind: OpKind) -> u64 {
     let mut errand = Errand::default();
     let mut dropped = 0;
     let mut keys = keys;
     while keys.len() > 0 {
         let chunk = keys.by_ref().take(KEYS_PER_REQUEST_MAX);
         let request = OwnedArgs::new(std::iter::once(&b"DROP"[..]).chain(chunk));
-        dropped += errand.drop_keys(&scope.link, cause, &request).await;
+        dropped += errand.drop_keys(&scope.link, kind, &request).await;
     }
     dropped
 }
 
 /// Drops the entries whose keys match: those of now, and those that were on their way.
-async fn drop_matching(caller: &Caller, scope: &Arc<Scope>, glob: &[u8]) -> Result<Invalidated, Failure> {
+async fn drop_matching(caller: &Caller, scope: &Arc<Scope>, glob: &[u8], kind: OpKind) -> Result<u64, Failure> {
     Errand::default().fence(std::slice::from_ref(scope)).await?;
     let made_by = caller.shared.clock.now();
     let mut dropped = 0;
@@ -253,11 +322,11 @@ async fn drop_matching(caller: &Caller, scope: &Arc<Scope>, glob: &[u8]) -> Resu
         let (partition, pattern) = (scope.link.partition().clone(), glob.to_vec());
         let search = move || partition.keys_matching(&pattern, made_by, GATHERED_KEYS_MAX);
         let keys = tokio::task::spawn_blocking(search).await.unwrap_or_default();
-        let here = drop_keys(scope, keys.iter().map(|key| &key[..]), Cause::PatternBased).await;
+        let here = drop_keys(scope, keys.iter().map(|key| &key[..]), kind).await;
         dropped += here;
         // Fewer than were asked for are all; and where nothing goes, nothing would go the next time.
         if keys.len() < GATHERED_KEYS_MAX || here == 0 {
-            return Ok(Invalidated::Keys(dropped));
+            return Ok(dropped);
         }
     }
 }

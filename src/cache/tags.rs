@@ -10,6 +10,7 @@
 //! | `larder:due` | sorted set | tagged keys, by when to look whether they are still there |
 //! | `larder:jobs` | sorted set | invalidations under way, by when somebody else may take them up |
 //! | `larder:j:<id>` | set | keys that are set aside to be deleted |
+//! | `larder:o:<id>` | set | keys that this deletion has begun with, and which stay |
 //! | `larder:l:<key>` | hash, expires | the token of a lease, and the tags' versions at its beginning |
 //! | `larder:v:<tag>` | string, expires | the last invalidation of the tag, for as long as a lease could ask |
 //! | `larder:sweeper` | string, expires | which Larder sweeps |
@@ -21,11 +22,13 @@
 //! * Each tagged key stands in `due`, and is looked at after its end and at least every `tags.recheck_ms`: the index is as
 //!   large as the tagged keys that live, and those that have gone since they were looked at.
 //!
+//! Dependencies stand beside it: see [`super::depend`].
+//!
 //! The embedded store has the same in memory ([`crate::origin::TagIndex`]).
 
 pub(super) mod embedded;
 pub(super) mod invalidate;
-pub(super) mod script;
+pub(in crate::cache) mod script;
 pub(crate) mod sweep;
 
 use self::script::Script;
@@ -93,7 +96,7 @@ pub(super) fn too_many_tags(most: usize) -> Failure {
 }
 
 /// A token that nobody can guess.
-pub(super) fn fresh_token() -> String {
+pub(in crate::cache) fn fresh_token() -> String {
     format!("{:016x}{:016x}", crate::server::seed(), crate::server::seed())
 }
 
@@ -126,7 +129,7 @@ pub(super) fn too_many_listed() -> Failure {
 }
 
 /// Strings in the order of their bytes, as an array.
-pub(super) fn sorted_reply(mut names: Vec<&[u8]>) -> Vec<u8> {
+pub(in crate::cache) fn sorted_reply(mut names: Vec<&[u8]>) -> Vec<u8> {
     names.sort_unstable();
     let mut reply = Reply::default();
     reply.array(names.len());
@@ -218,7 +221,8 @@ impl<'a> Index<'a> {
         let (token, ms) = (fresh_token(), self.caller.shared.config.tags.lease_ms.as_millis().to_string());
         let mut args = vec![token.as_bytes(), ms.as_bytes()];
         args.extend(tags.iter().flat_map(|tags| tags.iter()));
-        let reply = self.write(&script::LEASE, key, &args).await?;
+        // It changes nothing of the key itself: what is soft stays so for other readers.
+        let reply = self.run(&script::LEASE, OpKind::Effect, key, &args).await?;
         let mut cursor = Cursor::new(&reply);
         cursor.next_count();
         let state = cursor.next_bytes().unwrap_or(b"wait").to_owned();
@@ -229,12 +233,16 @@ impl<'a> Index<'a> {
 
     /// Runs a script that changes `key`; returns when all links of the database have heard of it.
     async fn write(&mut self, script: &Script, key: &[u8], args: &[&[u8]]) -> Result<Bytes, Failure> {
-        self.caller.shared.tags_were_used();
-        let mut all = vec![self.prefix()];
-        all.extend(args);
         let table = self.upstream.node().table();
         // Both have their keys in the same place.
         let kind = table.lookup(b"evalsha").map_or(OpKind::Effect, |command| OpKind::Write(command.id));
+        self.run(script, kind, key, args).await
+    }
+
+    async fn run(&mut self, script: &Script, kind: OpKind, key: &[u8], args: &[&[u8]]) -> Result<Bytes, Failure> {
+        self.caller.shared.tags_were_used();
+        let mut all = vec![self.prefix()];
+        all.extend(args);
         let reply = script.run(&mut self.errand, &self.scope.link, kind, Some(key), &all).await?;
         self.fence().await?;
         Ok(reply)
@@ -246,6 +254,7 @@ impl<'a> Index<'a> {
 
     /// What scripts have changed beside their keys is told by pushes behind their replies, and on other users' links.
     async fn fence(&mut self) -> Result<(), Failure> {
+        self.errand.settle(self.scope.link.watch()).await?;
         let mut scopes = self.upstream.others(self.scope, Some(self.scope.database));
         scopes.push(self.scope.clone());
         self.errand.fence(&scopes).await

@@ -101,7 +101,10 @@ impl Connection {
                 return Ok(());
             }
         };
-        let answer = match self.while_alive(caller.execute(command)).await? {
+        let done = self.while_alive(caller.execute(command)).await?;
+        // What it was told of keys, and what it has deleted, counts as its own.
+        self.core.session.learnt_elsewhere(self.core.shared.clock.now());
+        let answer = match done {
             Ok(Done::Reply(reply)) => self.core.in_own_protocol(reply),
             Ok(Done::TellReadMode) => bulk(self.core.session.read_mode().word().as_bytes()),
             Ok(Done::SetReadMode(mode)) => {

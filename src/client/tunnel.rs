@@ -185,6 +185,7 @@ impl Connection {
                 Err(end) => break Err(end),
             }
         };
+        self.core.session.learnt_elsewhere(self.core.shared.clock.now());
         self.core.client.upstream_id.store(0, Ordering::Release);
         self.core.client.blocked.store(false, Ordering::Relaxed);
         self.core.client.in_transaction.store(false, Ordering::Relaxed);
@@ -647,8 +648,8 @@ impl Tunnel {
             What::Exec(transaction) => {
                 *transaction = std::mem::take(&mut self.transaction);
                 owed.reach = std::mem::take(&mut transaction.reach);
-                if transaction.swaps && self.swap.is_none() {
-                    self.swap = Swap::begin(core);
+                if let (Some(what), None) = (transaction.swaps, &self.swap) {
+                    self.swap = Swap::begin(core, what);
                 }
             }
             What::Reply | What::Blocking if self.heeds_reach => owed.reach = Reach::of(&self.table, request.args()),

@@ -33,6 +33,16 @@ pub struct Hit {
     pub(super) entry: Slot,
     pub(super) reply: Range<u32>,
     pub(super) same_in_both: bool,
+    pub(super) found: Found,
+}
+
+/// Where the entry of a hit stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// In the partition, or among what it left behind.
+    There,
+    /// Among what was softly invalidated.
+    Softly,
 }
 
 /// Facts about an entry, for inspection.
@@ -155,6 +165,11 @@ impl Hit {
     /// True if its entry stops being answered at some time.
     pub fn has_deadline(&self) -> bool {
         self.entry.has_deadline()
+    }
+
+    /// True if it is stale: its key was softly invalidated before it was looked for.
+    pub fn is_soft(&self) -> bool {
+        self.found == Found::Softly
     }
 
     /// True if the reply is the same bytes in RESP2.

@@ -15,6 +15,7 @@
 //!   answered until the feed has been lost for the time allowed: so never longer than that after its deadline, either.
 //! * Entries are only removed, by any thread; none is ever added.
 
+use super::entry::Found;
 use super::{Cause, Filler, Hit, NOWHERE, Partition, Variant};
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
@@ -54,7 +55,7 @@ impl Partition {
             return None;
         }
         let (reply, same_in_both) = entry.variant(variant)?;
-        Some(Hit { entry, reply, same_in_both })
+        Some(Hit { entry, reply, same_in_both, found: Found::There })
     }
 
     /// True if the entry of a `hit` that [`Partition::read_left`] has given may still be answered.
@@ -158,6 +159,7 @@ impl Filler {
             // A failed exchange means a suspension: there is nothing to be found then either.
             let _ = self.partition.id.compare_exchange(old, next, Ordering::AcqRel, Ordering::Acquire);
         }
+        self.partition.softs.clear();
         self.partition.filled.store(false, Ordering::Release);
         self.partition.removals.fetch_add(1, Ordering::AcqRel);
         (old, is_whole)

@@ -202,6 +202,12 @@ impl TagIndex {
         })
     }
 
+    /// True if somebody has a lease of a key.
+    pub fn is_leased(&self, db: u32, key: &[u8], now: UnixMillis) -> bool {
+        let held = self.databases.get(&db).and_then(|tagged| tagged.leases.get(key));
+        held.is_some_and(|held| held.until > now)
+    }
+
     /// The lease of a key, if there is one, is void.
     pub fn end_lease(&mut self, db: u32, key: &[u8]) {
         if let Some(tagged) = self.databases.get_mut(&db) {

@@ -88,13 +88,16 @@ impl Session {
             return Flow::Taken;
         }
         let removals = partition.removals();
-        let hits: Vec<Option<Hit>> =
+        let mut hits: Vec<Option<Hit>> =
             args.iter().skip(1).map(|key| read_one(partition, each, key, around.now)).collect();
         for (key, hit) in args.iter().skip(1).zip(&hits) {
             around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
         }
+        around.counters.hits.add(hits.iter().flatten().count() as u64);
+        for (key, hit) in args.iter().skip(1).zip(&mut hits).filter(|(_, hit)| hit.is_none()) {
+            *hit = read_one_as(each, |variant| self.read_soft(key, variant, partition, around));
+        }
         let found = hits.iter().flatten().count();
-        around.counters.hits.add(found as u64);
         around.counters.misses.add((hits.len() - found) as u64);
         if found == 0 {
             self.send(command, args, fill_each(each, around), around, batch);

@@ -1,7 +1,7 @@
 //! How replies are put to the output: as they are, in their RESP2 form, or put together from hits.
 
 use super::{Correction, Held, HeldKind, Missing, Source, Stale, Surroundings};
-use crate::l1::Hit;
+use crate::l1::{Hit, SoftRead};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
 use bytes::Bytes;
@@ -56,13 +56,17 @@ pub(super) fn put_held(
     held: &Held,
     shape: Option<Shape>,
     muted: bool,
+    soft: SoftRead,
     around: &Surroundings<'_>,
     out: &mut Outgoing,
 ) -> bool {
     let now = (around.now)();
     let mut hits = held.hits.iter().flatten();
     let hold = match (held.source, around.partition, around.stale) {
-        (Source::Feed, Some(partition), _) => hits.all(|hit| partition.holds(hit, now)),
+        (Source::Feed, Some(partition), _) => hits.all(|hit| match hit.is_soft() {
+            true => partition.holds_soft(hit, soft, now),
+            false => partition.holds(hit, now),
+        }),
         (Source::LeftBehind, _, Some(Stale { partition, policies })) => {
             hits.all(|hit| partition.holds_left(hit, policies.stale_if_error(hit.key()), now))
         }

@@ -106,7 +106,13 @@ impl Filter {
             (Admission::Always, _) => Verdict::Fill,
             (Admission::SecondTouch, _) if self.doorkeeper.knows(hash) => Verdict::Fill,
             (Admission::SecondTouch, _) => Verdict::Pass,
-            (Admission::Adaptive, Mood::Filling) => self.mark(first_hits),
+            (Admission::Adaptive, Mood::Filling) => {
+                // If it becomes choosy next, what is wanted again is not to be taken for new.
+                if self.wasted > 0 {
+                    self.doorkeeper.knows(hash);
+                }
+                self.mark(first_hits)
+            }
             (Admission::Adaptive, Mood::Choosy) => {
                 if self.doorkeeper.knows(hash) {
                     return Verdict::Fill;
@@ -147,10 +153,7 @@ impl Filter {
                     self.mood = Mood::Choosy;
                     self.firsts = 0;
                 }
-                Mood::Choosy if hit * WORTH_ABOVE > made => {
-                    self.mood = Mood::Filling;
-                    self.doorkeeper = Doorkeeper::default();
-                }
+                Mood::Choosy if hit * WORTH_ABOVE > made => self.mood = Mood::Filling,
                 _ => {}
             }
         }
@@ -294,6 +297,17 @@ mod tests {
         }
         let remembered = (2..1002).filter(|i| filter.admit(mix(*i), 0) == Verdict::Fill).count();
         assert!(remembered < 100, "{remembered} of 1000");
+    }
+
+    #[test]
+    fn what_missed_shortly_before_it_became_choosy_is_no_first_miss() {
+        let mut filter = Filter::new(Admission::Adaptive);
+        for i in 0..u64::from(WASTED_WINDOWS * FILLS_JUDGED) {
+            assert_eq!(filter.admit(mix(i), 0), Verdict::FillFirst);
+        }
+        assert!(filter.is_choosy());
+        let of_the_last_window = u64::from(WASTED_WINDOWS * FILLS_JUDGED) - 1000;
+        assert!((0..1000).all(|i| filter.admit(mix(of_the_last_window + i), 0) == Verdict::Fill));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::port::{Delivery, Failure, Port, Seq, Taken};
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::link_io::LinkHandle;
 use crate::upstream::scope::Scope;
+use crate::upstream::watch::Watch;
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::cursor::Cursor;
@@ -90,9 +91,10 @@ impl Errand {
         Ok(answers.collect())
     }
 
-    /// Drops keys from L1, in the order of the link: how many were there. `keys` has a word in front of them.
-    pub(crate) async fn drop_keys(&mut self, link: &LinkHandle, cause: Cause, keys: &OwnedArgs) -> u64 {
-        link.submit_fence(self.job(&[(OpKind::Drop(cause), keys)]));
+    /// Drops keys from L1, or softens them, as the order `kind` says, in the order of the link: how many were there. `keys`
+    /// has a word in front of them.
+    pub(crate) async fn drop_keys(&mut self, link: &LinkHandle, kind: OpKind, keys: &OwnedArgs) -> u64 {
+        link.submit_fence(self.job(&[(kind, keys)]));
         let dropped = match self.outcomes(1).await.pop() {
             Some(Outcome::Reply(reply)) => Cursor::new(&reply).next_integer(),
             _ => None,
@@ -128,6 +130,22 @@ impl Errand {
             _ => None,
         });
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Returns when all that follows from what has happened upstream until now is done, as far as keys depend on others.
+    ///
+    /// # Errors
+    /// It was not in time.
+    pub(crate) async fn settle(&mut self, watch: &Watch) -> Result<(), Failure> {
+        if !watch.is_on() {
+            return Ok(());
+        }
+        self.seq_last += 1;
+        watch.submit(&self.port, Seq(self.seq_last));
+        match self.outcomes(1).await.pop() {
+            Some(Outcome::Failed(failure)) => Err(failure),
+            _ => Ok(()),
+        }
     }
 
     fn job(&mut self, requests: &[(OpKind, &OwnedArgs)]) -> Job {

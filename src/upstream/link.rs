@@ -28,9 +28,10 @@ mod aside;
 mod drops;
 mod flights;
 mod job;
+mod soft;
 
 pub use self::aside::settle;
-pub use self::job::{Each, Job, Op, OpKind};
+pub use self::job::{Each, Job, Op, OpKind, SoftOrder};
 
 use self::flights::{Flight, KeyState};
 use crate::clock::Time;
@@ -42,6 +43,7 @@ use crate::received::Received;
 use crate::upstream::admission::{Admission, Filter};
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::upstream::feed::Feed;
+use crate::upstream::watch::Watch;
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::cursor::{Cursor, Item};
@@ -160,6 +162,7 @@ pub struct LinkCore {
     counts: LinkCounts,
     admission: Filter,
     feed: Arc<Feed>,
+    watch: Option<Arc<Watch>>,
     #[cfg(feature = "mutations")]
     late: flights::Late,
 }
@@ -175,11 +178,30 @@ struct Expected {
 
 #[derive(Debug)]
 enum What {
-    Reply { port: Arc<Port>, seq: Seq, request: Bytes, kind: OpKind, state: Patience },
-    Pttl { flight: usize, key: usize },
-    Encoding { flight: usize },
+    Reply {
+        port: Arc<Port>,
+        seq: Seq,
+        request: Bytes,
+        kind: OpKind,
+        state: Patience,
+    },
+    Pttl {
+        flight: usize,
+        key: usize,
+    },
+    Encoding {
+        flight: usize,
+    },
+    /// Whether a soft key that the order with this number has deleted is missing still.
+    Settling {
+        key: Bytes,
+        order: u64,
+    },
     Flight(usize),
-    Fence { waiting: SmallVec<[(Arc<Port>, Seq); 1]>, resumes: u32 },
+    Fence {
+        waiting: SmallVec<[(Arc<Port>, Seq); 1]>,
+        resumes: u32,
+    },
     Ignored,
 }
 
@@ -199,7 +221,7 @@ impl What {
     fn check_type(&self, frame: Frame<'_>) -> Result<(), Violation> {
         let kind = frame.bytes.first().copied().unwrap_or_default();
         let (command, good) = match self {
-            Self::Pttl { .. } => ("PTTL", kind == b':'),
+            Self::Pttl { .. } | Self::Settling { .. } => ("PTTL", kind == b':'),
             Self::Encoding { .. } => ("OBJECT ENCODING", matches!(kind, b'$' | b'+' | b'_')),
             Self::Fence { .. } => ("PING", frame.bytes == b"+PONG\r\n"),
             Self::Reply { .. } | Self::Flight(_) | Self::Ignored => return Ok(()),
@@ -262,6 +284,7 @@ impl LinkCore {
             counts: LinkCounts::default(),
             admission: Filter::new(limits.admission),
             feed: Arc::default(),
+            watch: None,
             #[cfg(feature = "mutations")]
             late: flights::Late::default(),
         }
@@ -270,6 +293,11 @@ impl LinkCore {
     /// Who hears of what L1 forgets.
     pub fn set_feed(&mut self, feed: Arc<Feed>) {
         self.feed = feed;
+    }
+
+    /// Who is to hear of dependencies that others declare.
+    pub fn set_watch(&mut self, watch: Arc<Watch>) {
+        self.watch = Some(watch);
     }
 
     /// A connection has been set up; what may be kept from now on. Before anybody can be told anything by it, what was
@@ -371,13 +399,17 @@ impl LinkCore {
         match expected.what {
             What::Reply { port, seq, request, kind, state } => {
                 self.in_flight_bytes -= request.len();
-                if let OpKind::Write(command) = kind
-                    && !is_planted(Mutation::WriteRemovesNothing)
-                {
-                    self.remove_keys_of(command, &request, now);
-                }
-                if let OpKind::Named(cause) = kind {
-                    self.remove_named(frame, cause, now);
+                match kind {
+                    OpKind::Write(_) if is_planted(Mutation::WriteRemovesNothing) => {}
+                    OpKind::Write(command) => self.remove_keys_of(command, &request, now),
+                    OpKind::Named(cause) => self.remove_named(frame, cause, now),
+                    OpKind::UnlinkSoftly(order) => {
+                        self.unlinked_softly(&request, expected.starts_at, order.cause, frame, now);
+                    }
+                    OpKind::NamedSoftly(order) => {
+                        self.soften_named(frame, expected.starts_at, order, expected.sent_at, now);
+                    }
+                    _ => self.tell_of_read(&port, &request),
                 }
                 if state != Patience::ToldOfTimeout {
                     self.hand_on(&port, seq, frame);
@@ -385,6 +417,7 @@ impl LinkCore {
             }
             What::Pttl { flight, key } => self.pttl(flight, key, frame),
             What::Encoding { flight } => self.encoding(flight, frame),
+            What::Settling { key, order } => self.settled_softly(&key, order, frame),
             What::Flight(flight) => self.landed(flight, frame, now),
             What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
             What::Ignored => {}
@@ -456,7 +489,7 @@ impl LinkCore {
                 What::Flight(flight) => self.lost_flight(flight, overtaken, &mut retries),
                 // What the fence was for, that L1 holds nothing older, is true of an empty L1.
                 What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
-                What::Pttl { .. } | What::Encoding { .. } | What::Ignored => {}
+                What::Pttl { .. } | What::Encoding { .. } | What::Settling { .. } | What::Ignored => {}
             }
         }
         self.flights.clear();
@@ -484,13 +517,21 @@ impl LinkCore {
             }
             OpKind::Drop(cause) => self.drop_keys(port, seq, &request, cause, now),
             OpKind::DropAll(cause) => self.drop_all(port, seq, cause),
+            OpKind::Soften(order) => self.soften_keys(port, seq, &request, order, now),
+            OpKind::UnlinkSoftly(order) => self.unlink_softly(port, seq, request, order, state, now),
             _ => {
-                let starts_at = self.put_shared(&request);
-                self.in_flight_bytes += request.len();
-                self.expect(What::Reply { port: port.clone(), seq, request, kind, state }, starts_at, now);
-                port.set_link_position(self.position);
+                self.send(port, seq, kind, request, state, now);
             }
         }
+    }
+
+    /// Writes a request whose reply is for a client; where it begins among all bytes put.
+    fn send(&mut self, port: &Arc<Port>, seq: Seq, kind: OpKind, request: Bytes, state: Patience, now: Time) -> u64 {
+        let starts_at = self.put_shared(&request);
+        self.in_flight_bytes += request.len();
+        self.expect(What::Reply { port: port.clone(), seq, request, kind, state }, starts_at, now);
+        port.set_link_position(self.position);
+        starts_at
     }
 
     fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, resumes: bool, now: Time) {
@@ -539,7 +580,10 @@ impl LinkCore {
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
                     let key = cursor.next_bytes().ok_or_else(senseless)?;
-                    self.counts.dropped_by_push += u64::from(self.remove(key, Cause::DataChanged, now));
+                    if let Some(watch) = &self.watch {
+                        watch.hear(key);
+                    }
+                    self.counts.dropped_by_push += u64::from(self.pushed(key, now));
                 }
             }
             _ => return Err(senseless()),

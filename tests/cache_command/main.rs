@@ -6,6 +6,8 @@ mod support;
 
 mod breaker;
 mod config;
+mod depend;
+mod depend_histories;
 mod events;
 mod insight;
 mod invalidate;
@@ -14,6 +16,7 @@ mod leases;
 mod listing;
 mod reads;
 mod seen;
+mod soft;
 mod tag_histories;
 mod tags;
 mod warm;

@@ -8,6 +8,7 @@ use std::task::{Context, Wake, Waker};
 
 use bytes::{Bytes, BytesMut};
 use larder::clock::Time;
+use larder::l1::Reader;
 use larder::metrics::Counters;
 use larder::outgoing::Outgoing;
 use larder::policy::Policies;
@@ -18,7 +19,9 @@ use larder_protocol::scan::{RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{CommandId, Resolved, Table};
 
-use crate::history::{DATABASES, KEY_NAMES, KEYS, Version, Words, encode, evaluate, keys_of, number, show, show_words};
+use crate::history::{
+    DATABASES, KEY_NAMES, KEYS, Span, Version, Words, encode, evaluate, keys_of, number, show, show_words,
+};
 use crate::link::Link;
 use crate::rng::Rng;
 use crate::server::{ConnId, Server, take_frame};
@@ -50,6 +53,9 @@ pub(crate) struct Judge {
     pub(crate) answers: u64,
     pub(crate) from_l1: u64,
     pub(crate) stale: u64,
+    pub(crate) soft: u64,
+    /// For each scope and slot: the latest write that was acknowledged to anybody, by version.
+    written: Vec<Vec<Version>>,
     /// For each scope without a link: keys whose write was lost.
     doubted: Vec<BTreeSet<usize>>,
     /// For each scope: how often its link has had a connection again.
@@ -77,6 +83,8 @@ struct Asked {
     database: usize,
     /// What was known when it was asked.
     floor: Version,
+    /// For each key: the latest write that was acknowledged then.
+    written: Vec<Version>,
     asked_at: Version,
     asked_ms: u64,
     /// How often the link of the scope had recovered by then.
@@ -90,6 +98,16 @@ enum Source {
     L1,
     /// What a loss has left behind.
     Left,
+    /// What was softly invalidated, if only for some of its keys.
+    Soft,
+}
+
+/// What a client has been told.
+struct Seen {
+    /// The version that the latest answer shows at least.
+    version: Version,
+    /// The same for each slot, soft answers included.
+    slots: Vec<Version>,
 }
 
 /// A request on a connection of its own.
@@ -123,8 +141,7 @@ pub(crate) struct Client {
     pub(crate) conn: Option<ConnId>,
     flag: Arc<Flag>,
     waker: Waker,
-    /// The version that the latest answer shows at least.
-    seen: Version,
+    seen: Seen,
 }
 
 struct Flag(AtomicBool);
@@ -162,7 +179,7 @@ impl Client {
             conn: None,
             waker: flag.clone().into(),
             flag,
-            seen: 0,
+            seen: Seen { version: 0, slots: vec![0; DATABASES * KEYS] },
         }
     }
 
@@ -196,6 +213,7 @@ impl Client {
         let scope = self.next_scope;
         let database = judge.databases[scope];
         let floor = keys_of(&words).into_iter().map(|key| judge.floors[scope][database * KEYS + key]).max();
+        let written = keys_of(&words).into_iter().map(|key| judge.written[scope][database * KEYS + key]).collect();
         trace!("client {} in scope {scope} asks {}", self.id, show_words(&words));
         if let Kind::Enter(next) = kind {
             self.next_scope = next;
@@ -206,6 +224,7 @@ impl Client {
             scope,
             database,
             floor: floor.unwrap_or(0),
+            written,
             asked_at: server.history.now,
             asked_ms: server.now_ms,
             recoveries: judge.recoveries[scope],
@@ -292,11 +311,17 @@ impl Client {
         };
         let before = self.batch.len();
         let stale_before = around.counters.stale.value();
+        let soft_before = around.counters.soft.value();
         let (session, batch, out) = (&mut self.session, &mut self.batch, &mut self.out);
-        let flow = surrounded(around, self.scope, |s| session.request(command, request.args(), s, batch, out));
+        let flow = surrounded(around, self.scope, self.port.reader(), |s| {
+            session.request(command, request.args(), s, batch, out)
+        });
         if flow == Flow::Taken && self.batch.len() == before {
             let is_stale = around.counters.stale.value() > stale_before;
             self.asked[at].source = if is_stale { Source::Left } else { Source::L1 };
+        }
+        if flow == Flow::Taken && around.counters.soft.value() > soft_before {
+            self.asked[at].source = Source::Soft;
         }
         flow
     }
@@ -371,6 +396,7 @@ impl Client {
         if let Kind::Enter(scope) = self.asked[at].kind {
             self.scope = scope;
         }
+        self.session.learnt_elsewhere(around.now);
         self.session.answer(&answer, &mut self.out);
         self.read_answers(around);
         true
@@ -393,14 +419,14 @@ impl Client {
     fn take_deliveries(&mut self, around: &Around<'_>) {
         let mut taken = std::mem::take(&mut self.taken);
         self.port.take(&mut taken);
-        let fences = surrounded(around, self.scope, |s| s.fences);
+        let fences = surrounded(around, self.scope, self.port.reader(), |s| s.fences);
         let mut at = 0;
         for delivery in taken.deliveries.drain(..) {
             match delivery {
                 Delivery::Small { seq, len } => {
                     let reply = &taken.bytes[at..at + len];
                     at += len;
-                    if fences || !self.session.replied_in_turn(seq, reply, around.counters, &mut self.out) {
+                    if fences || !self.session.replied_in_turn(seq, reply, false, around.counters, &mut self.out) {
                         self.session.replied(seq, Bytes::copy_from_slice(reply));
                     }
                 }
@@ -434,7 +460,7 @@ impl Client {
     fn advance(&mut self, around: &Around<'_>) {
         loop {
             let (session, out) = (&mut self.session, &mut self.out);
-            let advanced = surrounded(around, self.scope, |s| session.advance(s, out));
+            let advanced = surrounded(around, self.scope, self.port.reader(), |s| session.advance(s, out));
             self.read_answers(around);
             let (fenced, redone) = (!advanced.fence.is_empty(), !advanced.again.is_empty());
             if redone {
@@ -442,7 +468,7 @@ impl Client {
                 let left = self.asked.iter_mut().filter(|asked| asked.source == Source::Left);
                 left.for_each(|asked| asked.source = Source::Upstream);
             }
-            for seq in advanced.fence {
+            for (seq, _) in advanced.fence {
                 self.fence_others(seq, around);
             }
             if redone {
@@ -484,7 +510,9 @@ impl Client {
             matches!(scanner.scan(request), Ok(Step::Request { .. })).then(|| scanner.take_ranges())
         };
         let (session, batch, out) = (&mut self.session, &mut self.batch, &mut self.out);
-        surrounded(around, self.scope, |s| session.request_again(again, resolve, scan, s, batch, out));
+        surrounded(around, self.scope, self.port.reader(), |s| {
+            session.request_again(again, resolve, scan, s, batch, out)
+        });
     }
 
     /// Reads what Larder has sent, and judges it.
@@ -523,7 +551,7 @@ impl Client {
     }
 }
 
-fn surrounded<T>(around: &Around<'_>, scope: usize, work: impl FnOnce(&Surroundings<'_>) -> T) -> T {
+fn surrounded<T>(around: &Around<'_>, scope: usize, reader: Reader, work: impl FnOnce(&Surroundings<'_>) -> T) -> T {
     let link = &around.links[scope];
     let now = || {
         if let Some(rng) = around.meanwhile
@@ -541,7 +569,9 @@ fn surrounded<T>(around: &Around<'_>, scope: usize, work: impl FnOnce(&Surroundi
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: around.links.len() > 1,
+        settles: false,
         keeps: true,
+        reader,
         is_big: &|key| around.big_keys.contains(key),
         now: &now,
         counters: around.counters,
@@ -557,6 +587,8 @@ impl Judge {
             doubted: vec![BTreeSet::new(); databases.len()],
             recoveries: vec![0; databases.len()],
             stale: 0,
+            soft: 0,
+            written: vec![vec![0; DATABASES * KEYS]; databases.len()],
             databases,
             faults: false,
             never_sent: Vec::new(),
@@ -571,7 +603,7 @@ impl Judge {
         &mut self,
         asked: &Asked,
         answer: &[u8],
-        seen: &mut Version,
+        seen: &mut Seen,
         protocol: Protocol,
         around: &Around<'_>,
     ) -> Result<(), String> {
@@ -644,7 +676,7 @@ impl Judge {
         self.recoveries[scope] += 1;
     }
 
-    fn write(&mut self, asked: &Asked, answer: &[u8], seen: &mut Version, server: &Server) -> Result<(), String> {
+    fn write(&mut self, asked: &Asked, answer: &[u8], seen: &mut Seen, server: &Server) -> Result<(), String> {
         let [(version, reply)] = server.history.executions(&encode(&asked.words)) else {
             return Err("a write that was acknowledged has not been executed exactly once".into());
         };
@@ -654,19 +686,20 @@ impl Judge {
         if *version < asked.asked_at {
             return Err(format!("executed at v{version}, before it was asked for at v{}", asked.asked_at));
         }
-        if *version < *seen {
-            return Err(format!("executed at v{version}, but the client has seen v{seen} by then"));
+        if *version < seen.version {
+            return Err(format!("executed at v{version}, but the client has seen v{} by then", seen.version));
         }
-        *seen = *version;
+        seen.version = *version;
         let written: Vec<usize> = match &asked.words[0][..] {
             b"FLUSHALL" => (0..DATABASES * KEYS).collect(),
             _ => keys_of(&asked.words).into_iter().map(|key| asked.database * KEYS + key).collect(),
         };
         for slot in written {
-            for (floors, database) in self.floors.iter_mut().zip(&self.databases) {
-                if slot / KEYS == *database {
-                    floors[slot] = floors[slot].max(*version);
-                }
+            seen.slots[slot] = *version;
+            let scopes = self.floors.iter_mut().zip(&mut self.written).zip(&self.databases);
+            for ((floors, written), _) in scopes.filter(|(_, database)| slot / KEYS == **database) {
+                floors[slot] = floors[slot].max(*version);
+                written[slot] = written[slot].max(*version);
             }
         }
         Ok(())
@@ -676,14 +709,14 @@ impl Judge {
         &mut self,
         asked: &Asked,
         answer: &[u8],
-        seen: &mut Version,
+        seen: &mut Seen,
         protocol: Protocol,
         around: &Around<'_>,
     ) -> Result<(), String> {
         let server = around.server;
         let history = &server.history;
         let slots: Vec<usize> = keys_of(&asked.words).into_iter().map(|key| asked.database * KEYS + key).collect();
-        let lower = (*seen).max(asked.floor);
+        let lower = seen.version.max(asked.floor);
         let fits = |version| {
             let span = |slot: usize| history.at(slot, version);
             let alive = |slot: &usize| span(*slot).deadline_ms.is_none_or(|deadline| server.now_ms <= deadline);
@@ -694,7 +727,7 @@ impl Judge {
             };
             let lives = match asked.source {
                 Source::Upstream => true,
-                Source::L1 => slots.iter().all(alive),
+                Source::L1 | Source::Soft => slots.iter().all(alive),
                 Source::Left => slots.iter().all(lives_on),
             };
             if !lives {
@@ -706,19 +739,31 @@ impl Judge {
             let resp3 = protocol == Protocol::Resp3;
             evaluate(&asked.words, resp3, |key| span(asked.database * KEYS + key).value.clone()) == answer
         };
-        let Some(version) = history.least(&slots, lower, fits) else {
+        let fitting = history.least(&slots, lower, fits);
+        if asked.source == Source::Soft {
+            let softly = self.softly(asked, answer, seen, protocol, around);
+            if softly.is_ok() || fitting.is_none() {
+                return softly;
+            }
+        }
+        let Some(version) = fitting else {
             return Err(format!(
-                "no version from v{lower} (v{seen} seen by the client, v{} acknowledged before) to v{} gives this{}",
+                "no version from v{lower} (v{} seen by the client, v{} acknowledged before) to v{} gives this{}",
+                seen.version,
                 asked.floor,
                 history.now,
                 match asked.source {
                     Source::Upstream => "",
                     Source::L1 => ", from L1,",
                     Source::Left => ", from what a loss has left behind,",
+                    Source::Soft => ", softly,",
                 }
             ));
         };
-        *seen = version;
+        seen.version = version;
+        for slot in &slots {
+            seen.slots[*slot] = seen.slots[*slot].max(history.at(*slot, version).from);
+        }
         // Users of one database have partitions of their own, and still see one history of each key.
         for (floors, database) in self.floors.iter_mut().zip(&self.databases) {
             if *database == asked.database {
@@ -728,6 +773,51 @@ impl Judge {
             }
         }
         Ok(())
+    }
+
+    /// An answer that shows keys which were softly invalidated: one version for each of them, not older than what the client has
+    /// been told of this key, nor than what was acknowledged of it to anybody.
+    fn softly(
+        &mut self,
+        asked: &Asked,
+        answer: &[u8],
+        seen: &mut Seen,
+        protocol: Protocol,
+        around: &Around<'_>,
+    ) -> Result<(), String> {
+        let history = &around.server.history;
+        let keys = keys_of(&asked.words);
+        let in_time = |key: &usize| around.links[asked.scope].soft_until(*key).is_some_and(|until| around.now < until);
+        if !keys.iter().any(in_time) {
+            return Err("a soft answer that nobody has asked for, or whose time is over".into());
+        }
+        let lower = |nth: usize| seen.slots[asked.database * KEYS + keys[nth]].max(asked.written[nth]);
+        let spans: Vec<_> =
+            (0..keys.len()).map(|nth| history.since(asked.database * KEYS + keys[nth], lower(nth))).collect();
+        let alive = |span: &Span| span.deadline_ms.is_none_or(|deadline| around.server.now_ms <= deadline);
+        let mut chosen = vec![0; keys.len()];
+        loop {
+            let span_of = |key: usize| {
+                let nth = keys.iter().position(|k| *k == key).unwrap_or(0);
+                &spans[nth][chosen[nth]]
+            };
+            let value = |key: usize| span_of(key).value.clone();
+            let resp3 = protocol == Protocol::Resp3;
+            if keys.iter().all(|key| alive(span_of(*key))) && evaluate(&asked.words, resp3, value) == answer {
+                for (nth, key) in keys.iter().enumerate() {
+                    let slot = asked.database * KEYS + key;
+                    seen.slots[slot] = seen.slots[slot].max(spans[nth][chosen[nth]].from);
+                }
+                self.soft += 1;
+                return Ok(());
+            }
+            // The next combination, as a number is counted up.
+            let Some(nth) = (0..chosen.len()).find(|nth| chosen[*nth] + 1 < spans[*nth].len()) else {
+                return Err("no value of its keys that they may still have gives this soft answer".into());
+            };
+            chosen[nth] += 1;
+            chosen[..nth].fill(0);
+        }
     }
 
     /// Looks at all that L1 holds for a scope: it must be true at one version that is not older than what anybody in

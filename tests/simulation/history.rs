@@ -56,6 +56,12 @@ impl History {
         &spans[spans.partition_point(|s| s.from <= version) - 1]
     }
 
+    /// All that a key has held from a version on.
+    pub(crate) fn since(&self, slot: usize, version: Version) -> &[Span] {
+        let spans = &self.slots[slot];
+        &spans[spans.partition_point(|s| s.from <= version) - 1..]
+    }
+
     pub(crate) fn current(&self, slot: usize) -> &Span {
         self.at(slot, self.now)
     }
@@ -90,7 +96,7 @@ pub(crate) fn key_index(name: &[u8]) -> Option<usize> {
 pub(crate) fn keys_of(words: &[Vec<u8>]) -> Vec<usize> {
     let name: &[u8] = &words[0];
     let keys: Vec<&Vec<u8>> = match name {
-        b"MGET" | b"EXISTS" | b"DEL" | b"TOUCH" => words[1..].iter().collect(),
+        b"MGET" | b"EXISTS" | b"DEL" | b"DELNAMED" | b"TOUCH" => words[1..].iter().collect(),
         b"MSET" => words[1..].iter().step_by(2).collect(),
         b"EVAL" => words[3..].iter().step_by(2).collect(),
         b"PUBLISH" | b"PING" | b"FLUSHALL" | b"SELECT" => Vec::new(),

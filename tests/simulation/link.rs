@@ -10,10 +10,11 @@ use larder::l1::Cause;
 use larder::l1::{L1, Partition};
 use larder::port::{Delivery, Failure, Port, Seq};
 use larder::upstream::link::{self, Caching, Frame, Job, LinkCore, LinkLimits, Op, OpKind, Retry};
+use larder_protocol::cursor::Cursor;
 use larder_protocol::table::Table;
 use smallvec::smallvec;
 
-use crate::history::show;
+use crate::history::{Words, encode, keys_of, show};
 use crate::rng::Rng;
 use crate::server::{ConnId, Owner, Server, take_frame};
 use crate::trace;
@@ -41,6 +42,8 @@ struct Inner {
     retries: Vec<Retry>,
     reply_max: Duration,
     violation: Option<String>,
+    /// Until when keys may be answered softly, by the orders that have reached the link.
+    softened: Vec<(usize, Time)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +66,7 @@ impl Link {
             retries: Vec::new(),
             reply_max: limits.reply_max,
             violation: None,
+            softened: Vec::new(),
         };
         Self {
             purpose,
@@ -95,17 +99,38 @@ impl Link {
 
     /// Asks for a fence. A link without a connection has an empty partition: nothing in it can be older.
     pub(crate) fn submit_fence(&self, port: &Arc<Port>, seq: Seq) {
-        self.submit_order(port, Op { seq, bytes: 0..0, kind: OpKind::Fence });
+        self.submit_order(port, Op { seq, bytes: 0..0, kind: OpKind::Fence }, Bytes::new());
     }
 
     /// Who has lost a command that may have changed anything has all entries dropped.
     pub(crate) fn drop_all(&self) {
-        self.submit_order(&Arc::default(), Op { seq: Seq(0), bytes: 0..0, kind: OpKind::DropAll(Cause::DataChanged) });
+        let op = Op { seq: Seq(0), bytes: 0..0, kind: OpKind::DropAll(Cause::DataChanged) };
+        self.submit_order(&Arc::default(), op, Bytes::new());
     }
 
-    fn submit_order(&self, port: &Arc<Port>, op: Op) {
+    /// An operator invalidates keys softly; nobody looks at the reply.
+    pub(crate) fn soften(&self, words: &Words, kind: OpKind) {
+        let bytes = Bytes::from(encode(words));
+        let op = Op { seq: Seq(0), bytes: 0..bytes.len() as u32, kind };
+        if let OpKind::Soften(_) = kind {
+            return self.submit_order(&Arc::default(), op, bytes);
+        }
+        // Without a link nothing is sent, and nothing softened.
+        let _ = self.submit(Job { port: Arc::default(), bytes, ops: smallvec![op] });
+    }
+
+    /// Until when a key may be answered softly; `None` if nobody has ever asked for that.
+    pub(crate) fn soft_until(&self, key: usize) -> Option<Time> {
+        self.inner.borrow().softened.iter().filter(|(softened, _)| *softened == key).map(|(_, until)| *until).max()
+    }
+
+    pub(crate) fn expire_soft(&self, now: Time) {
+        self.inner.borrow_mut().core.expire_soft(now);
+    }
+
+    fn submit_order(&self, port: &Arc<Port>, op: Op, bytes: Bytes) {
         let seq = op.seq;
-        let job = Job { port: port.clone(), bytes: Bytes::new(), ops: smallvec![op] };
+        let job = Job { port: port.clone(), bytes, ops: smallvec![op] };
         let mut inner = self.inner.borrow_mut();
         if matches!(inner.state, State::Up(_)) {
             inner.queue.push(job);
@@ -277,6 +302,13 @@ impl Inner {
         }
         for job in std::mem::take(&mut self.queue) {
             self.core.submit(&job, now);
+            for op in &job.ops {
+                if let OpKind::Soften(order) | OpKind::UnlinkSoftly(order) | OpKind::NamedSoftly(order) = op.kind {
+                    let until = now.saturating_add(Duration::from_millis(u64::from(order.ms)));
+                    let keys = keys_of(&words_of(&job.bytes));
+                    self.softened.extend(keys.into_iter().map(|key| (key, until)));
+                }
+            }
         }
         self.core.wake_clients();
     }
@@ -294,6 +326,12 @@ impl Inner {
             left -= n;
         }
     }
+}
+
+fn words_of(request: &[u8]) -> Words {
+    let mut cursor = Cursor::new(request);
+    let count = cursor.next_count().unwrap_or(0);
+    (0..count).map_while(|_| cursor.next_bytes()).map(<[u8]>::to_vec).collect()
 }
 
 fn down() -> Failure {

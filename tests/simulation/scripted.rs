@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder::clock::Time;
-use larder::l1::{Filler, L1, L1Settings, Partition, Variant};
+use larder::l1::{Filler, L1, L1Settings, Partition, Reader, Variant};
 use larder::metrics::Counters;
 use larder::outgoing::Outgoing;
 use larder::port::{Delivery, Failure, Port, Seq, Taken};
@@ -151,7 +151,9 @@ fn an_mget_that_is_overtaken_by_a_removal_is_asked_of_the_upstream() {
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: false,
+        settles: false,
         keeps: true,
+        reader: Reader(1),
         is_big: &|_| false,
         now: &now,
         counters: &Counters::default(),
@@ -186,7 +188,9 @@ fn an_mget_that_is_overtaken_by_a_deadline_is_asked_of_the_upstream() {
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: false,
+        settles: false,
         keeps: true,
+        reader: Reader(1),
         is_big: &|_| false,
         now: &now,
         counters: &Counters::default(),

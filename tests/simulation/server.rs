@@ -12,7 +12,9 @@ use std::rc::Rc;
 use bytes::{Buf, BytesMut};
 use larder_protocol::cursor::Cursor;
 
-use crate::history::{DATABASES, History, KEY_NAMES, KEYS, Value, Words, evaluate, key_index, keys_of, number, show};
+use crate::history::{
+    DATABASES, History, KEY_NAMES, KEYS, Value, Words, evaluate, key_index, keys_of, number, put_bulk, show,
+};
 use crate::trace;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -203,7 +205,14 @@ impl Server {
                 self.put(id, slot, old.value, Some(self.now_ms + number::<u64>(&words[2])));
                 b":1\r\n".to_vec()
             }
-            b"DEL" => self.delete(id, base, &keys_of(words)),
+            b"DEL" => self.delete(id, base, &keys_of(words)).0,
+            b"DELNAMED" => {
+                let (count, deleted) = self.delete(id, base, &keys_of(words));
+                let mut reply = [&b"*2\r\n"[..], &count].concat();
+                reply.extend_from_slice(format!("*{}\r\n", deleted.len()).as_bytes());
+                deleted.iter().for_each(|slot| put_bulk(Some(KEY_NAMES[slot - base]), true, &mut reply));
+                reply
+            }
             b"PUBLISH" => b":0\r\n".to_vec(),
             b"FLUSHALL" => {
                 self.flush(id);
@@ -219,7 +228,7 @@ impl Server {
         self.invalidate(by, slot % KEYS);
     }
 
-    fn delete(&mut self, by: ConnId, base: usize, keys: &[usize]) -> Vec<u8> {
+    fn delete(&mut self, by: ConnId, base: usize, keys: &[usize]) -> (Vec<u8>, Vec<usize>) {
         let mut there: Vec<usize> = keys.iter().map(|key| base + key).filter(|s| self.look(by, *s).is_some()).collect();
         there.sort_unstable();
         there.dedup();
@@ -229,7 +238,7 @@ impl Server {
             self.stored[*slot] = None;
             self.invalidate(by, slot % KEYS);
         }
-        format!(":{}\r\n", there.len()).into_bytes()
+        (format!(":{}\r\n", there.len()).into_bytes(), there)
     }
 
     fn flush(&mut self, by: ConnId) {

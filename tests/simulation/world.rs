@@ -6,11 +6,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use larder::clock::Time;
-use larder::l1::{L1, L1Settings, Variant};
+use larder::l1::{Cause, L1, L1Settings, Variant};
 use larder::metrics::Counters;
 use larder::policy::{Policies, Policy};
 use larder::upstream::admission::Admission;
-use larder::upstream::link::LinkLimits;
+use larder::upstream::link::{LinkLimits, OpKind, SoftOrder};
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Resolved, Table};
@@ -29,6 +29,7 @@ pub(crate) struct Figures {
     pub(crate) answers: u64,
     pub(crate) from_l1: u64,
     pub(crate) stale: u64,
+    pub(crate) soft: u64,
     pub(crate) failures: u64,
     pub(crate) redone: u64,
     pub(crate) losses: u64,
@@ -53,6 +54,8 @@ struct Character {
     big_values: u64,
     /// How long stale answers are allowed after a loss, in milliseconds; 0 for never. Keys of one name are excepted.
     stale_ms_max: u64,
+    /// One in so many steps of Larder's own is a soft invalidation; 0 for never.
+    softenings: u64,
     /// Whether links move while a client's request is looked at.
     has_threads: bool,
 }
@@ -116,6 +119,7 @@ pub(crate) fn run(seed: u64, looks: Looks) -> Result<Figures, String> {
         answers: judge.answers,
         from_l1: judge.from_l1,
         stale: judge.stale,
+        soft: judge.soft,
         failures: judge.failures,
         redone: world.counters.redone.value(),
         losses: world.losses,
@@ -140,6 +144,7 @@ impl Character {
             big_values: [0, 0, 10][rng.index(3)],
             stale_ms_max: [0, 2, 10, 100][rng.index(4)],
             has_threads: rng.one_in(2),
+            softenings: [0, 4, 1][rng.index(3)],
         }
     }
 }
@@ -399,6 +404,12 @@ impl World {
         if self.rng.one_in(10) {
             self.links[link].touch_upstream(self.now);
         }
+        if self.happens(self.character.softenings) {
+            self.soften(link);
+        }
+        if self.rng.one_in(5) {
+            self.links[link].expire_soft(self.now);
+        }
         match self.links[link].conn() {
             None if self.rng.one_in(3) && self.losses > 0 => self.links[link].give_up(self.now),
             // An outage lasts for a while.
@@ -423,6 +434,21 @@ impl World {
         if self.rng.one_in(20) {
             self.big_keys.clear();
         }
+    }
+
+    /// An operator invalidates a few keys softly.
+    fn soften(&mut self, link: usize) {
+        self.tag += 1;
+        let order = SoftOrder { cause: Cause::Manual, ms: 1 + self.rng.below(30) as u32 };
+        let (name, kind): (&[u8], OpKind) = match self.rng.below(3) {
+            0 => (b"DEL", OpKind::Soften(order)),
+            1 => (b"DEL", OpKind::UnlinkSoftly(order)),
+            _ => (b"DELNAMED", OpKind::NamedSoftly(order)),
+        };
+        let mut words = self.several(name);
+        words.push(format!("#{}", self.tag).into_bytes());
+        trace!("link {link} softens: {kind:?} {}", show_words(&words));
+        self.links[link].soften(&words, kind);
     }
 
     /// True once in so many times; never for 0.

@@ -3,6 +3,7 @@
 use super::tags::parse_tags;
 use super::{Access, CacheCommand, CacheError, KeyList, Subcommand, is};
 use crate::args::Args;
+use crate::scan::strict_i64;
 
 /// What is to be invalidated.
 #[derive(Clone, Copy, Debug)]
@@ -40,14 +41,24 @@ pub enum Reach {
     Local,
 }
 
+/// `SOFT ms`: what L1 holds of the keys may still be answered, as stale, for at most so many milliseconds, while one reader
+/// refreshes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Soft {
+    /// The milliseconds, at least 1.
+    pub ms: u64,
+}
+
 pub(super) const INVALIDATE: Subcommand = Subcommand {
     name: "invalidate",
     arity: -3,
-    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob> [CURSOR <cursor>]|TAGS [ANY|ALL] <numtags> <tag> [<tag> ...]|ALL) [LOCAL]",
+    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob> [CURSOR <cursor>]|TAGS [ANY|ALL] <numtags> <tag> [<tag> ...]|ALL) [LOCAL] [SOFT <ms>]",
     help: &[
         "Delete keys upstream, and so from every cache. With LOCAL, only drop them",
         "from the L1 of this Larder. Return the number of keys; OK for ALL.",
         "With CURSOR, look on from where an earlier call has ended (see CACHE JOBS).",
+        "With SOFT, this L1 answers what it holds for at most so long, as stale, while",
+        "one reader of each key gets what the upstream says.",
     ],
     since: "0.1.0",
     complexity: "O(N) where N is the number of keys named, or of keys in the database for PATTERN and ALL, or of keys with the tags",
@@ -74,12 +85,32 @@ pub(super) fn parse(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
         () => return Err(CacheError::Syntax),
     };
     let goes_on = matches!(target, Target::Pattern { from: Some(_), .. });
-    let reach = match (args.get(end), args.len() - end) {
-        (None, _) => Reach::Everywhere,
-        (Some(word), 1) if is(word, "local") && !goes_on => Reach::Local,
-        _ => return Err(CacheError::Syntax),
-    };
-    Ok(CacheCommand::Invalidate(target, reach))
+    let (reach, soft) = parse_modifiers(args, end)?;
+    if goes_on && reach == Reach::Local {
+        return Err(CacheError::Syntax);
+    }
+    Ok(CacheCommand::Invalidate(target, reach, soft))
+}
+
+/// `[LOCAL] [SOFT ms]`, in any order, each once, to the end.
+fn parse_modifiers(args: Args<'_>, mut at: usize) -> Result<(Reach, Option<Soft>), CacheError> {
+    let (mut reach, mut soft) = (Reach::Everywhere, None);
+    while let Some(word) = args.get(at) {
+        match args.get(at + 1) {
+            _ if is(word, "local") && reach == Reach::Everywhere => {
+                reach = Reach::Local;
+                at += 1;
+            }
+            Some(ms) if is(word, "soft") && soft.is_none() => {
+                let ms = strict_i64(ms).ok_or(CacheError::NotInteger)?;
+                let ms = u64::try_from(ms).ok().filter(|ms| *ms > 0).ok_or(CacheError::SoftTime)?;
+                soft = Some(Soft { ms });
+                at += 2;
+            }
+            _ => return Err(CacheError::Syntax),
+        }
+    }
+    Ok((reach, soft))
 }
 
 /// `[ANY|ALL] numtags tag ...`, and where it ends.

@@ -2,6 +2,7 @@
 
 use super::Tunnel;
 use super::owed::Reach;
+use super::swap::Unpushed;
 use crate::client::Request;
 use crate::client::core::Core;
 use crate::client::hold::Wanted;
@@ -18,7 +19,7 @@ pub(super) struct Transaction {
     /// Those that Larder answers.
     pub(super) own: Vec<Own>,
     /// True if databases are swapped, or rights changed.
-    pub(super) swaps: bool,
+    pub(super) swaps: Option<Unpushed>,
     /// What its CLIENT PAUSEs come to.
     pub(super) pause: Option<Wanted>,
     /// True if it ends a pause, before its own.

@@ -34,8 +34,13 @@ impl LinkCore {
                 {
                     self.forget_keys_of(*command, request);
                 }
+                What::Reply { request, kind: OpKind::UnlinkSoftly(_), .. } if one.starts_at < sent => {
+                    self.forget_named(request);
+                }
                 // Which keys it has deleted, its reply would have told.
-                What::Reply { kind: OpKind::Named(_), .. } if one.starts_at < sent => self.filler.drop_aside(),
+                What::Reply { kind: OpKind::Named(_) | OpKind::NamedSoftly(_), .. } if one.starts_at < sent => {
+                    self.filler.drop_aside()
+                }
                 What::Fence { waiting, resumes } if !waiting.is_empty() || *resumes > 0 => self.filler.drop_aside(),
                 _ => {}
             }
@@ -49,7 +54,7 @@ impl LinkCore {
         for job in orders {
             for op in &job.ops {
                 match op.kind {
-                    OpKind::Drop(_) => {
+                    OpKind::Drop(_) | OpKind::Soften(_) => {
                         let request = job.bytes.slice(op.bytes.start as usize..op.bytes.end as usize);
                         self.forget_named(&request);
                     }
@@ -97,7 +102,7 @@ impl LinkCore {
 pub fn settle(partition: &Partition, job: &Job) {
     for op in &job.ops {
         match op.kind {
-            OpKind::Drop(_) => {
+            OpKind::Drop(_) | OpKind::Soften(_) => {
                 let mut words = Cursor::new(&job.bytes[op.bytes.start as usize..op.bytes.end as usize]);
                 let keys = words.next_count().unwrap_or(0).saturating_sub(1);
                 words.next_bytes();

@@ -3,12 +3,12 @@
 //! They take their place among the requests of the link: what was in L1, or on its way into it, when the order came, is
 //! not answered afterwards. Reads under way stay what they are for those who wait for them, and are kept no more.
 
+use super::soft::{keys_of, named};
 use super::{Frame, LinkCore, OpKind};
 use crate::clock::Time;
 use crate::l1::Cause;
 use crate::port::{Port, Seq};
 use larder_protocol::args::Args;
-use larder_protocol::cursor::{Cursor, Item};
 use std::sync::Arc;
 
 // === impl LinkCore ===
@@ -19,8 +19,7 @@ impl LinkCore {
         let mut dropped = 0;
         if let Some(ranges) = self.scan(request) {
             for key in Args::new(request, &ranges).iter().skip(1) {
-                let flights = self.keys.get(key).map(|state| state.flights.clone()).unwrap_or_default();
-                flights.into_iter().for_each(|flight| self.keep_no_more(flight));
+                self.keep_nothing_of(key);
                 dropped += u64::from(self.remove(key, cause, now));
             }
             self.scanner_gives_back(ranges);
@@ -40,13 +39,16 @@ impl LinkCore {
 
     /// Removes the keys that the last element of a reply names. (The pushes about them come behind it.)
     pub(super) fn remove_named(&mut self, frame: Frame<'_>, cause: Cause, now: Time) {
-        let mut cursor = Cursor::new(frame.bytes);
-        let Some(Item::Aggregate(_, elements)) = cursor.next() else { return };
-        let named = (1..elements).all(|_| cursor.next_frame().is_some());
-        let Some(count) = cursor.next_count().filter(|_| named) else { return };
-        for key in (0..count).map_while(|_| cursor.next_bytes()) {
+        let Some((cursor, count)) = named(frame) else { return };
+        for key in keys_of(cursor, count) {
             self.remove(key, cause, now);
         }
+    }
+
+    /// What is under way for a key is answered, and not kept.
+    pub(super) fn keep_nothing_of(&mut self, key: &[u8]) {
+        let flights = self.keys.get(key).map(|state| state.flights.clone()).unwrap_or_default();
+        flights.into_iter().for_each(|flight| self.keep_no_more(flight));
     }
 
     /// A read under way is from now on one whose reply is only handed on.

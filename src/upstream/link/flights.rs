@@ -38,7 +38,7 @@ pub(super) struct Flight {
 pub(super) struct FlightKey {
     pub(super) key: Bytes,
     pub(super) deadline: Option<Time>,
-    exists: bool,
+    pub(super) exists: bool,
     changes_seen: u64,
     /// True if the first hit of its entry is to be counted.
     is_marked: bool,
@@ -51,6 +51,9 @@ pub(super) struct KeyState {
     pub(super) flights: SmallVec<[usize; 2]>,
     pub(super) changes: u64,
 }
+
+/// What a PTTL begins with.
+pub(super) const PTTL: &[u8] = b"*2\r\n$4\r\nPTTL\r\n$";
 
 /// Flights whose reply a planted bug keeps only when their clients have been woken.
 #[cfg(feature = "mutations")]
@@ -117,7 +120,7 @@ impl LinkCore {
         let mut admitted = SmallVec::with_capacity(keys.len());
         for key in keys {
             let verdict = self.admission.admit(self.keys.hasher().hash_one(&key[..]), first_hits);
-            is_worth_it |= verdict != Verdict::Pass;
+            is_worth_it |= verdict != Verdict::Pass || self.filler.is_soft(&key);
             admitted.push((key, verdict == Verdict::FillFirst));
         }
         self.counts.not_admitted += u64::from(!is_worth_it);
@@ -171,7 +174,7 @@ impl LinkCore {
             sent_at: now,
         });
         for (i, (key, _)) in keys.into_iter().enumerate() {
-            let starts_at = self.put_about_key(b"*2\r\n$4\r\nPTTL\r\n$", &key);
+            let starts_at = self.put_about_key(PTTL, &key);
             self.expect(What::Pttl { flight, key: i }, starts_at, now);
             if let OpKind::Fill { asks_encoding: true, .. } = kind {
                 let starts_at = self.put_about_key(b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n$", &key);
@@ -187,7 +190,7 @@ impl LinkCore {
         port.set_link_position(position);
     }
 
-    fn put_about_key(&mut self, head: &[u8], key: &[u8]) -> u64 {
+    pub(super) fn put_about_key(&mut self, head: &[u8], key: &[u8]) -> u64 {
         let starts_at = self.put(head);
         let mut digits = itoa(key.len());
         self.put(digits.text());
@@ -240,6 +243,7 @@ impl LinkCore {
         self.in_flight_bytes -= flight_state.request.len();
         let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
         let is_kept = !is_error && !is_planted(Mutation::FillFromRequester);
+        self.tell_of_flight(&flight_state, is_error);
         if is_kept {
             self.keep(&flight_state, frame, now);
         }
@@ -317,8 +321,12 @@ impl LinkCore {
     }
 
     /// The deadline of a key that was read, unless it changed since its PTTL was answered, or another user's partition
-    /// was filled with it since it was asked for: its clients may have been answered what is newer than this.
+    /// was filled with it since it was asked for: its clients may have been answered what is newer than this. That a key is
+    /// missing which was softly deleted is not kept either: who may have the value of before would find that.
     fn fresh_until(&mut self, k: &FlightKey) -> Option<Time> {
+        if !k.exists && self.filler.is_missed(&k.key) {
+            return None;
+        }
         if self.filler.partition().peer_fills(&k.key) != k.peer_fills {
             self.counts.fills_outrun += 1;
             return None;

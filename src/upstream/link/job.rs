@@ -57,6 +57,10 @@ pub enum OpKind {
     Write(CommandId),
     /// A script of Larder's own: the keys that the last element of its reply names have changed, for this cause.
     Named(Cause),
+    /// A deletion of the keys behind its name: what L1 holds of them is softened.
+    UnlinkSoftly(SoftOrder),
+    /// As `Named`; what L1 holds of these keys is softened.
+    NamedSoftly(SoftOrder),
     /// Neither reads nor changes a key, but may have an effect: never sent twice.
     Effect,
     /// Nothing is sent for the client; it is told when the link has caught up.
@@ -68,6 +72,17 @@ pub enum OpKind {
     Drop(Cause),
     /// As `Drop`, for everything; the reply is `+OK`.
     DropAll(Cause),
+    /// As `Drop`, but what was in L1 is softened.
+    Soften(SoftOrder),
+}
+
+/// Why keys leave L1 softly, and for how long their entries may still be answered as stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftOrder {
+    /// Why.
+    pub cause: Cause,
+    /// How long, in milliseconds.
+    pub ms: u32,
 }
 
 /// How the reply to a read of several keys is kept.
@@ -101,7 +116,8 @@ impl OpKind {
         matches!(self, Self::Read | Self::Fill { .. } | Self::FillEach(_))
     }
 
-    fn is_order(self) -> bool {
-        matches!(self, Self::Fence | Self::FenceAndResume | Self::Drop(_) | Self::DropAll(_))
+    /// True if nothing is sent to the upstream for a client.
+    pub fn is_order(self) -> bool {
+        matches!(self, Self::Fence | Self::FenceAndResume | Self::Drop(_) | Self::DropAll(_) | Self::Soften(_))
     }
 }
