@@ -340,8 +340,8 @@ fn info_is_the_upstreams_with_a_section_added() {
 #[test]
 fn a_transaction_tells_the_same_of_clients_and_commands_as_there_is_without() {
     let upstream = Server::redis(&[]);
-    let larder = Larder::start(Some(&upstream), &[]);
     for protocol in [2, 3] {
+        let larder = Larder::start(Some(&upstream), &[]);
         let mut client = Client::speaking(protocol, larder.address());
         let asks = ["COMMAND COUNT", "COMMAND INFO cache get", "COMMAND GETKEYS CACHE INSPECT k", "PUBSUB CHANNELS"];
         let without = asks.map(|ask| client.run(ask)).concat();
