@@ -83,7 +83,7 @@ def larder_binary():
 
 
 def run_ways(name, suite, larder, ways, fast):
-    """Runs a suite in all ways, if it is to be fast at once; {way: results}. One that cannot be run ends the program."""
+    """Runs a suite in all ways, if it is to be fast at once; {way: results}."""
     results, failures = {}, []
 
     def run(way):
@@ -92,7 +92,7 @@ def run_ways(name, suite, larder, ways, fast):
         try:
             found = suite.run(stand, fast)
         except Exception as failure:  # pylint: disable=broad-exception-caught
-            failures.append(f'{name}: {way}: {failure}')
+            failures.append(f'{way}: {failure}')
             return
         results[way] = found
         print(f'{name}: {way}: {len(passed(found))} passed of {len(found)} in {time.monotonic() - began:.0f} s', flush=True)
@@ -107,7 +107,7 @@ def run_ways(name, suite, larder, ways, fast):
     for thread in threads:
         thread.join()
     if failures:
-        raise SystemExit('\n'.join(failures))
+        raise OSError('; '.join(failures))
     return results
 
 
@@ -160,12 +160,13 @@ def main():
 def examine(name, larder, options):
     """Runs one suite; its row of the table, and how many losses nothing explains."""
     suite = SUITES[name]
+    ways = ['direct'] if options.direct_only else ['direct', 'through']
     try:
         suite.obtain(WORK)
-    except (subprocess.CalledProcessError, OSError) as failure:
-        raise SystemExit(f'{name}: cannot be obtained: {failure}') from failure
-    ways = ['direct'] if options.direct_only else ['direct', 'through']
-    results = run_ways(name, suite, larder, ways, options.fast)
+        results = run_ways(name, suite, larder, ways, options.fast)
+    except (subprocess.CalledProcessError, OSError, ValueError) as failure:
+        print(f'{name}: cannot be run: {failure}')
+        return (name, '-', '-', '-', '-'), 1
     direct, through = passed(results['direct']), passed(results.get('through', {}))
     if not direct:
         print(f'{name}: nothing passes directly: see {WORK}/results/{name}-direct')

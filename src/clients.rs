@@ -173,14 +173,14 @@ impl Clients {
         self.lock().remove(&id);
     }
 
-    /// The client with this number.
+    /// The client with this number. One that has been killed is gone, though its task may still have to notice.
     pub fn find(&self, id: ClientId) -> Option<Arc<Client>> {
-        self.lock().get(&id).cloned()
+        self.lock().get(&id).filter(|client| !client.port.is_killed()).cloned()
     }
 
-    /// All clients, by number.
+    /// All clients that have not been killed, by number.
     pub fn all(&self) -> Vec<Arc<Client>> {
-        self.lock().values().cloned().collect()
+        self.lock().values().filter(|client| !client.port.is_killed()).cloned().collect()
     }
 
     /// How many are connected.

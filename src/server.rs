@@ -304,9 +304,13 @@ impl Shared {
 
     /// Who hears of a message on `channel` through Larder: subscriptions that the upstream counts, and the clients here that
     /// stand behind them. `None` if there are neither.
-    pub fn receivers(&self, channel: &[u8]) -> Option<(i64, i64)> {
+    pub fn receivers(&self, kind: Kind, channel: &[u8]) -> Option<(i64, i64)> {
         let hubs: Vec<Arc<Hub>> = self.hubs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        let receivers = hubs.iter().map(|hub| hub.receivers(channel));
+        let receivers = hubs.iter().map(|hub| match kind {
+            // Patterns are for channels that are not sharded.
+            Kind::Shard => hub.subscribers(kind, channel),
+            _ => hub.receivers(channel),
+        });
         let sums = receivers.fold((0, 0), |(up, here), r| (up + r.upstream as i64, here + r.here as i64));
         (sums != (0, 0)).then_some(sums)
     }

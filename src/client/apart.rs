@@ -394,16 +394,14 @@ impl Connection {
     }
 
     /// CLIENT LIST and CLIENT KILL speak of Larder's clients, but whether the user may call them the upstream knows.
-    async fn about_clients(&mut self, name: &str, args: Args<'_>) {
+    pub(super) async fn about_clients(&mut self, name: &str, args: Args<'_>) {
         // A client that nobody has: the question is only whether it is refused.
         let nobody = ["ID", "9223372036854775807"];
         let question = name.split('|').chain(nobody).map(|word| word.as_bytes().to_vec());
         match self.ask(question).await {
             Ok(reply) if reply.starts_with(b"-NOPERM") => drop(self.core.answer(&reply)),
             Err(failure) => self.answer_failure(&failure),
-            Ok(_) if args.iter().skip(2).step_by(2).any(|option| option.eq_ignore_ascii_case(b"user")) => {
-                self.kill_users(args).await;
-            }
+            Ok(_) if self.core.knows_filters_from_upstream(name, args) => self.kill(args).await,
             Ok(_) => self.answer_locally(args),
         }
         self.bury_killed().await;
@@ -421,7 +419,7 @@ impl Connection {
     /// Returns when all who were killed, and whom others redirect to, are gone for the upstream.
     async fn bury_killed(&mut self) {
         let shared = self.core.shared.clone();
-        let is_leaving = |id| shared.clients.find(id).is_none_or(|client| client.port.is_killed());
+        let is_leaving = |id| shared.clients.find(id).is_none();
         for target in shared.redirects.targets(is_leaving) {
             shared.redirects.end(target).await;
         }
@@ -433,9 +431,9 @@ impl Connection {
         self.io.state = Input::Closed;
     }
 
-    /// CLIENT KILL with USER: whether there is such a user only the upstream knows. It is asked with one filter more,
-    /// which no connection passes; who is killed are Larder's clients.
-    async fn kill_users(&mut self, args: Args<'_>) {
+    /// CLIENT KILL with filters: which there are, and what users, only the upstream knows. It is asked with one filter
+    /// more, which no connection passes; who is killed are Larder's clients.
+    async fn kill(&mut self, args: Args<'_>) {
         let words = args.iter().map(<[u8]>::to_vec).chain([b"ADDR".to_vec(), b"0:0".to_vec()]);
         match self.ask(words).await {
             Ok(reply) if reply.first() == Some(&b':') => self.answer_locally(args),
@@ -502,7 +500,7 @@ impl Connection {
     }
 
     /// What had been sent to the client before is put out.
-    async fn settle(&mut self) {
+    pub(super) async fn settle(&mut self) {
         self.settle_invalidations().await;
         for hub in self.core.hubs() {
             hub.settle(&self.core.client).await;

@@ -1,8 +1,9 @@
 //! What a connection knows and decides, without its socket.
 
+use super::retold::is_publish;
 use crate::clients::Client;
 use crate::clock::Time;
-use crate::hub::{Hub, Subscriptions};
+use crate::hub::{Hub, Kind, Subscriptions};
 use crate::insight::ScopeId;
 use crate::l1::{Cause, Partition};
 use crate::metrics::Counters;
@@ -297,11 +298,15 @@ impl Core {
             return self.refuse_for_crowd();
         }
         self.knowledge = Knowledge::Something;
+        if command.class == Class::Plain && !self.subscriptions.is_empty() && is_publish(&command.name) {
+            // It may be told of what it publishes, and before it is answered.
+            return if self.session.under_way() == 0 { Take::Apart } else { Take::Wait };
+        }
         match self.session.request(command, args, around, &mut self.batch, &mut self.out) {
             Flow::Taken => {
                 if command.class == Class::Plain
-                    && matches!(&*command.name, "publish" | "spublish")
-                    && let Some((upstream, here)) = self.shared.receivers(args.arg(1))
+                    && is_publish(&command.name)
+                    && let Some((upstream, here)) = self.receivers(args)
                 {
                     self.session.publishes_to(upstream, here);
                 }
@@ -310,6 +315,12 @@ impl Core {
             Flow::Wait => Take::Wait,
             Flow::Exclusive => Take::Apart,
         }
+    }
+
+    /// As [`Shared::receivers`], of a PUBLISH or SPUBLISH.
+    pub(super) fn receivers(&self, args: Args<'_>) -> Option<(i64, i64)> {
+        let is_sharded = args.arg(0).eq_ignore_ascii_case(b"spublish");
+        self.shared.receivers(if is_sharded { Kind::Shard } else { Kind::Channel }, args.arg(1))
     }
 
     fn take_unknown(&mut self, container: Option<&Command>, args: Args<'_>) -> Take {

@@ -100,8 +100,8 @@ impl Core {
     }
 
     /// True for what cannot be answered here at once: PING of a subscriber, which is to find behind it what was published
-    /// before; CLIENT KILL with USER, where the users are the upstream's: it is to say if there is such a user.
-    fn asks_upstream(&self, name: &str, args: Args<'_>) -> bool {
+    /// before; CLIENT KILL with filters that the upstream knows.
+    pub(super) fn asks_upstream(&self, name: &str, args: Args<'_>) -> bool {
         // Who has authenticated with the server has its rights, and no more.
         let has_rights_of_its_own =
             self.upstream().is_some_and(|u| self.identity().as_ref() != Some(u.default_identity()));
@@ -111,11 +111,15 @@ impl Core {
         name == "ping" && self.subscriptions.count() > 0
             // Those who are killed are to be gone for the upstream before that is said.
             || name == "client|kill" && !self.shared.redirects.is_empty()
-            || name == "client|kill"
-                && matches!(self.place, Place::Upstream(_))
-                && !self.shared.has_own_users()
-                && args.len() > 3
-                && args.iter().skip(2).step_by(2).any(|option| option.eq_ignore_ascii_case(b"user"))
+            || self.knows_filters_from_upstream(name, args)
+    }
+
+    /// True for a CLIENT KILL whose filters the upstream is to judge: which there are depends on its version, and USER names
+    /// one of its users, where Larder has none of its own. While it is away Larder does what it understands.
+    pub(super) fn knows_filters_from_upstream(&self, name: &str, args: Args<'_>) -> bool {
+        let names_user = || args.iter().skip(2).step_by(2).any(|option| option.eq_ignore_ascii_case(b"user"));
+        let is_asked = || if names_user() { !self.shared.has_own_users() } else { self.reaches_upstream() };
+        name == "client|kill" && matches!(self.place, Place::Upstream(_)) && args.len() > 3 && is_asked()
     }
 
     fn pong(&self, args: Args<'_>) -> Option<Vec<u8>> {

@@ -1,4 +1,5 @@
-//! What the upstream says of its clients, channels and commands, as it is told to Larder's: INFO, COMMAND and PUBSUB.
+//! What the upstream says of its clients, channels and commands, as it is told to Larder's: INFO, COMMAND, PUBSUB, and
+//! PUBLISH where it does not go down the link.
 //!
 //! The upstream sees connections of Larder where there are clients, one subscription where many share it, Larder's own
 //! channels where nobody has subscribed, and no CACHE. Its reply is passed on with that put right, within a transaction
@@ -17,7 +18,9 @@ use larder_protocol::cursor::{Cursor, Item};
 
 /// True if the reply to this command is to be told by [`Core::retold`].
 pub(super) fn concerns(name: &str) -> bool {
-    matches!(name, "info" | "pubsub|numsub" | "pubsub|shardnumsub" | "pubsub|shardchannels") || listing::concerns(name)
+    is_publish(name)
+        || matches!(name, "info" | "pubsub|numsub" | "pubsub|shardnumsub" | "pubsub|shardchannels")
+        || listing::concerns(name)
 }
 
 // === impl Connection ===
@@ -32,6 +35,10 @@ impl Connection {
         }
         match self.ask(args.iter().map(<[u8]>::to_vec)).await {
             Ok(reply) => {
+                if is_publish(name) {
+                    // What the client hears of its own message stands before the answer.
+                    self.settle().await;
+                }
                 let retold = self.core.retold(name, args, &reply);
                 self.core.answer(retold.as_deref().unwrap_or(&reply));
             }
@@ -50,6 +57,10 @@ impl Core {
             "pubsub|numsub" => self.count_subscribers(Kind::Channel, reply),
             "pubsub|shardnumsub" => self.count_subscribers(Kind::Shard, reply),
             "pubsub|shardchannels" => self.shard_channels(reply),
+            "publish" | "spublish" => {
+                let ((upstream, here), n) = self.receivers(args).zip(Cursor::new(reply).next_integer())?;
+                Some(format!(":{}\r\n", (n - upstream).max(0) + here).into_bytes())
+            }
             _ => listing::patched(&self.table(), args, reply, self.session.protocol()),
         }
     }
@@ -98,6 +109,11 @@ impl Core {
     fn is_own_channel(&self, kind: Kind, name: &[u8]) -> bool {
         kind == Kind::Shard && peers::is_own_channel(&self.shared.config.tags.prefix, name)
     }
+}
+
+/// True for PUBLISH and SPUBLISH.
+pub(super) fn is_publish(name: &str) -> bool {
+    matches!(name, "publish" | "spublish")
 }
 
 /// Whose sections an INFO asks for.

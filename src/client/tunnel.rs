@@ -27,7 +27,7 @@ mod swap;
 mod track;
 mod transaction;
 
-use self::decide::{Next, purpose_of, unblock_request};
+use self::decide::{Next, kill_request, purpose_of, unblock_request};
 use self::owed::{Owed, Reach, What, bound_of};
 use self::patience::Patience;
 use self::replies::Waiting;
@@ -239,6 +239,10 @@ impl Connection {
             }
             "client|pause" => self.pause(request).await?,
             "client|unpause" => self.unpause().await,
+            name @ ("client|kill" | "client|list") => {
+                self.about_clients(name, request.args()).await;
+                self.core.tell_watchers(command, request.args());
+            }
             name if retold::concerns(name) => {
                 self.retell(name, request.args()).await;
                 self.core.tell_watchers(command, request.args());
@@ -657,7 +661,10 @@ impl Tunnel {
         }
         let asks_replicas = ["wait", "waitaof"].iter().any(|name| self.is_call_of(name, request.args()));
         let request = match &owed.what {
-            What::Reply if self.is_call_of("client|unblock", request.args()) => unblock_request(core, request.args()),
+            What::Reply | What::Queued if self.is_call_of("client|unblock", request.args()) => {
+                unblock_request(core, request.args())
+            }
+            What::Queued if self.is_call_of("client|kill", request.args()) => kill_request(request.args()),
             What::Queued if self.is_call_of("client|pause", request.args()) => pause_request(request.args()),
             _ => request.bytes,
         };

@@ -340,8 +340,8 @@ fn info_is_the_upstreams_with_a_section_added() {
 #[test]
 fn a_transaction_tells_the_same_of_clients_and_commands_as_there_is_without() {
     let upstream = Server::redis(&[]);
-    let larder = Larder::start(Some(&upstream), &[]);
     for protocol in [2, 3] {
+        let larder = Larder::start(Some(&upstream), &[]);
         let mut client = Client::speaking(protocol, larder.address());
         let asks = ["COMMAND COUNT", "COMMAND INFO cache get", "COMMAND GETKEYS CACHE INSPECT k", "PUBSUB CHANNELS"];
         let without = asks.map(|ask| client.run(ask)).concat();
@@ -376,4 +376,34 @@ fn slowlog_tells_the_name_of_who_was_slow() {
     let entries = one.value(&["SLOWLOG", "GET"]);
     let names: Vec<String> = entries.items().iter().map(|entry| entry.items()[5].text()).collect();
     assert_eq!(names, ["", "second", "first"]);
+}
+
+/// Who has been killed is gone when that is answered, for whoever asks.
+#[test]
+fn the_killed_are_not_listed_any_more() {
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &["--set", "threads=2"]);
+    let mut one = larder.client();
+    for round in 0..50 {
+        let mut others: Vec<Client> = (0..4).map(|_| larder.client()).collect();
+        others.iter_mut().for_each(|other| assert_eq!(other.run("PING"), b"+PONG\r\n"));
+        assert_eq!(one.run("CLIENT KILL TYPE normal"), b":4\r\n", "round {round}");
+        assert_eq!(one.ask("CLIENT LIST").text().lines().count(), 1, "round {round}");
+        assert_eq!(one.run("CLIENT KILL TYPE normal"), b":0\r\n", "round {round}");
+    }
+}
+
+/// Which filters there are is the upstream's to say, in whatever mode the client is that asks.
+#[test]
+fn filters_of_kill_are_the_servers() {
+    let twins = Twins::start();
+    let mut both = twins.client(2);
+    for lines in
+        ["CLIENT NOSUCH\nCLIENT KILL USER nobody", "CLIENT KILL\nCLIENT KILL MAXAGE 100000\nCLIENT KILL ID 77777"]
+    {
+        both.script(lines);
+        let batch: Vec<Vec<u8>> = lines.lines().map(|line| encode(&line.split(' ').collect::<Vec<_>>())).collect();
+        both.send_raw(&batch.concat());
+        batch.iter().for_each(|_| drop(both.frame(lines)));
+    }
 }

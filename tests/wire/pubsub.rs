@@ -241,3 +241,44 @@ fn channels_of_larders_are_not_told_in_resp2() {
 fn channels_of_larders_are_not_told_in_resp3() {
     channels_of_larders_are_not_told(3);
 }
+
+/// However it is published, receivers are counted as the server counts, and a publisher that is subscribed itself hears of
+/// its message before it is answered.
+#[test]
+fn receivers_are_counted_wherever_something_is_published() {
+    let twins = Twins::start();
+    let subscribers: Vec<_> = (0..3)
+        .map(|_| {
+            let mut both = twins.client(3);
+            both.run("SUBSCRIBE c");
+            both.run("SSUBSCRIBE s");
+            both
+        })
+        .collect();
+    let mut both = twins.client(3);
+    let asks = "PUBLISH c x
+        SPUBLISH s x
+        SPUBLISH c x
+        PUBLISH s x
+        PUBLISH nobody x";
+    both.script(asks);
+    both.run("MULTI");
+    both.script(asks);
+    both.run("EXEC");
+    both.run("WATCH k");
+    both.script(asks);
+    both.run("UNWATCH");
+    both.send_raw(&[encode(&["BLPOP", "q", "0.01"]), encode(&["PUBLISH", "c", "x"])].concat());
+    both.frame("BLPOP");
+    both.frame("PUBLISH behind BLPOP");
+    both.run("SUBSCRIBE c");
+    both.run("PSUBSCRIBE [cd]");
+    both.run("SSUBSCRIBE s");
+    for _ in 0..20 {
+        both.send_raw(&[encode(&["PUBLISH", "c", "x"]), encode(&["SPUBLISH", "s", "x"])].concat());
+        for what in ["the message", "the same by a pattern", "the answer", "the sharded message", "its answer"] {
+            both.frame(what);
+        }
+    }
+    drop(subscribers);
+}

@@ -1,7 +1,7 @@
 //! MULTI, EXEC, DISCARD, WATCH: queueing, errors, aborts, optimistic locks, and what others see afterwards.
 
 use crate::support::{Larder, Server, encode, wait_until};
-use crate::{NIL2, OK, Twins, bulk};
+use crate::{NIL2, OK, Twins, bulk, error_of};
 
 fn transactions_answer_as_the_servers_own(protocol: u8) {
     let twins = Twins::start();
@@ -224,4 +224,76 @@ fn transactions_reuse_connections() {
     // The measuring connections count too: one for each question.
     assert!(opened <= 12 || Larder::is_plain(), "{opened} connections for 101 transactions");
     wait_until("all are counted", || client.ask("GET n").int() == 102);
+}
+
+/// What a transaction selects lasts, what it selects in vain changes nothing, and what it cannot hold is refused.
+fn selecting_and_asking_about_clients_within(protocol: u8) {
+    let twins = Twins::start();
+    let mut both = twins.client(protocol);
+    let mut by_id = twins.client(protocol);
+    both.script(
+        "MULTI
+        SELECT 99
+        SELECT 3
+        SELECT x
+        EXEC
+        SET k three
+        SELECT 0
+        GET k
+        MULTI
+        SELECT 3
+        SELECT 99
+        EXEC
+        GET k
+        MULTI
+        CLIENT KILL USER nobody
+        CLIENT KILL MAXAGE 3
+        CLIENT KILL TYPE pubsub
+        CLIENT KILL ID 999999
+        CLIENT KILL 1.1.1.1:1
+        CLIENT UNBLOCK 999999
+        CLIENT UNBLOCK x
+        EXEC
+        GET k
+        WATCH k
+        CLIENT KILL USER nobody
+        CLIENT KILL MAXAGE 3
+        CLIENT KILL ID 999999
+        UNWATCH",
+    );
+    // Who is killed in a transaction is a client of Larder, and none of its connections.
+    for client in [&mut both.through, &mut both.direct] {
+        client.run("MULTI");
+        client.run("CLIENT KILL TYPE normal");
+    }
+    both.run("EXEC");
+    both.run("GET k");
+    assert!(by_id.through.rest().is_empty() && by_id.direct.rest().is_empty(), "it was killed");
+}
+
+#[test]
+fn selecting_and_asking_about_clients_within_a_transaction_in_resp2() {
+    selecting_and_asking_about_clients_within(2);
+}
+
+#[test]
+fn selecting_and_asking_about_clients_within_a_transaction_in_resp3() {
+    selecting_and_asking_about_clients_within(3);
+}
+
+/// The server would queue it, and then answer EXEC with an array that is short of it.
+#[test]
+fn a_transaction_holds_no_client_reply() {
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &[]);
+    if Larder::is_plain() {
+        return;
+    }
+    let mut client = larder.client();
+    client.run("MULTI");
+    let error = error_of(&client.run("CLIENT REPLY SKIP"));
+    assert_eq!(error, "ERR larder: CLIENT REPLY is not possible within a transaction");
+    client.run("SET k v");
+    assert!(error_of(&client.run("EXEC")).starts_with("EXECABORT"));
+    assert_eq!(client.run("GET k"), NIL2);
 }

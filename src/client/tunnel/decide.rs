@@ -65,6 +65,10 @@ impl Tunnel {
             }
             Class::Local if command.group == Group::Larder => Next::Leave,
             Class::Local if self.awaits_number(command, args) => Next::Leave,
+            // The server queues it, and then sends a reply to EXEC that is short of it.
+            Class::Local if self.state.in_multi && &*command.name == "client|reply" => owed(What::Instead(
+                Bytes::from_static(b"-ERR larder: CLIENT REPLY is not possible within a transaction\r\n"),
+            )),
             Class::Local if self.state.in_multi && self.transaction.own.len() >= OWN_IN_TRANSACTION_MAX => {
                 owed(What::Instead(Bytes::from_static(
                     b"-ERR larder: too many commands about the client itself in one transaction\r\n",
@@ -76,7 +80,9 @@ impl Tunnel {
             Class::Monitor if command.accepts(args.len()) => owed(What::Monitor),
             Class::Monitor => owed(What::Reply),
             Class::Blocking if command.blocks(args) => owed(What::Blocking),
-            Class::Exclusive if retold::concerns(&command.name) && !self.state.monitoring => Next::Leave,
+            // What nobody here hears of needs no correction.
+            Class::Plain if retold::is_publish(&command.name) && core.receivers(args).is_none() => owed(What::Reply),
+            Class::Exclusive | Class::Plain if retold::concerns(&command.name) && !self.state.monitoring => Next::Leave,
             Class::Exclusive if &*command.name == "acl|deluser" => owed(What::Removal(users_of(args))),
             Class::Exclusive | Class::Blocking => owed(What::Reply),
             Class::Local => self.decide_local(core, command, args),
@@ -116,6 +122,7 @@ impl Tunnel {
             _ if self.state.is_none() && self.owed.is_empty() => Next::Leave,
             // What is about the client in a transaction is done when that has been executed.
             _ if self.owed.iter().any(Owed::is_about_client) => Next::Later,
+            "client|kill" | "client|list" if core.asks_upstream(&command.name, args) => Next::Leave,
             _ => match core.local_answer(command, args) {
                 Some(answer) => Next::Answer(answer),
                 // Only the upstream can word what is wrong with it.
@@ -141,7 +148,6 @@ impl Tunnel {
         let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
         self.transaction.swaps = self.transaction.swaps.max(changes_without_push(&command.name));
         match &*command.name {
-            "select" => self.transaction.selects = database_of(request.args()),
             "client|pause" if command.accepts(request.args().len()) => {
                 let transaction = &mut self.transaction;
                 transaction.pause =
@@ -242,4 +248,14 @@ pub(super) fn unblock_request(core: &Core, args: Args<'_>) -> Bytes {
     let word = |(i, word): (usize, &[u8])| if i == 2 { upstream_id.clone().into_bytes() } else { word.to_vec() };
     let words: Vec<Vec<u8>> = args.iter().enumerate().map(word).collect();
     Bytes::copy_from_slice(OwnedArgs::new(words).args().bytes())
+}
+
+/// CLIENT KILL as it is queued upstream: with one filter more, which no connection passes. Whether its filters can be, the
+/// upstream says; the numbers and addresses in them are Larder's, and so are the clients that are killed.
+pub(super) fn kill_request(args: Args<'_>) -> Bytes {
+    let (kept, nobody): (usize, &[&[u8]]) = match args.len() {
+        3 => (2, &[b"0:0"]),
+        all => (all, &[b"ADDR", b"0:0"]),
+    };
+    Bytes::copy_from_slice(OwnedArgs::new(args.iter().take(kept).chain(nobody.iter().copied())).args().bytes())
 }

@@ -95,9 +95,6 @@ impl Tunnel {
             _ => Transaction::default(),
         };
         let executed = piece.kind == b'*' && !(first && piece.bytes.starts_with(b"*-1"));
-        if let (true, Some(database)) = (executed, transaction.selects) {
-            core.selected_in_transaction = Some(database);
-        }
         if executed {
             removed.extend_from_slice(&transaction.removes);
         }

@@ -3,6 +3,7 @@
 //! The state changes when the upstream has agreed, not when it is asked. Pushes are passed on whole, so that nothing of
 //! Larder's comes to stand within one.
 
+use super::decide::database_of;
 use super::{Own, Tunnel};
 use crate::client::apart::within;
 use crate::client::core::Core;
@@ -80,7 +81,15 @@ impl Tunnel {
         let Resolved::Known(command) = table.resolve(own.request.args()) else { return None };
         match &*command.name {
             "client|getredir" | "client|trackinginfo" => self.redirect.as_ref().map(|r| r.with_own_number(theirs)),
+            "select" => {
+                if theirs.starts_with(b"+") {
+                    core.selected_in_transaction = database_of(own.request.args());
+                }
+                None
+            }
             name if retold::concerns(name) => core.retold(name, own.request.args(), theirs),
+            // There is no such filter, or no such user. (What is killed by an address, the upstream never has.)
+            "client|kill" if theirs.starts_with(b"-") && own.request.args().len() > 3 => None,
             _ => core.local_answer(command, own.request.args()),
         }
     }

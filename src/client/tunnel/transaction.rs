@@ -18,8 +18,6 @@ pub(super) struct Transaction {
     pub(super) queued: usize,
     /// Those that Larder answers.
     pub(super) own: Vec<Own>,
-    /// The database that the last SELECT names.
-    pub(super) selects: Option<u32>,
     /// True if databases are swapped, or rights changed.
     pub(super) swaps: Option<Unpushed>,
     /// What its CLIENT PAUSEs come to.
