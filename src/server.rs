@@ -33,6 +33,7 @@ use crate::upstream::peers::{self, PeersSettings};
 use crate::upstream::pool::PoolLimits;
 use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
 use crate::upstream::scope::{ReplyTimes, Upstream, UpstreamSettings};
+use arc_swap::ArcSwap;
 use larder_protocol::scan::{ReplyLimits, RequestLimits};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Categories, Command, Table};
@@ -99,7 +100,7 @@ pub struct Shared {
     /// How much waits altogether.
     pub buffered: Arc<Buffered>,
     /// What holds for keys, by pattern and in general.
-    pub policies: Policies,
+    pub policies: ArcSwap<Policies>,
     /// The built-in command table.
     pub table: Arc<Table>,
     /// Bounds of requests.
@@ -204,7 +205,7 @@ impl Shared {
         Self {
             clients: Clients::new(limits.clients_max),
             denied: Denied::new(&config.deny),
-            policies: config.policies(),
+            policies: ArcSwap::from_pointee(config.policies()),
             buffered,
             backend,
             clock,

@@ -207,6 +207,7 @@ impl Core {
                     fences: false,
                     keeps: false,
                     reader: self.client.port.reader(),
+                    refresh_ahead: None,
                     is_big: &|_| false,
                     now: &now,
                     counters: &counters,
@@ -218,7 +219,8 @@ impl Core {
         let partition: Option<&Partition> = scope.link.caches().then(|| &**scope.link.partition());
         let shared = self.shared.clone();
         let has_left = partition.is_none() && scope.link.partition().has_left();
-        let stale = has_left.then(|| Stale { partition: scope.link.partition(), policies: &shared.policies });
+        let policies = shared.policies.load();
+        let stale = has_left.then(|| Stale { partition: scope.link.partition(), policies: &policies });
         let around = Surroundings {
             table: &facts.table,
             partition,
@@ -228,6 +230,7 @@ impl Core {
             fences: upstream.has_peers(&scope),
             keeps: self.shared.pauses.mode() == Mode::Off,
             reader: self.client.port.reader(),
+            refresh_ahead: policies.refreshes().then_some(&**policies),
             is_big: &|key| upstream.is_big(key),
             now: &now,
             counters: &counters,

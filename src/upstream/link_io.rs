@@ -358,6 +358,8 @@ impl LinkHandle {
             job.port.leave(match op.kind {
                 // No connection, no entries: nothing is left to wait for, or to drop.
                 kind if kind.is_order() => Delivery::Fenced(op.seq),
+                // Nobody waits for it.
+                OpKind::Refresh { .. } => continue,
                 _ => Delivery::Failed(op.seq, failure.clone()),
             });
         }

@@ -13,6 +13,7 @@ mod jobs;
 mod leases;
 mod listing;
 mod reads;
+mod refresh;
 mod seen;
 mod soft;
 mod tag_histories;
