@@ -554,9 +554,14 @@ impl Filler {
         let kept = old.as_ref().filter(|e| !e.is_dead(now));
         let kept = kept.map(|e| (e.other_variants(variant, settings.variants_per_key_max), e));
         let (body, deadline, hits) = match kept {
-            // What is as young as the reply only by this one's deadline must not outlive its own.
+            // What is as young as the reply only by this one's deadline must not outlive its own. The mark goes with a time
+            // that was extended, not with one that was measured anew.
             Some((_, e)) if kind == FillKind::Refresh && deadline > e.header().deadline => {
-                (encode(key, &[], variant, reply), deadline, e.header().hits.load(Ordering::Relaxed) & !REFRESHED)
+                let header = e.header();
+                let life = header.deadline.saturating_since(header.filled_at);
+                let is_extended = deadline.saturating_since(header.deadline) >= life / 8;
+                let mark = if is_extended { REFRESHED } else { 0 };
+                (encode(key, &[], variant, reply), deadline, header.hits.load(Ordering::Relaxed) & !mark)
             }
             Some((others, e)) if key.len() + others.len() + reply.len() < settings.entry_bytes_max => {
                 let header = e.header();

@@ -79,8 +79,8 @@ pub(super) fn entry(caller: &Caller, key: &[u8]) -> Vec<u8> {
 pub(super) fn config(caller: &Caller, order: ConfigOrder<'_>) -> Result<Vec<u8>, Failure> {
     let mut reply = Reply::default();
     match order {
-        ConfigOrder::Get(pattern) => {
-            let found = caller.shared.live.matching(pattern);
+        ConfigOrder::Get(pattern, which) => {
+            let found = caller.shared.live.matching(pattern, which);
             reply.map(found.len());
             for (name, value) in &found {
                 reply.bulk(name).bulk(value);

@@ -162,7 +162,7 @@ impl Core {
     /// True while another request may be taken.
     pub(crate) fn may_take(&self) -> bool {
         self.admission != Admission::Closed
-            && self.session.under_way() < self.shared.config.limits.client_in_flight_max
+            && self.session.under_way() < self.shared.client_in_flight_max.load(Ordering::Relaxed)
             && self.out.len() < super::OUTPUT_PAUSE_BYTES
             && self.batch.len() < super::OUTPUT_PAUSE_BYTES
             && self.scope().is_none_or(|scope| scope.link.has_room(&self.client.port))

@@ -293,6 +293,14 @@ impl LinkCore {
         }
     }
 
+    /// Changes the bounds. The admission filter keeps what it has learnt, unless it is to go by another rule.
+    pub fn set_limits(&mut self, limits: LinkLimits) {
+        if limits.admission != self.limits.admission {
+            self.admission = Filter::new(limits.admission);
+        }
+        self.limits = limits;
+    }
+
     /// Who hears of what L1 forgets.
     pub fn set_feed(&mut self, feed: Arc<Feed>) {
         self.feed = feed;

@@ -16,6 +16,7 @@ use super::raw::Identity;
 use crate::buffered::Buffered;
 use crate::l1::L1;
 use crate::port::Failure;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use mini_moka::sync::Cache;
 use std::collections::HashMap;
@@ -57,7 +58,7 @@ pub struct Upstream {
     node: Arc<Node>,
     l1: Arc<L1>,
     buffered: Arc<Buffered>,
-    settings: UpstreamSettings,
+    settings: ArcSwap<UpstreamSettings>,
     identity: Identity,
     database: u32,
     scopes: Mutex<HashMap<(Identity, u32), Held>>,
@@ -138,7 +139,7 @@ impl Upstream {
             node,
             l1,
             buffered,
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             identity,
             database,
             scopes: Mutex::new(HashMap::new()),
@@ -175,8 +176,15 @@ impl Upstream {
     }
 
     /// The bounds in force.
-    pub fn settings(&self) -> &UpstreamSettings {
-        &self.settings
+    pub fn settings(&self) -> UpstreamSettings {
+        **self.settings.load()
+    }
+
+    /// Changes bounds and habits: of links at once, of pools not at all.
+    pub fn reconfigure(&self, settings: UpstreamSettings) {
+        let scopes = self.lock();
+        self.settings.store(Arc::new(UpstreamSettings { pool: self.settings().pool, ..settings }));
+        scopes.values().for_each(|held| held.scope.link.reconfigure(settings.times, settings.link));
     }
 
     /// The identity of clients that do not authenticate.
@@ -202,8 +210,9 @@ impl Upstream {
             held.idle_for = Duration::ZERO;
             return Ok(held.scope.clone());
         }
-        if scopes.len() >= self.settings.scopes_max {
-            return Err(TooManyScopes(self.settings.scopes_max));
+        let scopes_max = self.settings().scopes_max;
+        if scopes.len() >= scopes_max {
+            return Err(TooManyScopes(scopes_max));
         }
         let scope = self.start(identity, database);
         scopes.insert((identity.clone(), database), Held { scope: scope.clone(), idle_for: Duration::ZERO });
@@ -277,7 +286,7 @@ impl Upstream {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        let in_time = tokio::time::timeout(self.settings.times.connect_max, settled).await;
+        let in_time = tokio::time::timeout(self.settings().times.connect_max, settled).await;
         in_time.is_ok() && scope.link.is_up()
     }
 
@@ -294,14 +303,15 @@ impl Upstream {
             big_keys.insert(key, ());
             has_big_keys.store(true, Ordering::Relaxed);
         });
-        let link = LinkHandle::new(self.node.clone(), partition, self.settings.times, &self.buffered, remember);
-        let core = LinkCore::new(filler, self.node.table(), self.settings.link);
+        let settings = self.settings();
+        let link = LinkHandle::new(self.node.clone(), partition, settings.times, &self.buffered, remember);
+        let core = LinkCore::new(filler, self.node.table(), settings.link);
         let peers = self.peers_of(identity);
         let purpose = LinkPurpose { identity: identity.clone(), database, peers };
         let seed = self.next_seed.fetch_add(1, Ordering::Relaxed);
         self.runtime.spawn(link_io::run(link.clone(), core, purpose, seed));
         let _guard = self.runtime.enter();
-        let pools = Pools::new(&self.node, identity, database, self.settings.pool);
+        let pools = Pools::new(&self.node, identity, database, settings.pool);
         Arc::new(Scope { identity: identity.clone(), database, link, pools, peers: AtomicUsize::new(0) })
     }
 
@@ -341,7 +351,7 @@ impl Upstream {
             let in_use = Arc::strong_count(&held.scope) > 1;
             let is_default = *identity == self.identity && *database == self.database;
             held.idle_for = if in_use || is_default { Duration::ZERO } else { held.idle_for + SWEEP_EVERY };
-            let ends = held.idle_for > self.settings.scope_idle_max;
+            let ends = held.idle_for > self.settings().scope_idle_max;
             if ends {
                 held.scope.link.close();
                 let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);

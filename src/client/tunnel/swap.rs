@@ -29,7 +29,7 @@ impl Swap {
         for scope in &scopes {
             scope.link.partition().suspend();
         }
-        Some(Self { scopes, upstream, grace: core.shared.config.link.dead_ms })
+        Some(Self { scopes, upstream, grace: core.shared.settings().link.dead_ms })
     }
 
     /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there
