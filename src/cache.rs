@@ -10,10 +10,12 @@
 //! | [`jobs`] | JOBS, JOB, CANCEL: the registry of work that takes a while |
 //! | `listing` | CACHE in COMMAND, COMMAND DOCS and their like |
 //! | `reply` | replies in RESP3 |
+//! | `depend` | DEPEND, UNDEPEND, DEPENDS: keys that go with others, and the watch over these |
 //! | `tags` | SET, TAG and all else about tags; their index upstream, its invalidations and its sweeper |
 //! | `seen` | HOTKEYS, BIGKEYS, ADVISE |
 //! | [`warm`] | WARM |
 
+mod depend;
 mod inspect;
 mod invalidate;
 pub mod jobs;
@@ -23,6 +25,7 @@ mod seen;
 mod tags;
 pub mod warm;
 
+pub(crate) use self::depend::watcher;
 pub(crate) use self::tags::sweep;
 
 use self::inspect::rounded;
@@ -107,7 +110,7 @@ impl Caller {
             CacheCommand::BigKeys(max) => self.big_keys(max),
             CacheCommand::HotKeys(max) => self.hot_keys(max),
             CacheCommand::Config(order) => inspect::config(self, order)?,
-            CacheCommand::Entry(key) => inspect::entry(self, key),
+            CacheCommand::Entry(key) => inspect::entry(self, key).await,
             CacheCommand::Breaker(order) => inspect::breaker(self, order)?,
             CacheCommand::Invalidate(target, reach, soft) => {
                 match invalidate::invalidate(self, target, reach, soft).await? {
@@ -118,6 +121,7 @@ impl Caller {
             CacheCommand::Jobs(command) => self.about_jobs(command)?,
             CacheCommand::Warm(order) => warm::warm(self, order).await?,
             CacheCommand::Tags(command) => tags::execute(self, command).await?,
+            CacheCommand::Depend(command) => depend::execute(self, command).await?,
         }))
     }
 

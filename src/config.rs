@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+pub use self::depend::DependConfig;
 use self::source::Reader;
 pub use self::source::{ConfigError, ConfigErrors, Origin, Setting, Sources};
 pub use self::tags::TagsConfig;
@@ -23,6 +24,7 @@ use crate::cache::warm::Subject;
 use crate::policy::{Policies, Policy};
 use crate::upstream::admission::Admission;
 
+mod depend;
 mod source;
 mod tags;
 #[cfg(test)]
@@ -78,6 +80,8 @@ pub struct Config {
     pub breaker: BreakerConfig,
     /// What the CACHE command keeps about tags.
     pub tags: TagsConfig,
+    /// How much `CACHE DEPEND` may tie together.
+    pub depend: DependConfig,
     /// What is watched, for `CACHE HOTKEYS`, `BIGKEYS` and `ADVISE`.
     pub insight: InsightConfig,
     /// How L1 is filled before anybody asks.
@@ -103,6 +107,8 @@ pub struct L1Config {
     pub admission: Admission,
     /// Distinct commands and arguments kept of one key.
     pub variants_per_key_max: usize,
+    /// From this size on a reply is compressed, in bytes; `None`: none is.
+    pub compress_min_bytes: Option<usize>,
     /// How long after the loss of the upstream what was cached may still be answered; `None`: not at all.
     pub stale_if_error_ms_max: Option<Duration>,
     /// How long an invalidation with `SOFT` may let stale answers be given; `None`: there is no `SOFT`.
@@ -350,6 +356,7 @@ impl Config {
             pool: PoolConfig::read(from),
             breaker: BreakerConfig::read(from),
             tags: TagsConfig::read(from),
+            depend: DependConfig::read(from),
             insight: InsightConfig::read(from),
             warm: WarmConfig::read(from),
             log: LogConfig::read(from),
@@ -419,6 +426,7 @@ impl L1Config {
             touch_interval_ms: from.millis_or_off("l1.touch_interval_ms", MINUTE_MS, MONTH_MS),
             admission: from.word("l1.admission", Admission::Adaptive, &ADMISSIONS),
             variants_per_key_max: from.count("l1.variants_per_key_max", 64, 1..=65_536),
+            compress_min_bytes: from.size_or_off("l1.compress_min_bytes", 0),
             stale_if_error_ms_max: from.millis_or_off("l1.stale_if_error_ms_max", 0, MONTH_MS),
             soft_ms_max: from.millis_or_off("l1.soft_ms_max", MINUTE_MS, HOUR_MS),
             refresh_ahead: from.part_or_off("l1.refresh_ahead", 0.0),

@@ -5,10 +5,12 @@
 
 use crate::cache::listing::{self, Filter};
 use crate::l1::Cause;
-use crate::origin::{self, Effect, Origin, OriginLimits, OriginStats, TagIndex, UnixMillis};
+use crate::origin::{
+    self, DependIndex, DependLimits, DependRefusal, Effect, Origin, OriginLimits, OriginStats, TagIndex, UnixMillis,
+};
 use crate::server::Shared;
 use crate::upstream::feed::Feed;
-use larder_protocol::args::Args;
+use larder_protocol::args::{Args, OwnedArgs};
 use larder_protocol::glob::{self, Case};
 use larder_protocol::shape::{self, Protocol, Shape};
 use larder_protocol::table::{Class, Command, Group, Table};
@@ -23,10 +25,11 @@ pub struct Embedded {
     databases: u32,
 }
 
-/// The store and the tags of its keys, which change together.
+/// The store, the tags of its keys and what they depend on, which change together.
 pub(crate) struct Store {
     origin: Origin,
     pub(crate) tags: TagIndex,
+    depends: DependIndex,
     /// Who hears of changes, by database.
     feeds: HashMap<u32, Arc<Feed>>,
     /// Why keys change, for who hears of it.
@@ -47,6 +50,7 @@ impl Embedded {
         let store = Store {
             origin: Origin::new(limits, seed),
             tags: TagIndex::default(),
+            depends: DependIndex::default(),
             feeds: HashMap::new(),
             cause: Cause::DataChanged,
         };
@@ -73,11 +77,13 @@ impl Embedded {
         self.lock().feeds.entry(database).or_default().clone()
     }
 
-    /// Forgets tags of keys that have gone.
+    /// Forgets tags and dependencies of keys that have gone.
     pub(crate) fn sweep_tags(&self) {
         let (mut store, now) = (self.lock(), unix_now());
-        let Store { origin, tags, .. } = &mut *store;
+        let Store { origin, tags, depends, .. } = &mut *store;
         tags.sweep(TAG_BUDGET, now, |db, key| origin.holds(db, key, now));
+        depends.sweep(TAG_BUDGET, |db, key| origin.holds(db, key, now) || tags.is_leased(db, key, now));
+        store.follow_gone(now);
     }
 
     /// What the store has and what it has done.
@@ -87,7 +93,9 @@ impl Embedded {
 
     /// Takes out keys that have expired.
     pub fn expire_some(&self) {
-        self.lock().origin.expire_some(unix_now(), EXPIRE_BUDGET);
+        let (mut store, now) = (self.lock(), unix_now());
+        store.origin.expire_some(now, EXPIRE_BUDGET);
+        store.follow_gone(now);
     }
 
     fn lock(&self) -> MutexGuard<'_, Store> {
@@ -105,26 +113,109 @@ impl Store {
             Protocol::Resp3 => origin::Protocol::Resp3,
         };
         let mut out = Vec::new();
-        match self.origin.execute(database, protocol, args, now, &mut out) {
+        let effect = self.origin.execute(database, protocol, args, now, &mut out);
+        self.heed(effect, args, now);
+        out
+    }
+
+    /// Tells those who hear of changes, and lets happen what follows from them.
+    fn heed(&mut self, effect: Option<Effect>, args: Args<'_>, now: UnixMillis) {
+        match effect {
             Some(Effect::Flushed { db }) => {
                 self.tags.flush(Some(db));
+                self.depends.flush(Some(db));
                 self.tell(db, None);
             }
             Some(Effect::FlushedAll) => {
                 self.tags.flush(None);
+                self.depends.flush(None);
                 self.feeds.values().for_each(|feed| feed.tell(None, self.cause));
             }
             Some(Effect::Swapped { first, second }) => {
                 self.tags.swap(first, second);
+                self.depends.swap(first, second);
                 [first, second].into_iter().for_each(|db| self.tell(db, None));
             }
-            Some(Effect::Moved { from, to }) => [from, to].into_iter().for_each(|db| self.tell(db, args.get(1))),
+            Some(Effect::Moved { from, to }) => {
+                for db in [from, to] {
+                    self.tell(db, args.get(1));
+                    self.follow(db, args.get(1).into_iter(), now);
+                }
+            }
             Some(Effect::Keys { db, first, last, step }) => {
-                (first..=last).step_by(step.max(1)).for_each(|at| self.tell(db, args.get(at)));
+                let keys = (first..=last).step_by(step.max(1)).filter_map(|at| args.get(at));
+                keys.clone().for_each(|key| self.tell(db, Some(key)));
+                self.follow(db, keys, now);
             }
             None => {}
         }
-        out
+        self.follow_gone(now);
+    }
+
+    /// Lets a key depend on others.
+    pub(crate) fn depend<'k>(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        sources: impl Iterator<Item = &'k [u8]>,
+        limits: DependLimits,
+    ) -> Result<usize, DependRefusal> {
+        let added = self.depends.depend(db, key, sources, limits);
+        self.origin.note_gone(!self.depends.is_empty());
+        added
+    }
+
+    /// Lets a key depend on others no more.
+    pub(crate) fn undepend<'k>(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        sources: Option<impl Iterator<Item = &'k [u8]>>,
+    ) -> usize {
+        let released = self.depends.release(db, key, sources);
+        self.origin.note_gone(!self.depends.is_empty());
+        released
+    }
+
+    /// What keys depend on.
+    pub(crate) fn depends(&self) -> &DependIndex {
+        &self.depends
+    }
+
+    /// Some keys have changed: what depends on them goes. How many keys those were.
+    pub(crate) fn follow<'k>(&mut self, db: u32, changed: impl Iterator<Item = &'k [u8]>, now: UnixMillis) -> u64 {
+        if self.depends.is_empty() {
+            return 0;
+        }
+        let changed: Vec<Vec<u8>> = changed.map(<[u8]>::to_vec).collect();
+        let gone = self.depends.take_out(db, &changed);
+        let unlinked = gone.iter().filter(|key| self.unlink_dependent(db, key, now)).count();
+        self.origin.note_gone(!self.depends.is_empty());
+        unlinked as u64
+    }
+
+    /// The same for keys that have expired or were evicted.
+    fn follow_gone(&mut self, now: UnixMillis) {
+        while !self.depends.is_empty() {
+            let gone = self.origin.take_gone();
+            if gone.is_empty() {
+                return;
+            }
+            for (db, key) in gone {
+                self.follow(db, std::iter::once(&key[..]), now);
+            }
+        }
+        self.origin.note_gone(false);
+    }
+
+    /// True if it was there.
+    fn unlink_dependent(&mut self, db: u32, key: &[u8], now: UnixMillis) -> bool {
+        self.tags.end_lease(db, key);
+        self.tags.forget(db, key);
+        let (request, mut out) = (OwnedArgs::new([b"UNLINK", key]), Vec::new());
+        self.origin.execute(db, origin::Protocol::Resp3, request.args(), now, &mut out);
+        self.tell(db, Some(key));
+        out == b":1\r\n"
     }
 
     /// Works on the store for a reason that those who hear of changes are told.

@@ -26,6 +26,7 @@ pub const CHANGEABLE: &[&str] = &[
     "insight.advise_after_ms",
     "insight.sample_every",
     "l1.admission",
+    "l1.compress_min_bytes",
     "l1.entry_bytes_max",
     "l1.refresh_ahead",
     "l1.size_bytes_max",
@@ -256,6 +257,30 @@ mod tests {
         assert!(!refusal("log.level", "a\nb").contains('\n'));
         let (config, shown) = checked(&settings, "l1.size_bytes_max", "64mb").unwrap();
         assert_eq!((config.l1.size_bytes_max, shown), (64 << 20, "\"64mb\"".to_owned()));
+    }
+
+    #[test]
+    fn what_cannot_change_stays_as_it_was_at_the_start() {
+        let mut sources = Sources::default();
+        for fixed in [
+            "l1.enabled=false",
+            "limits.reply_depth_max=100",
+            "limits.subscriber_output_bytes_max=2mb",
+            "pool.size_max=3",
+            "tags.prefix=x:",
+            "tags.peers_ms_max=7",
+            "warm.start_ms_max=9",
+            "log.format=json",
+            "threads=5",
+        ] {
+            sources.add_assignment(fixed).unwrap();
+        }
+        let start = config::resolve(&sources).unwrap().config;
+        assert_ne!(start, Config::default());
+        assert_eq!(merged(&start, Config::default()), start);
+        let mut other = Config::default();
+        other.l1.soft_ms_max = None;
+        assert_eq!(merged(&start, other).l1.soft_ms_max, None);
     }
 
     #[test]

@@ -502,6 +502,7 @@ pub(crate) fn settings_of(config: &Config) -> UpstreamSettings {
         },
         scopes_max: limits.scopes_max,
         scope_idle_max: limits.scope_idle_ms_max,
+        prefix: config.tags.prefix.as_str().into(),
     }
 }
 
@@ -573,6 +574,7 @@ async fn work(
         tokio::spawn(wait_for_signal(stop));
         tokio::spawn(expire_embedded(shared.clone()));
         tokio::spawn(cache::sweep::run(shared.clone()));
+        tokio::spawn(cache::watcher::run(shared.clone()));
         tokio::spawn(watch_buffered(shared.clone()));
         tokio::spawn(wake_disowned(shared.clone()));
         tokio::spawn(warm::begin_configured(shared.clone()));

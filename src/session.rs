@@ -56,6 +56,8 @@ pub struct Surroundings<'a> {
     /// True if other users' scopes may hold keys of this database: what the link has told is to be fenced there, or a
     /// client of theirs could still read what this reply shows to be gone.
     pub fences: bool,
+    /// True if keys of this database depend on others: the reply to a write waits until these are gone.
+    pub settles: bool,
     /// False while a pause holds writes: the server then tells of a key that has expired that it is not there, and keeps it.
     /// If that were kept here, reading the key when the pause is over would not remove it there.
     pub keeps: bool,
@@ -223,8 +225,17 @@ enum Missing {
 pub struct Advanced {
     /// Requests to be offered again by [`Session::request_again`], in order, before any other.
     pub again: Vec<Again>,
-    /// Replies that wait for other links: send each link a fence with this number, and tell [`Session::fencing`] how many.
-    pub fence: SmallVec<[Seq; 1]>,
+    /// Replies that wait for others: ask them with this number, and tell [`Session::fencing`] how many.
+    pub fence: SmallVec<[(Seq, Told); 1]>,
+}
+
+/// What a reply that waits for others tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// What a key holds: all links of the database are to have heard of it.
+    Read,
+    /// A change: what follows from it is to have happened, too.
+    Change,
 }
 
 /// A slot that is done again.
@@ -551,10 +562,10 @@ impl Session {
             if self.take_muted() {
                 return Flow::Taken;
             }
-            if self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2 {
-                put_hit(hit, out);
-            } else {
-                put_reply_bytes(Shape::of(command, args), hit.reply(), out);
+            let is_as_stored = self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2;
+            let shape = if is_as_stored { None } else { Shape::of(command, args) };
+            if !put_hit(hit, shape, out) {
+                self.send(command, args, fill_of(command, args, true, around), around, batch);
             }
             return Flow::Taken;
         }
@@ -653,10 +664,18 @@ impl Session {
 
     /// As [`Session::replied`], for a reply that can leave at once: its slot is the first, and no other link is to be
     /// fenced. False if that is not so, and then nothing has been done.
-    pub fn replied_in_turn(&mut self, seq: Seq, reply: &[u8], counters: &Counters, out: &mut Outgoing) -> bool {
+    /// With `settles` as in [`Surroundings::settles`].
+    pub fn replied_in_turn(
+        &mut self,
+        seq: Seq,
+        reply: &[u8],
+        settles: bool,
+        counters: &Counters,
+        out: &mut Outgoing,
+    ) -> bool {
         let Some(slot) = self.slots.front() else { return false };
         let State::Waiting { writes } = slot.state else { return false };
-        if slot.seq != seq || slot.correction.is_some() {
+        if slot.seq != seq || slot.correction.is_some() || (writes && settles) {
             return false;
         }
         self.writes_out -= usize::from(writes);
@@ -738,7 +757,9 @@ impl Session {
             match &slot.state {
                 State::Waiting { .. } | State::Held(Held { missing: Missing::AskedFor, .. }) => break,
                 _ if matches!(slot.fence, Fence::Missing(_)) => break,
-                _ if slot.fence == Fence::Wanted && fences => break,
+                _ if slot.fence == Fence::Wanted && (fences || (around.settles && slot.told() == Told::Change)) => {
+                    break;
+                }
                 State::Arrived(reply) => {
                     waited.extend(slot.timed.map(|what| (what, slot.came_at)));
                     count_level(slot.timed, reply, around.counters);
@@ -775,9 +796,10 @@ impl Session {
         if waited.capacity() <= WAITED_KEPT_MAX {
             self.waited = waited;
         }
-        if fences {
-            let arrived = |slot: &&Slot| slot.fence == Fence::Wanted && slot.has_arrived();
-            advanced.fence = self.slots.iter().filter(arrived).map(|slot| slot.seq).collect();
+        if fences || around.settles {
+            let waits = |slot: &&Slot| slot.fence == Fence::Wanted && (fences || slot.told() == Told::Change);
+            let arrived = self.slots.iter().filter(waits).filter(|slot| slot.has_arrived());
+            advanced.fence = arrived.map(|slot| (slot.seq, slot.told())).collect();
         }
         advanced
     }
@@ -827,6 +849,11 @@ impl Slot {
             State::Arrived(reply) | State::Held(Held { missing: Missing::Came(reply), .. }) => reply.len(),
             _ => 0,
         }
+    }
+
+    /// What its reply tells of.
+    fn told(&self) -> Told {
+        if self.timed == Some(Timed::Write) { Told::Change } else { Told::Read }
     }
 
     /// True if what was asked of the link has come.

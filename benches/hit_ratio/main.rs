@@ -174,7 +174,12 @@ fn get() -> Result<Variant<'static>, Box<dyn Error>> {
 
 impl Scale {
     fn new() -> Result<Self, Box<dyn Error>> {
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 1 << 16, variants_per_key_max: 1 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 20,
+            entry_bytes_max: 1 << 16,
+            variants_per_key_max: 1,
+            compress_min_bytes: None,
+        });
         let (_partition, mut filler) = l1.partition();
         filler.fill(&name(1), get()?, b"$0\r\n\r\n", Time::MAX, NOW);
         Ok(Self { overhead: l1.bytes() - (NAME_BYTES + b"$0\r\n\r\n".len()) as u64 })
@@ -201,7 +206,12 @@ struct Cache {
 impl Cache {
     fn new(size: u64, admission: Admission) -> Result<Self, Box<dyn Error>> {
         let entry_bytes_max = (size / ENTRY_PART).max(8 * 1024) as usize;
-        let l1 = L1::new(L1Settings { size_bytes_max: size, entry_bytes_max, variants_per_key_max: 64 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: size,
+            entry_bytes_max,
+            variants_per_key_max: 64,
+            compress_min_bytes: None,
+        });
         let (partition, filler) = l1.partition();
         Ok(Self { partition, filler, filter: Filter::new(admission), get: get()?, reply: Vec::new() })
     }

@@ -7,6 +7,7 @@
 //!
 //! Invariants: nothing is copied and nothing allocated but in errors; no arguments make it panic.
 
+mod depend;
 pub mod insight;
 mod invalidate;
 mod jobs;
@@ -15,6 +16,7 @@ pub mod syntax;
 mod tags;
 pub mod warm;
 
+pub use self::depend::DependCommand;
 pub use self::invalidate::{Matching, Reach, Soft, Target};
 pub use self::jobs::JobsCommand;
 pub use self::subscribe::EventsCommand;
@@ -62,6 +64,8 @@ pub enum CacheCommand<'a> {
     Warm(Warm<'a>),
     /// `SET`, `TAG`, `UNTAG`, `TAGS`, `MEMBERS`, `TAGLIST`, `LEASE`
     Tags(TagsCommand<'a>),
+    /// `DEPEND`, `UNDEPEND`, `DEPENDS`
+    Depend(DependCommand<'a>),
     /// `SUBSCRIBE`, `UNSUBSCRIBE`
     Events(EventsCommand<'a>),
 }
@@ -193,6 +197,8 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     },
     jobs::CANCEL,
     insight::CONFIG,
+    depend::DEPEND,
+    depend::DEPENDS,
     Subcommand {
         name: "entry",
         arity: 3,
@@ -268,6 +274,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     tags::TAG,
     tags::TAGLIST,
     tags::TAGS,
+    depend::UNDEPEND,
     subscribe::UNSUBSCRIBE,
     tags::UNTAG,
     warm::WARM,
@@ -309,6 +316,7 @@ impl<'a> CacheCommand<'a> {
             ("breaker", 3) => BreakerOrder::parse(args.arg(2)).map(Self::Breaker),
             ("entry", _) => Ok(Self::Entry(args.arg(2))),
             ("advise" | "bigkeys" | "config" | "hotkeys", _) => insight::parse(subcommand.name, args),
+            ("depend" | "depends" | "undepend", _) => depend::parse(subcommand.name, args),
             ("fence", _) => Ok(Self::Fence),
             ("info", 2 | 3) => Ok(Self::Info(args.get(2))),
             ("invalidate", _) => invalidate::parse(args),
@@ -452,6 +460,7 @@ mod tests {
                         let keys: Vec<_> = keys.iter().map(String::from_utf8_lossy).collect();
                         format!("Keys({})", keys.join(","))
                     }
+                    WarmSubject::Tags(tags) => format!("Tags({})", listed(&tags)),
                     WarmSubject::Pattern(glob) => format!("Pattern({})", String::from_utf8_lossy(glob)),
                     other => format!("{other:?}"),
                 };
@@ -465,6 +474,7 @@ mod tests {
                 format!("Tags({matching:?} {}) {reach:?}{}", listed(&tags), softly(soft))
             }
             Ok(CacheCommand::Tags(command)) => shown(command),
+            Ok(CacheCommand::Depend(command)) => shown_dependency(command),
             Ok(CacheCommand::Entry(key)) => format!("Entry({})", String::from_utf8_lossy(key)),
             Ok(CacheCommand::Info(section)) => format!("Info({:?})", section.map(String::from_utf8_lossy)),
             Ok(command) => format!("{command:?}"),
@@ -499,6 +509,39 @@ mod tests {
             TagsCommand::Members { tag, count, cursor } => format!("Members({} {count} {cursor})", text(tag)),
             TagsCommand::List(glob) => format!("List({:?})", glob.map(text)),
             TagsCommand::Lease(key, tags) => format!("Lease({} {:?})", text(key), tags.map(|tags| listed(&tags))),
+        }
+    }
+
+    fn shown_dependency(command: DependCommand<'_>) -> String {
+        let text = String::from_utf8_lossy;
+        match command {
+            DependCommand::Depend(key, sources) => format!("Depend({} {})", text(key), listed(&sources)),
+            DependCommand::Undepend(key, sources) => {
+                format!("Undepend({} {:?})", text(key), sources.map(|sources| listed(&sources)))
+            }
+            DependCommand::Depends(key) => format!("Depends({})", text(key)),
+        }
+    }
+
+    #[test]
+    fn understands_dependencies() {
+        for (line, meaning) in [
+            ("CACHE DEPEND k ON 2 a b", "Depend(k a,b)"),
+            ("cache depend on on 1 on", "Depend(on on)"),
+            ("CACHE UNDEPEND k", "Undepend(k None)"),
+            ("CACHE UNDEPEND k on 2 a b", "Undepend(k Some(\"a,b\"))"),
+            ("CACHE DEPENDS k", "Depends(k)"),
+            ("CACHE DEPEND k ON 1", "ERR wrong number of arguments for 'cache|depend' command"),
+            ("CACHE DEPEND k OF 1 a", "ERR syntax error"),
+            ("CACHE DEPEND k ON 0 a", "ERR numkeys should be greater than 0"),
+            ("CACHE DEPEND k ON 2 a", "ERR Number of keys can't be greater than number of args"),
+            ("CACHE DEPEND k ON 1 a b", "ERR syntax error"),
+            ("CACHE UNDEPEND", "ERR wrong number of arguments for 'cache|undepend' command"),
+            ("CACHE UNDEPEND k ON 1", "ERR wrong number of arguments for 'cache|undepend' command"),
+            ("CACHE UNDEPEND k ON 1 a b", "ERR syntax error"),
+            ("CACHE DEPENDS", "ERR wrong number of arguments for 'cache|depends' command"),
+        ] {
+            assert_eq!(parsed(line), meaning, "{line}");
         }
     }
 
@@ -604,6 +647,8 @@ mod tests {
             ("cache warm keys 1 a SYNC", "Warm Keys(a) Sync"),
             ("CACHE WARM PATTERN a*", "Warm Pattern(a*) Once"),
             ("CACHE WARM PATTERN a* EVERY 60 NAME n", "Warm Pattern(a*) n every 60"),
+            ("CACHE WARM TAGS 2 a b SYNC", "Warm Tags(a,b) Sync"),
+            ("cache warm tags 1 sync EVERY 60 NAME n", "Warm Tags(sync) n every 60"),
             ("CACHE WARM HOT", "Warm Hot(1000) Once"),
             ("CACHE WARM SNAPSHOT hot SYNC", "Warm Snapshot([104, 111, 116]) Sync"),
             ("CACHE WARM HOT sync", "Warm Hot(1000) Sync"),
@@ -627,6 +672,10 @@ mod tests {
             ("CACHE CONFIG GET a b", "ERR wrong number of arguments for 'cache|config' command"),
             ("CACHE CONFIG SET a", "ERR wrong number of arguments for 'cache|config' command"),
             ("CACHE CONFIG", "ERR wrong number of arguments for 'cache|config' command"),
+            ("CACHE WARM TAGS 1", "ERR wrong number of arguments for 'cache|warm' command"),
+            ("CACHE WARM TAGS 0 t", "ERR numtags should be greater than 0"),
+            ("CACHE WARM TAGS 2 t", "ERR Number of tags can't be greater than number of args"),
+            ("CACHE WARM TAGS 1 t u", SYNTAX),
             ("CACHE HOTKEYS 0", "ERR value is not an integer or out of range"),
             ("CACHE HOTKEYS 1001", "ERR value is not an integer or out of range"),
             ("CACHE BIGKEYS x", "ERR value is not an integer or out of range"),

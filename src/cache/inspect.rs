@@ -6,8 +6,13 @@ use crate::clock::Time;
 use crate::port::Failure;
 use crate::report::breaker_word;
 use crate::upstream::breaker::{BreakerSnapshot, CauseNote, Forced, Release};
+use crate::upstream::errand::Errand;
+use crate::upstream::link::OpKind;
+use crate::upstream::scope::Scope;
 use bytes::Bytes;
+use larder_protocol::args::OwnedArgs;
 use larder_protocol::cache::{BreakerOrder, ConfigOrder};
+use larder_protocol::cursor::Cursor;
 use std::fmt::Write;
 
 /// `CACHE INFO [section]`
@@ -40,18 +45,22 @@ pub(super) fn stats(caller: &Caller) -> Vec<u8> {
 }
 
 /// `CACHE ENTRY key`
-pub(super) fn entry(caller: &Caller, key: &[u8]) -> Vec<u8> {
+pub(super) async fn entry(caller: &Caller, key: &[u8]) -> Vec<u8> {
+    let is_held = |caller: &Caller| caller.scope.as_ref().and_then(|scope| scope.link.partition().facts(key));
+    let indexed = match &caller.scope {
+        Some(scope) if is_held(caller).is_some() => indexed(caller, scope, key).await,
+        _ => [None, None],
+    };
     let now = caller.shared.clock.now();
-    let facts = caller.scope.as_ref().and_then(|scope| scope.link.partition().facts(key));
     let mut reply = Reply::default();
-    let Some(facts) = facts.filter(|facts| facts.deadline.is_none_or(|deadline| deadline > now)) else {
+    let Some(facts) = is_held(caller).filter(|facts| facts.deadline.is_none_or(|deadline| deadline > now)) else {
         return reply.null().take();
     };
     let removal = caller.scope.as_ref().and_then(|scope| {
         let partition = scope.link.partition();
         caller.shared.insight.last_removal(partition.scope(), key)
     });
-    reply.map(7);
+    reply.map(9);
     reply.bulk("level").bulk("l1");
     reply.bulk("age_ms").integer(ms_between(facts.filled_at, now));
     match facts.deadline {
@@ -72,7 +81,35 @@ pub(super) fn entry(caller: &Caller, key: &[u8]) -> Vec<u8> {
         }
         None => drop(reply.null()),
     }
+    for (name, indexed) in ["tags", "depends"].iter().zip(&indexed) {
+        reply.bulk(name);
+        match indexed {
+            Some(names) => {
+                reply.array(names.len());
+                for name in names {
+                    reply.bytes(name);
+                }
+            }
+            None => drop(reply.null()),
+        }
+    }
     reply.take()
+}
+
+/// The tags of a key and what it depends on, as the index upstream has them; `None` for what cannot be had.
+async fn indexed(caller: &Caller, scope: &Scope, key: &[u8]) -> [Option<Vec<Bytes>>; 2] {
+    let prefix = caller.shared.config.tags.prefix.as_bytes();
+    let record = |kind: &[u8]| (OpKind::Read, OwnedArgs::new([&b"SMEMBERS"[..], &[prefix, kind, key].concat()]));
+    let answers = Errand::default().ask_each(&scope.link, &[record(b"k:"), record(b"d:")]).await;
+    let mut answers = answers.unwrap_or_default().into_iter();
+    [(); 2].map(|()| {
+        let reply = answers.next()?.ok()?;
+        let mut cursor = Cursor::new(&reply);
+        let count = cursor.next_count()?;
+        let mut names: Vec<Bytes> = (0..count).map_while(|_| cursor.next_bytes()).map(|n| reply.slice_ref(n)).collect();
+        names.sort_unstable();
+        Some(names)
+    })
 }
 
 /// `CACHE CONFIG GET pattern` and `SET name value`

@@ -13,6 +13,7 @@
 //! How it fails: an error in the middle ends it, with that error; what was deleted until then stays deleted. A pattern is a
 //! job, whose cursor tells where to go on.
 
+use super::depend::{self, Bound, Origins};
 use super::jobs::Job;
 use super::{Caller, tags};
 use crate::l1::Cause;
@@ -60,7 +61,7 @@ struct Deletion<'a> {
     command: CommandId,
     cause: Cause,
     soft_ms: Option<u32>,
-    lease_prefix: String,
+    prefix: &'a str,
 }
 
 /// Invalidates.
@@ -145,7 +146,7 @@ fn named(cause: Cause, soft_ms: Option<u32>) -> OpKind {
 
 impl<'a> Deletion<'a> {
     fn begin(
-        caller: &Caller,
+        caller: &'a Caller,
         upstream: &'a Upstream,
         scope: &'a Arc<Scope>,
         cause: Cause,
@@ -159,8 +160,8 @@ impl<'a> Deletion<'a> {
             return Err(refused("ERR larder: the upstream has no command that deletes keys"));
         };
         caller.may_use(&table, word)?;
-        let lease_prefix = format!("{}l:", caller.shared.config.tags.prefix);
-        Ok(Self { upstream, scope, errand: Errand::default(), word, command: command.id, cause, soft_ms, lease_prefix })
+        let prefix = &caller.shared.config.tags.prefix;
+        Ok(Self { upstream, scope, errand: Errand::default(), word, command: command.id, cause, soft_ms, prefix })
     }
 
     /// Deletes keys in chunks: how many there were.
@@ -170,6 +171,7 @@ impl<'a> Deletion<'a> {
         while keys.len() > 0 {
             let chunk: Vec<&[u8]> = keys.by_ref().take(KEYS_PER_REQUEST_MAX).collect();
             self.end_leases(&chunk).await?;
+            deleted += self.delete_dependents(&chunk).await?;
             let request = OwnedArgs::new(std::iter::once(self.word.as_bytes()).chain(chunk));
             let (link, cause) = (&self.scope.link, self.cause);
             let reply = match self.soft_ms {
@@ -184,9 +186,19 @@ impl<'a> Deletion<'a> {
         Ok(deleted)
     }
 
+    /// What depends on the keys goes first, even if they are not there: how many there were.
+    async fn delete_dependents(&mut self, keys: &[&[u8]]) -> Result<u64, Failure> {
+        if !self.scope.link.watch().is_on() {
+            return Ok(0);
+        }
+        let (errand, prefix, kind) = (&mut self.errand, self.prefix.as_bytes(), named(self.cause, self.soft_ms));
+        let taken = depend::take_out(errand, self.scope, prefix, keys, Bound::All, Origins::Stay, kind).await?;
+        Ok(taken.deleted)
+    }
+
     /// Leases go before the keys, so that nobody can set a key with a lease of before in between.
     async fn end_leases(&mut self, keys: &[&[u8]]) -> Result<(), Failure> {
-        let names = keys.iter().map(|key| [self.lease_prefix.as_bytes(), key].concat());
+        let names = keys.iter().map(|key| [self.prefix.as_bytes(), b"l:", key].concat());
         let request = OwnedArgs::new(std::iter::once(b"DEL".to_vec()).chain(names));
         match self.errand.call(&self.scope.link, &[(OpKind::Effect, &request)]).await {
             // Who may not use the index has no leases.
@@ -211,8 +223,9 @@ impl<'a> Deletion<'a> {
         Ok(())
     }
 
-    /// Other users' links of the database have heard of it, too.
+    /// What follows from it has happened, and other users' links of the database have heard of it, too.
     async fn finish(mut self) -> Result<(), Failure> {
+        self.errand.settle(self.scope.link.watch()).await?;
         let others = self.upstream.others(self.scope, Some(self.scope.database));
         self.errand.fence(&others).await
     }

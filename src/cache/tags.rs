@@ -10,6 +10,7 @@
 //! | `larder:due` | sorted set | tagged keys, by when to look whether they are still there |
 //! | `larder:jobs` | sorted set | invalidations under way, by when somebody else may take them up |
 //! | `larder:j:<id>` | set | keys that are set aside to be deleted |
+//! | `larder:o:<id>` | set | keys that this deletion has begun with, and which stay |
 //! | `larder:l:<key>` | hash, expires | the token of a lease, and the tags' versions at its beginning |
 //! | `larder:v:<tag>` | string, expires | the last invalidation of the tag, for as long as a lease could ask |
 //! | `larder:sweeper` | string, expires | which Larder sweeps |
@@ -21,11 +22,13 @@
 //! * Each tagged key stands in `due`, and is looked at after its end and at least every `tags.recheck_ms`: the index is as
 //!   large as the tagged keys that live, and those that have gone since they were looked at.
 //!
+//! Dependencies stand beside it: see [`super::depend`].
+//!
 //! The embedded store has the same in memory ([`crate::origin::TagIndex`]).
 
 pub(super) mod embedded;
 pub(super) mod invalidate;
-pub(super) mod script;
+pub(in crate::cache) mod script;
 pub(crate) mod sweep;
 
 use self::script::Script;
@@ -93,7 +96,7 @@ pub(super) fn too_many_tags(most: usize) -> Failure {
 }
 
 /// A token that nobody can guess.
-pub(super) fn fresh_token() -> String {
+pub(in crate::cache) fn fresh_token() -> String {
     format!("{:016x}{:016x}", crate::server::seed(), crate::server::seed())
 }
 
@@ -126,7 +129,7 @@ pub(super) fn too_many_listed() -> Failure {
 }
 
 /// Strings in the order of their bytes, as an array.
-pub(super) fn sorted_reply(mut names: Vec<&[u8]>) -> Vec<u8> {
+pub(in crate::cache) fn sorted_reply(mut names: Vec<&[u8]>) -> Vec<u8> {
     names.sort_unstable();
     let mut reply = Reply::default();
     reply.array(names.len());
@@ -197,12 +200,16 @@ impl<'a> Index<'a> {
             items.next_count();
             cursor = Bytes::copy_from_slice(items.next_bytes().unwrap_or(b"0"));
             let count = items.next_count().unwrap_or(0);
-            for _ in 0..count {
-                let Some(tag) = items.next_bytes() else { break };
-                let members = self.name(b"t:", tag);
-                let size = Cursor::new(&self.read(&[b"SCARD", &members]).await?).next_integer().unwrap_or(0);
+            let tags: Vec<Bytes> =
+                (0..count).map_while(|_| items.next_bytes()).map(|tag| step.slice_ref(tag)).collect();
+            let asked: Vec<(OpKind, OwnedArgs)> = tags
+                .iter()
+                .map(|tag| (OpKind::Read, OwnedArgs::new([&b"SCARD"[..], &self.name(b"t:", tag)])))
+                .collect();
+            for (tag, size) in tags.into_iter().zip(self.errand.ask_each(&self.scope.link, &asked).await?) {
+                let size = Cursor::new(&size?).next_integer().unwrap_or(0);
                 if size > 0 {
-                    listed.push((step.slice_ref(tag), size.unsigned_abs()));
+                    listed.push((tag, size.unsigned_abs()));
                 }
             }
             if listed.len() > LISTED_MAX {
@@ -251,6 +258,7 @@ impl<'a> Index<'a> {
 
     /// What scripts have changed beside their keys is told by pushes behind their replies, and on other users' links.
     async fn fence(&mut self) -> Result<(), Failure> {
+        self.errand.settle(self.scope.link.watch()).await?;
         let mut scopes = self.upstream.others(self.scope, Some(self.scope.database));
         scopes.push(self.scope.clone());
         self.errand.fence(&scopes).await

@@ -28,6 +28,7 @@ use super::Caller;
 use super::invalidate::scan;
 use super::jobs::Job;
 use super::reply::Reply;
+use super::tags::invalidate::Members;
 use crate::pause::Mode;
 use crate::port::Failure;
 use crate::server::Shared;
@@ -63,6 +64,8 @@ pub enum Subject {
     Keys(Vec<Bytes>),
     /// Those that match.
     Pattern(Bytes),
+    /// Those that have one of these tags.
+    Tags(Vec<Bytes>),
     /// So many of those that were used most.
     Hot(usize),
     /// Those whose names were saved in a file of this name, where `warm.snapshot_file` lies.
@@ -87,8 +90,10 @@ pub(super) async fn warm(caller: &Caller, warm: Warm<'_>) -> Result<Vec<u8>, Fai
     };
     let table = upstream.node().table();
     caller.may_use(&table, "TYPE")?;
-    if let WarmSubject::Pattern(_) = warm.subject {
-        caller.may_use(&table, "SCAN")?;
+    match warm.subject {
+        WarmSubject::Pattern(_) => caller.may_use(&table, "SCAN")?,
+        WarmSubject::Tags(_) => caller.may_use(&table, "SSCAN")?,
+        _ => {}
     }
     let subject = Subject::of(warm.subject)?;
     let warmer = Warmer { shared: caller.shared.clone(), upstream: upstream.clone(), scope: scope.clone() };
@@ -110,6 +115,7 @@ impl Subject {
         Ok(match subject {
             WarmSubject::Keys(keys) => Self::Keys(keys.iter().map(Bytes::copy_from_slice).collect()),
             WarmSubject::Pattern(glob) => Self::Pattern(Bytes::copy_from_slice(glob)),
+            WarmSubject::Tags(tags) => Self::Tags(tags.iter().map(Bytes::copy_from_slice).collect()),
             WarmSubject::Hot(max) => Self::Hot(max),
             WarmSubject::Snapshot(name) => {
                 let not_plain = "ERR larder: a snapshot is named by a plain name, without a directory";
@@ -123,6 +129,7 @@ impl Subject {
         match self {
             Self::Keys(keys) => format!("KEYS {}", keys.len()).into_bytes(),
             Self::Pattern(glob) => [b"PATTERN ", &glob[..]].concat(),
+            Self::Tags(tags) => [b"TAGS ", &tags.join(&b" "[..])[..]].concat(),
             Self::Hot(max) => format!("HOT {max}").into_bytes(),
             Self::Snapshot(name) => format!("SNAPSHOT {name}").into_bytes(),
         }
@@ -187,6 +194,7 @@ impl Warmer {
         let mut errand = Errand::default();
         match subject {
             Subject::Pattern(glob) => self.read_matching(&mut errand, glob, job).await,
+            Subject::Tags(tags) => self.read_tagged(&mut errand, tags, job).await,
             Subject::Keys(keys) => self.read_named(&mut errand, keys, job).await,
             Subject::Hot(max) => {
                 let scope = self.scope.link.partition().scope();
@@ -218,6 +226,21 @@ impl Warmer {
                 break;
             }
             cursor = next;
+        }
+        Ok(())
+    }
+
+    /// Page by page, as the index has them. A key with several of the tags is read again for each.
+    async fn read_tagged(&self, errand: &mut Errand, tags: &[Bytes], job: &Job) -> Result<(), Failure> {
+        for tag in tags {
+            let mut members = Members::of(&self.shared.config.tags.prefix, tag);
+            while let Some(keys) = members.next_page(errand, &self.scope.link).await? {
+                self.keep_pace(1, job).await;
+                self.read_named(errand, &keys, job).await?;
+                if job.is_cancelled() {
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }

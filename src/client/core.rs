@@ -12,7 +12,7 @@ use crate::pause::Mode;
 use crate::port::{CatchUp, Delivery, Failure, Seq, Taken};
 use crate::received::Received;
 use crate::server::{Backend, Shared};
-use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings};
+use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings, Told};
 use crate::upstream::feed::Listening;
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::raw::Identity;
@@ -205,6 +205,7 @@ impl Core {
                     upstream_is_resp2: false,
                     has_field_ttls: false,
                     fences: false,
+                    settles: false,
                     keeps: false,
                     reader: self.client.port.reader(),
                     refresh_ahead: None,
@@ -228,6 +229,7 @@ impl Core {
             upstream_is_resp2: facts.is_known && facts.hello.is_none(),
             has_field_ttls: facts.has_field_ttls,
             fences: upstream.has_peers(&scope),
+            settles: scope.link.watch().is_on(),
             keeps: self.shared.pauses.mode() == Mode::Off,
             reader: self.client.port.reader(),
             refresh_ahead: policies.refreshes().then_some(&**policies),
@@ -488,13 +490,15 @@ impl Core {
         let mut taken = std::mem::take(&mut self.taken);
         self.client.port.take(&mut taken);
         let fences = self.fences_replies();
+        let settles = self.scope().is_some_and(|scope| scope.link.watch().is_on());
         let mut at = 0;
         for delivery in taken.deliveries.drain(..) {
             match delivery {
                 Delivery::Small { seq, len } => {
                     let reply = &taken.bytes[at..at + len];
                     at += len;
-                    if fences || !self.session.replied_in_turn(seq, reply, &self.counters, &mut self.out) {
+                    let (counters, out) = (&self.counters, &mut self.out);
+                    if fences || !self.session.replied_in_turn(seq, reply, settles, counters, out) {
                         self.session.replied(seq, Bytes::copy_from_slice(reply));
                     }
                 }
@@ -543,8 +547,8 @@ impl Core {
             let (moved, again) = self.with_surroundings(|core, around| {
                 let Advanced { again, fence } = core.session.advance(around, &mut core.out);
                 let fenced = !fence.is_empty();
-                for seq in fence {
-                    core.fence_others(seq);
+                for (seq, told) in fence {
+                    core.ask_others(seq, told);
                 }
                 let redone = !again.is_empty();
                 for one in again {
@@ -569,15 +573,20 @@ impl Core {
         self.session.request_again(again, resolve, scan_again, around, &mut self.batch, &mut self.out);
     }
 
-    /// Asks the links of the other scopes for a fence behind a reply.
-    fn fence_others(&mut self, seq: Seq) {
-        let others = match (self.upstream(), self.scope()) {
-            (Some(upstream), Some(scope)) => upstream.others(scope, Some(scope.database)),
-            _ => Vec::new(),
+    /// Asks the links of the other scopes for a fence behind a reply; and, behind that to a write, the watch for what
+    /// follows from it.
+    fn ask_others(&mut self, seq: Seq, told: Told) {
+        let Some((upstream, scope)) = self.upstream().zip(self.scope().cloned()) else {
+            return self.session.fencing(seq, 0);
         };
-        self.session.fencing(seq, others.len() as u32);
+        let others = upstream.others(&scope, Some(scope.database));
+        let watch = Some(scope.link.watch()).filter(|watch| told == Told::Change && watch.is_on());
+        self.session.fencing(seq, others.len() as u32 + u32::from(watch.is_some()));
         for other in others {
             other.link.submit_fence(fence_job(&self.client.port, seq, OpKind::Fence));
+        }
+        if let Some(watch) = watch {
+            watch.submit(&self.client.port, seq);
         }
     }
 
@@ -587,6 +596,20 @@ impl Core {
         self.fences.insert(seq, scopes.len() as u32);
         for scope in scopes {
             scope.link.submit_fence(fence_job(&self.client.port, seq, kind));
+        }
+        seq
+    }
+
+    /// As [`Core::start_fence`], behind the reply to a request that may have changed keys, of any database: what follows
+    /// from that has happened, too.
+    pub(crate) fn start_wide_fence(&mut self, scopes: &[Arc<Scope>], kind: OpKind) -> Seq {
+        let seq = self.start_fence(scopes, kind);
+        let Some(upstream) = self.upstream().filter(|upstream| upstream.watched().any()) else { return seq };
+        for watch in upstream.watches().iter().filter(|watch| watch.is_on()) {
+            if let Some(missing) = self.fences.get_mut(&seq) {
+                *missing += 1;
+            }
+            watch.submit(&self.client.port, seq);
         }
         seq
     }

@@ -644,8 +644,8 @@ impl Tunnel {
             What::Exec(transaction) => {
                 *transaction = std::mem::take(&mut self.transaction);
                 owed.reach = std::mem::take(&mut transaction.reach);
-                if transaction.swaps && self.swap.is_none() {
-                    self.swap = Swap::begin(core);
+                if let (Some(what), None) = (transaction.swaps, &self.swap) {
+                    self.swap = Swap::begin(core, what);
                 }
             }
             What::Reply | What::Blocking if self.heeds_reach => owed.reach = Reach::of(&self.table, request.args()),

@@ -26,14 +26,14 @@ pub(super) fn show_file(file: &Option<PathBuf>) -> String {
     file.as_ref().map(|file| file.display().to_string()).unwrap_or_default()
 }
 
-/// A list of tables, each with `name`, `every_seconds`, and one of `keys`, `pattern`, `hot` and `snapshot`.
+/// A list of tables, each with `name`, `every_seconds`, and one of `keys`, `pattern`, `tags`, `hot` and `snapshot`.
 pub(super) fn parse_schedules(value: &toml::Value) -> Result<Vec<WarmSchedule>, String> {
     let expected = || {
         format!(
             "expected a list of at most {SCHEDULES_MAX} tables such as [[warm.schedule]] name = \"fronts\" \
              every_seconds = 60 pattern = \"front:*\", each with a name of its own of at most {NAME_BYTES_MAX} bytes, \
-             1 to {EVERY_SECONDS_MAX} seconds, and one of keys = [\"a\", \"b\"], pattern = \"front:*\", hot = 100 \
-             (1 to {SHOWN_MAX}) and snapshot = \"file\""
+             1 to {EVERY_SECONDS_MAX} seconds, and one of keys = [\"a\", \"b\"], pattern = \"front:*\", \
+             tags = [\"news\"], hot = 100 (1 to {SHOWN_MAX}) and snapshot = \"file\""
         )
     };
     let list = value.as_array().filter(|list| list.len() <= SCHEDULES_MAX).ok_or_else(expected)?;
@@ -47,8 +47,10 @@ pub(super) fn parse_schedules(value: &toml::Value) -> Result<Vec<WarmSchedule>, 
 pub(super) fn schedules_to_toml(schedules: &[WarmSchedule]) -> String {
     let entry = |schedule: &WarmSchedule| {
         let text = |bytes: &Bytes| quote(&String::from_utf8_lossy(bytes));
+        let list = |names: &[Bytes]| names.iter().map(text).collect::<Vec<_>>().join(", ");
         let subject = match &schedule.subject {
-            Subject::Keys(keys) => format!("keys = [{}]", keys.iter().map(text).collect::<Vec<_>>().join(", ")),
+            Subject::Keys(keys) => format!("keys = [{}]", list(keys)),
+            Subject::Tags(tags) => format!("tags = [{}]", list(tags)),
             Subject::Pattern(glob) => format!("pattern = {}", text(glob)),
             Subject::Hot(max) => format!("hot = {max}"),
             Subject::Snapshot(name) => format!("snapshot = {}", quote(name)),
@@ -68,12 +70,14 @@ fn parse_schedule(value: &toml::Value) -> Option<WarmSchedule> {
     };
     let every = Duration::from_secs(within(table.get("every_seconds")?, EVERY_SECONDS_MAX)?);
     let text = |value: &toml::Value| value.as_str().map(|text| Bytes::copy_from_slice(text.as_bytes()));
+    let texts = |value: &toml::Value| {
+        let texts: Option<Vec<Bytes>> = value.as_array()?.iter().map(text).collect();
+        texts.filter(|texts| !texts.is_empty())
+    };
     let (kind, value) = table.iter().find(|(kind, _)| !matches!(&kind[..], "name" | "every_seconds"))?;
     let subject = match &kind[..] {
-        "keys" => {
-            let keys: Vec<Bytes> = value.as_array()?.iter().map(text).collect::<Option<_>>()?;
-            Subject::Keys(Some(keys).filter(|keys| !keys.is_empty())?)
-        }
+        "keys" => Subject::Keys(texts(value)?),
+        "tags" => Subject::Tags(texts(value)?),
         "pattern" => Subject::Pattern(text(value)?),
         "hot" => Subject::Hot(within(value, SHOWN_MAX as u64)? as usize),
         "snapshot" => Subject::snapshot(value.as_str()?.as_bytes())?,
@@ -93,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let all = r#"[{ name = "a", every_seconds = 60, keys = ["x", "y"] }, { name = "b", every_seconds = 1, pattern = "f:*" }, { name = "c", every_seconds = 2592000, hot = 1000 }, { name = "d", every_seconds = 5, snapshot = "hot" }]"#;
+        let all = r#"[{ name = "a", every_seconds = 60, keys = ["x", "y"] }, { name = "b", every_seconds = 1, pattern = "f:*" }, { name = "c", every_seconds = 2592000, hot = 1000 }, { name = "d", every_seconds = 5, snapshot = "hot" }, { name = "e", every_seconds = 5, tags = ["news", "x y"] }]"#;
         assert_eq!(schedules_to_toml(&parsed(all).unwrap()), all);
         assert_eq!(parsed("[]"), Ok(Vec::new()));
     }
@@ -109,6 +113,8 @@ mod tests {
             "[{ name = '', every_seconds = 1, hot = 1 }]",
             "[{ name = 'a', every_seconds = 1, hot = 1001 }]",
             "[{ name = 'a', every_seconds = 1, keys = [] }]",
+            "[{ name = 'a', every_seconds = 1, tags = [] }]",
+            "[{ name = 'a', every_seconds = 1, tags = 'news' }]",
             "[{ name = 'a', every_seconds = 1, hot = 1, pattern = 'x' }]",
             "[{ name = 'a', every_seconds = 1, cold = 1 }]",
             "[{ name = 'a', every_seconds = 1, snapshot = '../hot' }]",

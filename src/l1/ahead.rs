@@ -43,7 +43,12 @@ mod tests {
 
     #[test]
     fn the_point_comes_once_and_again_only_with_a_later_deadline() {
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 4096, variants_per_key_max: 3 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 20,
+            entry_bytes_max: 4096,
+            variants_per_key_max: 3,
+            compress_min_bytes: None,
+        });
         let (partition, mut filler) = l1.partition();
         let get = Variant::bare(Table::builtin().lookup(b"get").map(|command| command.id).unwrap());
         let at = Time::from_micros;
@@ -67,7 +72,12 @@ mod tests {
 
     #[test]
     fn entries_that_were_made_together_have_different_points() {
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 4096, variants_per_key_max: 3 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 20,
+            entry_bytes_max: 4096,
+            variants_per_key_max: 3,
+            compress_min_bytes: None,
+        });
         let (partition, mut filler) = l1.partition();
         let get = Variant::bare(Table::builtin().lookup(b"get").map(|command| command.id).unwrap());
         let at = Time::from_micros;

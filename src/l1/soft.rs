@@ -143,13 +143,13 @@ impl Partition {
         }
         let mut keys = self.softs.lock();
         let soft = keys.entries.get_mut(key).filter(|soft| soft.is_for(self, by, now))?;
-        let (reply, same_in_both) = soft.entry.variant(variant)?;
+        let stored = soft.entry.variant(variant)?;
         if soft.refresh == Refresh::Wanted {
             soft.refresh = Refresh::UnderWay;
             soft.told.push(by.reader);
             return None;
         }
-        Some(Hit { entry: soft.entry.clone(), reply, same_in_both, found: Found::Softly })
+        Some(Hit { entry: soft.entry.clone(), stored, found: Found::Softly })
     }
 
     /// True if the entry of a hit is soft and may still be answered to this client.
@@ -370,7 +370,12 @@ mod tests {
 
     /// A partition with keys `k` and `dying`, whose deadline is 50.
     fn filled() -> (Arc<Partition>, Filler) {
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 16, entry_bytes_max: 16_000, variants_per_key_max: 3 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 16,
+            entry_bytes_max: 16_000,
+            variants_per_key_max: 3,
+            compress_min_bytes: None,
+        });
         let (partition, mut filler) = l1.partition();
         filler.fill(b"k", get(), b"$1\r\nv\r\n", Time::MAX, at(1));
         filler.fill(b"dying", get(), b"$1\r\nv\r\n", at(50), at(1));
@@ -387,7 +392,7 @@ mod tests {
         assert!(p.read_soft(b"k", get(), ONE, at(11)).is_none(), "it is to ask");
         assert!(p.read_soft(b"k", get(), ONE, at(11)).is_none(), "and is not answered from here afterwards");
         let hit = p.read_soft(b"k", get(), TWO, at(99)).unwrap();
-        assert_eq!(hit.reply(), b"$1\r\nv\r\n");
+        assert_eq!(hit.plain(), Some(&b"$1\r\nv\r\n"[..]));
         assert!(p.holds_soft(&hit, TWO, at(99)) && !p.holds_soft(&hit, TWO, at(100)) && !p.holds(&hit, at(99)));
         assert!(p.read_soft(b"k", get(), TWO, at(100)).is_none());
         let later = SoftRead { since: at(10), ..TWO };

@@ -56,8 +56,7 @@ impl Partition {
         if entry.is_dead(left.lost_at) {
             return None;
         }
-        let (reply, same_in_both) = entry.variant(variant)?;
-        Some(Hit { entry, reply, same_in_both, found: Found::There })
+        Hit::of(entry, variant, Found::There)
     }
 
     /// True if the entry of a `hit` that [`Partition::read_left`] has given may still be answered.
@@ -187,7 +186,12 @@ mod tests {
 
     /// A partition with three keys, one of which dies at 10 and one at 70.
     fn filled() -> (Arc<Partition>, Filler) {
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 4096, variants_per_key_max: 3 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 20,
+            entry_bytes_max: 4096,
+            variants_per_key_max: 3,
+            compress_min_bytes: None,
+        });
         let (partition, mut filler) = l1.partition();
         for (key, deadline) in [(&b"k"[..], Time::MAX), (b"dead", at(10)), (b"dying", at(70))] {
             filler.fill(key, get(), b"$1\r\nv\r\n", deadline, at(1));
@@ -208,7 +212,7 @@ mod tests {
         assert!(p.is_empty() && p.read(b"k", get(), || at(51)).is_none());
         assert_eq!(p.left_since(), Some(at(50)));
         let hit = p.read_left(b"k", get(), MAX, at(150)).unwrap();
-        assert_eq!(hit.reply(), b"$1\r\nv\r\n");
+        assert_eq!(hit.plain(), Some(&b"$1\r\nv\r\n"[..]));
         assert!(p.holds_left(&hit, MAX, at(150)) && !p.holds_left(&hit, MAX, at(151)));
         assert!(p.read_left(b"k", get(), MAX, at(151)).is_none());
         assert!(p.read_left(b"k", get(), Duration::ZERO, at(50)).is_none(), "not allowed for this key");

@@ -60,6 +60,8 @@ pub(super) struct Keyspace {
     random: u64,
     /// The database where the next active expiry begins.
     expiry_hand: usize,
+    /// Keys that have expired or were evicted, while somebody wants to know.
+    gone: Option<Vec<(u32, Vec<u8>)>>,
     evicted: u64,
     expired: u64,
     hits: u64,
@@ -81,6 +83,7 @@ impl Keyspace {
             swaps: vec![0; count],
             random: seed,
             expiry_hand: 0,
+            gone: None,
             evicted: 0,
             expired: 0,
             hits: 0,
@@ -294,7 +297,8 @@ impl Keyspace {
             let drawn = if sweep.is_none() { self.sample(spared_after) } else { None };
             let victim = drawn.or_else(|| self.sweep(sweep.get_or_insert_default(), spared_after));
             let Some((db, place)) = victim.or_else(|| self.sample(u64::MAX)) else { return };
-            self.remove(db, place);
+            let entry = self.remove(db, place);
+            self.note(db, entry);
             self.evicted += 1;
         }
     }
@@ -315,6 +319,22 @@ impl Keyspace {
         }
     }
 
+    pub(super) fn note_gone(&mut self, notes: bool) {
+        if notes != self.gone.is_some() {
+            self.gone = notes.then(Vec::new);
+        }
+    }
+
+    pub(super) fn take_gone(&mut self) -> Vec<(u32, Vec<u8>)> {
+        self.gone.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn note(&mut self, db: usize, entry: Option<Entry>) {
+        if let (Some(gone), Some(entry)) = (&mut self.gone, entry) {
+            gone.push((db as u32, entry.key.to_vec()));
+        }
+    }
+
     fn next_sequence(&mut self) -> u64 {
         self.sequence += 1;
         self.sequence
@@ -329,7 +349,8 @@ impl Keyspace {
     }
 
     fn expire(&mut self, db: usize, place: Place) {
-        self.remove(db, place);
+        let entry = self.remove(db, place);
+        self.note(db, entry);
         self.expired += 1;
     }
 

@@ -15,6 +15,7 @@
 //! | `slab` | places that entries keep, which SCAN rests on |
 //! | `value` | a stored string |
 //! | `tags` | which keys have which tags |
+//! | `depends` | which keys depend on which |
 //! | `extended` | the arithmetic of INCRBYFLOAT |
 //!
 //! # Invariants
@@ -36,6 +37,7 @@
 
 mod call;
 mod database;
+mod depends;
 mod extended;
 mod keys;
 mod keyspace;
@@ -52,8 +54,9 @@ use call::{Call, Outcome};
 use keyspace::Keyspace;
 use reply::{Failure, Reply};
 
+pub use depends::{DEPENDENCIES_MAX, DependIndex, DependLimits, DependRefusal};
 pub use reply::Protocol;
-pub use tags::{LEASES_MAX, Lease, PAIRS_MAX, TagIndex, TagsFull};
+pub use tags::{LEASES_MAX, Lease, PAIRS_MAX, TagIndex, TagLimits, TagsFull};
 
 /// Longest name of a command here (`incrbyfloat`, `pexpiretime`), in bytes.
 const NAME_LEN_MAX: usize = 11;
@@ -245,6 +248,16 @@ impl Origin {
     /// that number, not to the number of keys; a full budget means that there may be more.
     pub fn expire_some(&mut self, now: UnixMillis, budget: usize) -> usize {
         self.keyspace.expire_some(now, budget)
+    }
+
+    /// From now on, or no longer, the keys that expire or are evicted are noted for [`Origin::take_gone`].
+    pub fn note_gone(&mut self, notes: bool) {
+        self.keyspace.note_gone(notes);
+    }
+
+    /// Keys that have expired or were evicted since the last call, with their databases, if they are noted.
+    pub fn take_gone(&mut self) -> Vec<(u32, Vec<u8>)> {
+        self.keyspace.take_gone()
     }
 
     /// The state of a key, for WATCH: take it then, and compare it at EXEC. A database that is not there has no keys.

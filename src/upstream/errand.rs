@@ -8,6 +8,7 @@ use crate::port::{Delivery, Failure, Port, Seq, Taken};
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::link_io::LinkHandle;
 use crate::upstream::scope::Scope;
+use crate::upstream::watch::Watch;
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::cursor::Cursor;
@@ -129,6 +130,22 @@ impl Errand {
             _ => None,
         });
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Returns when all that follows from what has happened upstream until now is done, as far as keys depend on others.
+    ///
+    /// # Errors
+    /// It was not in time.
+    pub(crate) async fn settle(&mut self, watch: &Watch) -> Result<(), Failure> {
+        if !watch.is_on() {
+            return Ok(());
+        }
+        self.seq_last += 1;
+        watch.submit(&self.port, Seq(self.seq_last));
+        match self.outcomes(1).await.pop() {
+            Some(Outcome::Failed(failure)) => Err(failure),
+            _ => Ok(()),
+        }
     }
 
     fn job(&mut self, requests: &[(OpKind, &OwnedArgs)]) -> Job {

@@ -43,6 +43,7 @@ use crate::received::Received;
 use crate::upstream::admission::{Admission, Filter};
 use crate::upstream::breaker::{ErrorKind, FailureCause, classify_error};
 use crate::upstream::feed::Feed;
+use crate::upstream::watch::Watch;
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::cursor::{Cursor, Item};
@@ -165,6 +166,7 @@ pub struct LinkCore {
     counts: LinkCounts,
     admission: Filter,
     feed: Arc<Feed>,
+    watch: Option<Arc<Watch>>,
     #[cfg(feature = "mutations")]
     late: flights::Late,
 }
@@ -288,6 +290,7 @@ impl LinkCore {
             counts: LinkCounts::default(),
             admission: Filter::new(limits.admission),
             feed: Arc::default(),
+            watch: None,
             #[cfg(feature = "mutations")]
             late: flights::Late::default(),
         }
@@ -304,6 +307,11 @@ impl LinkCore {
     /// Who hears of what L1 forgets.
     pub fn set_feed(&mut self, feed: Arc<Feed>) {
         self.feed = feed;
+    }
+
+    /// Who is to hear of dependencies that others declare.
+    pub fn set_watch(&mut self, watch: Arc<Watch>) {
+        self.watch = Some(watch);
     }
 
     /// A connection has been set up; what may be kept from now on. Before anybody can be told anything by it, what was
@@ -588,6 +596,9 @@ impl LinkCore {
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
                     let key = cursor.next_bytes().ok_or_else(senseless)?;
+                    if let Some(watch) = &self.watch {
+                        watch.hear(key);
+                    }
                     self.counts.dropped_by_push += u64::from(self.pushed(key, now));
                 }
             }

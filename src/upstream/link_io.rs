@@ -28,6 +28,7 @@ use super::link::{self, Job, LinkCore, LinkCounts, LinkLimits, OpKind, Retry};
 use super::node::Node;
 use super::peers::Peers;
 use super::raw::{Identity, RawConnection, RawError};
+use super::watch::Watch;
 use crate::buffered::{Buffered, REQUEST_OVERHEAD_BYTES, Share};
 use crate::l1::{Cause, Partition};
 use crate::port::{Delivery, Failure, Port};
@@ -86,6 +87,7 @@ pub struct LinkHandle {
     counts: Mutex<LinkCounts>,
     big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
     feed: Arc<Feed>,
+    watch: Arc<Watch>,
 }
 
 /// Whether the link is there.
@@ -135,6 +137,7 @@ impl LinkHandle {
         times: LinkTimes,
         buffered: &Arc<Buffered>,
         big_keys: Box<dyn Fn(Bytes) + Send + Sync>,
+        watch: Arc<Watch>,
     ) -> Arc<Self> {
         let state = LinkState::Connecting;
         let share = buffered.share();
@@ -156,6 +159,7 @@ impl LinkHandle {
             counts: Mutex::new(LinkCounts::default()),
             big_keys,
             feed: Arc::default(),
+            watch,
         })
     }
 
@@ -194,6 +198,12 @@ impl LinkHandle {
     /// Who hears of what the partition forgets.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
+    }
+
+    /// Whether keys of the database depend on others.
+    #[inline]
+    pub fn watch(&self) -> &Arc<Watch> {
+        &self.watch
     }
 
     /// True while the link's replies are kept.
@@ -440,6 +450,7 @@ impl Queue {
 /// Runs a link until its scope ends. One call for each handle.
 pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpose, seed: u64) {
     core.set_feed(handle.feed.clone());
+    core.set_watch(handle.watch.clone());
     let mut backoff = Backoff::new(handle.times().backoff, seed);
     let mut moves = Moves::new(seed);
     let mut retries: Vec<Retry> = Vec::new();

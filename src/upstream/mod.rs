@@ -11,6 +11,7 @@
 //! | [`breaker`] | CORE of the circuit breaker of one node |
 //! | [`admission`] | CORE of the choice which misses are worth a fill |
 //! | [`peers`] | other Larders of the same upstream |
+//! | [`watch`] | whether keys depend on others, and who waits for what follows from a change |
 //! | [`feed`] | who wants to hear of invalidations |
 //! | `errand` | requests of Larder's own on links |
 //! | [`backoff`] | how long to wait before the next connect attempt |
@@ -28,3 +29,4 @@ pub mod peers;
 pub mod pool;
 pub mod raw;
 pub mod scope;
+pub mod watch;

@@ -9,6 +9,8 @@
 //!   SPUBLISH <where to answer> "<number>"                            ◄──  each
 //! ```
 //!
+//! A question can have a fourth word, which asks for more ([`About`]); an answer can have a second one, `yes`.
+//!
 //! There is one such connection for each user whose links fill L1. The promise rests on this: **a link fills and answers
 //! from L1 only while the connection of its user is subscribed**, so the server's own count of receivers is the count of
 //! those who could hold anything old. When the connection is lost, the partitions are suspended until it is back.
@@ -108,19 +110,32 @@ struct Entry {
     suspended: bool,
 }
 
+/// What the others are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// To have applied what was sent to them.
+    Invalidation,
+    /// And to watch what keys depend on, as the index says it now.
+    Dependency,
+    /// Whether one of them has heard of every change of what keys depend on, until now: one `yes` is enough.
+    Watching,
+}
+
 /// A question of ours, and who has answered.
 struct Question {
+    about: About,
     answers: usize,
+    yes: bool,
     asked: Option<usize>,
-    done: Option<oneshot::Sender<()>>,
+    done: Option<oneshot::Sender<bool>>,
 }
 
 /// What is to be sent on the connection.
 enum Outgoing {
     /// A question of ours.
-    Ask { number: u64, database: u32 },
+    Ask { number: u64, database: u32, about: About },
     /// An answer to somebody's question.
-    Answer { channel: Vec<u8>, number: Vec<u8> },
+    Answer { channel: Vec<u8>, text: Vec<u8> },
 }
 
 /// How long a link waits to see its user joined before it goes on with its partition suspended.
@@ -200,33 +215,38 @@ impl Peers {
         }
     }
 
-    /// Returns when every Larder that is subscribed has applied what the upstream had sent to it for `database` before.
+    /// Returns when every Larder that is subscribed has applied what the upstream had sent to it for `database` before, or
+    /// when it is known what they say; whether one has said `yes`.
     ///
     /// # Errors
     /// Not all have answered in time.
-    pub async fn fence(&self, database: u32) -> Result<(), Failure> {
+    pub async fn ask(&self, database: u32, about: About) -> Result<bool, Failure> {
         let (done, answered) = oneshot::channel();
         let number = {
             let mut state = self.lock();
             state.last_question += 1;
             let number = state.last_question;
-            state.questions.insert(number, Question { answers: 0, asked: None, done: Some(done) });
+            let question = Question { about, answers: 0, yes: false, asked: None, done: Some(done) };
+            state.questions.insert(number, question);
             number
         };
         let _forgotten = Forgets { peers: self, number };
-        let asked =
-            async { self.outbox.send(Outgoing::Ask { number, database }).await.is_ok() && answered.await.is_ok() };
-        if timeout(self.settings.answers_max, asked).await == Ok(true) {
-            return Ok(());
+        let asked = async {
+            self.outbox.send(Outgoing::Ask { number, database, about }).await.ok()?;
+            answered.await.ok()
+        };
+        if let Ok(Some(yes)) = timeout(self.settings.answers_max, asked).await {
+            return Ok(yes);
         }
         let state = self.lock();
         let heard = state.questions.get(&number).map_or((0, None), |q| (q.answers, q.asked));
         let of = heard.1.map_or("those of the upstream".to_owned(), |asked| asked.to_string());
-        let line = format!(
-            "PEERTIMEOUT {} of {of} Larders have confirmed within {} ms; the keys are gone upstream",
-            heard.0,
-            self.settings.answers_max.as_millis()
-        );
+        let done = match about {
+            About::Invalidation => "the keys are gone upstream",
+            About::Dependency | About::Watching => "the others know of it as soon as they hear",
+        };
+        let ms = self.settings.answers_max.as_millis();
+        let line = format!("PEERTIMEOUT {} of {of} Larders have confirmed within {ms} ms; {done}", heard.0);
         Err(Failure::Refused(line.into()))
     }
 
@@ -309,6 +329,7 @@ impl Peers {
     fn answer(self: &Arc<Self>, question: &[u8]) {
         let mut words = question.split(|b| *b == b' ');
         let (Some(database), Some(channel), Some(number)) = (words.next(), words.next(), words.next()) else { return };
+        let about = About::parse(words.next());
         let database = std::str::from_utf8(database).ok().and_then(|text| text.parse::<u32>().ok());
         let links: Vec<Arc<LinkHandle>> = {
             let mut state = self.lock();
@@ -319,22 +340,25 @@ impl Peers {
             let here = state.links.iter().filter(|entry| Some(entry.database) == database);
             here.filter_map(|entry| entry.link.upgrade()).collect()
         };
-        let (peers, answer) = (self.clone(), Outgoing::Answer { channel: channel.to_vec(), number: number.to_vec() });
+        let (peers, channel, mut text) = (self.clone(), channel.to_vec(), number.to_vec());
         tokio::spawn(async move {
-            let fenced = Errand::default().fence_links(links.iter()).await;
+            let answered = about.answer(&links).await;
             peers.lock().asked -= 1;
             // A link that does not catch up must not be said to have; an outbox that has gone has no use for it.
-            if fenced.is_ok() {
-                let _ = peers.outbox.send(answer).await;
+            if let Ok(yes) = answered {
+                text.extend_from_slice(if yes { b" yes" } else { b"" });
+                let _ = peers.outbox.send(Outgoing::Answer { channel, text }).await;
             }
         });
     }
 
-    fn answered(&self, number: &[u8]) {
+    fn answered(&self, answer: &[u8]) {
+        let (number, yes) = answer.strip_suffix(b" yes").map_or((answer, false), |number| (number, true));
         let number = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok());
         let mut state = self.lock();
         if let Some(question) = number.and_then(|number| state.questions.get_mut(&number)) {
             question.answers += 1;
+            question.yes |= yes;
             question.settle();
         }
     }
@@ -363,15 +387,54 @@ impl Drop for Forgets<'_> {
     }
 }
 
+// === impl About ===
+
+impl About {
+    /// What stands behind a question.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Invalidation => "",
+            Self::Dependency => " dependency",
+            Self::Watching => " watching",
+        }
+    }
+
+    fn parse(word: Option<&[u8]>) -> Self {
+        match word {
+            Some(b"dependency") => Self::Dependency,
+            Some(b"watching") => Self::Watching,
+            _ => Self::Invalidation,
+        }
+    }
+
+    /// Does what is asked for; whether the answer is `yes`.
+    async fn answer(self, links: &[Arc<LinkHandle>]) -> Result<bool, Failure> {
+        let mut errand = Errand::default();
+        errand.fence_links(links.iter()).await?;
+        // All of them are links of one database.
+        let Some(watch) = links.first().map(|link| link.watch()) else { return Ok(false) };
+        let before = watch.lapses();
+        match self {
+            Self::Invalidation => Ok(false),
+            Self::Watching if before.is_none() => Ok(false),
+            Self::Dependency | Self::Watching => {
+                errand.settle(watch).await?;
+                Ok(before.is_some() && watch.lapses() == before)
+            }
+        }
+    }
+}
+
 // === impl Question ===
 
 impl Question {
     fn settle(&mut self) {
-        if self.asked.is_some_and(|asked| self.answers >= asked)
+        let is_known = self.about == About::Watching && self.yes;
+        if (is_known || self.asked.is_some_and(|asked| self.answers >= asked))
             && let Some(done) = self.done.take()
         {
             // Who has asked may have gone.
-            let _ = done.send(());
+            let _ = done.send(self.yes);
         }
     }
 }
@@ -457,14 +520,14 @@ impl PeersTask {
 
     fn send(&self, connection: &mut RawConnection, outgoing: Outgoing) -> Option<u64> {
         match outgoing {
-            Outgoing::Ask { number, database } => {
-                let question = format!("{database} {} {number}", self.peers.answers_to);
+            Outgoing::Ask { number, database, about } => {
+                let question = format!("{database} {} {number}{}", self.peers.answers_to, about.word());
                 let words = ["SPUBLISH", &self.peers.settings.channel, &question];
                 connection.put_request(OwnedArgs::new(words).args().bytes());
                 Some(number)
             }
-            Outgoing::Answer { channel, number } => {
-                connection.put_request(OwnedArgs::new([b"SPUBLISH", &channel[..], &number]).args().bytes());
+            Outgoing::Answer { channel, text } => {
+                connection.put_request(OwnedArgs::new([b"SPUBLISH", &channel[..], &text]).args().bytes());
                 None
             }
         }
@@ -503,6 +566,107 @@ async fn next_frame(connection: &mut RawConnection, gathered: &mut BytesMut) -> 
         gathered.extend_from_slice(&piece.bytes);
         if piece.ends {
             return Ok(gathered.split().freeze());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::upstream::breaker::BreakerSettings;
+    use crate::upstream::raw::Endpoint;
+    use larder_protocol::table::Table;
+
+    const ANSWERS_MAX: Duration = Duration::from_millis(40);
+
+    /// A connection that is never made: what is to be sent stays in the box.
+    fn peers() -> (Arc<Peers>, PeersTask) {
+        let breaker = BreakerSettings::default().checked().unwrap();
+        let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: 1 };
+        let node = Arc::new(Node::new(endpoint, Clock::start(), breaker, Arc::new(Table::builtin()), 1));
+        let settings = PeersSettings {
+            channel: "larder:peers".to_owned(),
+            name: "me".to_owned(),
+            answers_max: ANSWERS_MAX,
+            connect_max: ANSWERS_MAX,
+            dead_after: ANSWERS_MAX,
+            replies: ReplyLimits::default(),
+        };
+        Peers::start(node, Identity::Anonymous, 7, settings)
+    }
+
+    fn refused(outcome: Result<bool, Failure>) -> String {
+        outcome.expect_err("nobody has answered").to_string()
+    }
+
+    #[tokio::test]
+    async fn questions_of_others_beyond_the_bound_are_not_answered() {
+        let (peers, mut task) = peers();
+        peers.lock().asked = ASKED_MAX - 1;
+        peers.answer(b"0 larder:peers:other 5");
+        assert_eq!(peers.lock().asked, ASKED_MAX, "the last place");
+        peers.answer(b"0 larder:peers:other 6");
+        assert_eq!(peers.lock().asked, ASKED_MAX, "there is no place: nothing has begun");
+        let Some(Outgoing::Answer { channel, text }) = task.inbox.recv().await else { panic!("no answer") };
+        assert_eq!((&channel[..], &text[..]), (&b"larder:peers:other"[..], &b"5"[..]));
+        assert_eq!(peers.lock().asked, ASKED_MAX - 1, "its place is free again");
+        assert!(task.inbox.try_recv().is_err(), "the other question has no answer");
+    }
+
+    #[tokio::test]
+    async fn who_sends_while_the_box_is_full_waits_and_is_told_when_it_takes_too_long() {
+        let (peers, mut task) = peers();
+        let message = || Outgoing::Answer { channel: b"c".to_vec(), text: b"1".to_vec() };
+        for _ in 0..OUTBOX_MAX {
+            assert!(peers.outbox.try_send(message()).is_ok());
+        }
+        assert!(peers.outbox.try_send(message()).is_err());
+        let told = refused(peers.ask(0, About::Invalidation).await);
+        let wanted =
+            "PEERTIMEOUT 0 of those of the upstream Larders have confirmed within 40 ms; the keys are gone upstream";
+        assert_eq!(told, wanted);
+        assert!(peers.lock().questions.is_empty(), "who waits no more is forgotten");
+        // A place is free: the question leaves, and is answered.
+        task.inbox.recv().await;
+        let asking = tokio::spawn({
+            let peers = peers.clone();
+            async move { peers.ask(0, About::Watching).await }
+        });
+        let asked = loop {
+            match task.inbox.recv().await {
+                Some(Outgoing::Ask { number, about: About::Watching, .. }) => break number,
+                Some(_) => {}
+                None => panic!("the box is closed"),
+            }
+        };
+        peers.asked(asked, 2);
+        peers.answered(format!("{asked} yes").as_bytes());
+        assert_eq!(asking.await.unwrap(), Ok(true), "one yes is enough");
+    }
+
+    #[tokio::test]
+    async fn all_are_waited_for_and_a_yes_is_passed_on() {
+        let (peers, mut task) = peers();
+        for (about, answers, outcome) in [
+            (About::Invalidation, &["", ""][..], Ok(false)),
+            (About::Dependency, &["", " yes"], Ok(true)),
+            (About::Watching, &["", ""], Ok(false)),
+            (About::Watching, &[""], Err(())),
+            (About::Dependency, &[" yes"], Err(())),
+        ] {
+            let asking = tokio::spawn({
+                let peers = peers.clone();
+                async move { peers.ask(3, about).await }
+            });
+            let Some(Outgoing::Ask { number, database: 3, .. }) = task.inbox.recv().await else {
+                panic!("no question")
+            };
+            for answer in answers {
+                peers.answered(format!("{number}{answer}").as_bytes());
+            }
+            peers.asked(number, 2);
+            assert_eq!(asking.await.unwrap().map_err(drop), outcome, "{about:?} {answers:?}");
         }
     }
 }

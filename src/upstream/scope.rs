@@ -10,9 +10,10 @@
 use super::link::{LinkCore, LinkCounts, LinkLimits};
 use super::link_io::{self, LinkHandle, LinkPurpose, LinkState, LinkTimes};
 use super::node::Node;
-use super::peers::{Peers, PeersSettings};
+use super::peers::{About, Peers, PeersSettings};
 use super::pool::{PoolLimits, Pools};
 use super::raw::Identity;
+use super::watch::{Watch, Watches};
 use crate::buffered::Buffered;
 use crate::l1::L1;
 use crate::port::Failure;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// Bounds and habits of all that leads to an upstream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct UpstreamSettings {
     /// Of each link's core.
     pub link: LinkLimits,
@@ -38,6 +39,8 @@ pub struct UpstreamSettings {
     pub scopes_max: usize,
     /// How long a scope without clients lives (`limits.scope_idle_ms_max`).
     pub scope_idle_max: Duration,
+    /// What the names of Larder's own keys begin with (`tags.prefix`).
+    pub prefix: Arc<str>,
 }
 
 /// How long replies may take, by class of command, before the client is told of a timeout.
@@ -65,6 +68,9 @@ pub struct Upstream {
     /// How other Larders are asked, if they are; and the connections of the users that have scopes.
     peers_settings: Option<PeersSettings>,
     peers: Mutex<HashMap<Identity, Arc<Peers>>>,
+    /// One for each database that has scopes, or had.
+    watches: Mutex<HashMap<u32, Arc<Watch>>>,
+    watched: Arc<Watches>,
     /// What the links of scopes that have ended had done.
     ended: Mutex<LinkCounts>,
     count: AtomicUsize,
@@ -145,6 +151,8 @@ impl Upstream {
             scopes: Mutex::new(HashMap::new()),
             peers_settings,
             peers: Mutex::default(),
+            watches: Mutex::default(),
+            watched: Arc::default(),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
             next_seed: AtomicU64::new(seed),
@@ -176,15 +184,15 @@ impl Upstream {
     }
 
     /// The bounds in force.
-    pub fn settings(&self) -> UpstreamSettings {
-        **self.settings.load()
+    pub fn settings(&self) -> Arc<UpstreamSettings> {
+        self.settings.load_full()
     }
 
     /// Changes bounds and habits: of links at once, of pools not at all.
     pub fn reconfigure(&self, settings: UpstreamSettings) {
         let scopes = self.lock();
-        self.settings.store(Arc::new(UpstreamSettings { pool: self.settings().pool, ..settings }));
         scopes.values().for_each(|held| held.scope.link.reconfigure(settings.times, settings.link));
+        self.settings.store(Arc::new(UpstreamSettings { pool: self.settings().pool, ..settings }));
     }
 
     /// The identity of clients that do not authenticate.
@@ -303,8 +311,8 @@ impl Upstream {
             big_keys.insert(key, ());
             has_big_keys.store(true, Ordering::Relaxed);
         });
-        let settings = self.settings();
-        let link = LinkHandle::new(self.node.clone(), partition, settings.times, &self.buffered, remember);
+        let (settings, watch) = (self.settings(), self.watch(database));
+        let link = LinkHandle::new(self.node.clone(), partition, settings.times, &self.buffered, remember, watch);
         let core = LinkCore::new(filler, self.node.table(), settings.link);
         let peers = self.peers_of(identity);
         let purpose = LinkPurpose { identity: identity.clone(), database, peers };
@@ -313,6 +321,36 @@ impl Upstream {
         let _guard = self.runtime.enter();
         let pools = Pools::new(&self.node, identity, database, settings.pool);
         Arc::new(Scope { identity: identity.clone(), database, link, pools, peers: AtomicUsize::new(0) })
+    }
+
+    /// The watch of a database.
+    fn watch(&self, database: u32) -> Arc<Watch> {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || Arc::new(Watch::new(database, &self.settings().prefix, self.watched.clone()));
+        watches.entry(database).or_insert_with(fresh).clone()
+    }
+
+    /// The watches of all databases.
+    pub fn watches(&self) -> Vec<Arc<Watch>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// What all watches share.
+    #[inline]
+    pub fn watched(&self) -> &Arc<Watches> {
+        &self.watched
+    }
+
+    /// A scope of each database that there are links for: that of the default user, if it has one.
+    pub fn scope_of_each_database(&self) -> HashMap<u32, Arc<Scope>> {
+        let mut found: HashMap<u32, Arc<Scope>> = HashMap::new();
+        for scope in self.scopes().into_iter().filter(|scope| scope.link.is_up()) {
+            let preferred = scope.identity == self.identity;
+            if preferred || !found.contains_key(&scope.database) {
+                found.insert(scope.database, scope);
+            }
+        }
+        found
     }
 
     /// The connection of a user to other Larders; it is made if it is not there.
@@ -334,14 +372,22 @@ impl Upstream {
     /// # Errors
     /// Not all have confirmed in time.
     pub async fn fence_peers(&self, identity: &Identity, database: u32) -> Result<(), Failure> {
+        self.ask_peers(identity, database, About::Invalidation).await.map(drop)
+    }
+
+    /// Asks all Larders of the upstream, this one too: whether one has said `yes`. See [`Peers::ask`].
+    ///
+    /// # Errors
+    /// Not all have answered in time.
+    pub async fn ask_peers(&self, identity: &Identity, database: u32, about: About) -> Result<bool, Failure> {
         let joined = {
             let all = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
             let own = all.get(identity).filter(|peers| peers.is_joined());
             own.or_else(|| all.values().find(|peers| peers.is_joined())).cloned()
         };
         match joined {
-            Some(peers) => peers.fence(database).await,
-            None => Ok(()),
+            Some(peers) => peers.ask(database, about).await,
+            None => Ok(false),
         }
     }
 

@@ -6,6 +6,8 @@ mod support;
 
 mod breaker;
 mod config;
+mod depend;
+mod depend_histories;
 mod events;
 mod insight;
 mod invalidate;

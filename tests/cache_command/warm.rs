@@ -73,6 +73,40 @@ fn the_first_read_of_what_was_warmed_does_not_reach_the_upstream() {
 }
 
 #[test]
+fn what_has_a_tag_is_warmed_page_by_page() {
+    for kind in [Kind::Redis, Kind::Valkey] {
+        let pair = Pair::of(kind, &["--set", "warm.keys_per_second_max=100000"]);
+        let mut client = pair.larder.client();
+        let set =
+            |n: usize| encode(&["CACHE", "SET", &format!("k:{n}"), "v", "TAGS", "2", "all", ["odd", "even"][n % 2]]);
+        let requests: Vec<u8> = (0..1500).flat_map(set).collect();
+        client.pipeline(&requests, 1500);
+        client.run("CACHE SET gone v TAGS 1 all");
+        client.run("SET untagged v");
+        pair.upstream.client().run("DEL gone");
+        client.ok(&["CACHE", "INVALIDATE", "ALL", "LOCAL"]);
+        let told = map_of(&client.ask("CACHE WARM TAGS 1 odd SYNC"));
+        assert_eq!((counts(&told), told["subject"].text()), ((750, 0), "TAGS odd".into()));
+        assert!(is_in_l1(&mut client, "k:0") && !is_in_l1(&mut client, "k:1"));
+        let told = map_of(&client.ask("CACHE WARM TAGS 3 nosuch all odd SYNC"));
+        assert_eq!((told["done"].int(), told["failed"].int()), (2250, 1), "{kind:?}: what has gone is skipped");
+        let before = pair.upstream.calls("get");
+        (0..1500).for_each(|n| assert_eq!(client.run(&format!("GET k:{n}")), b"$1\r\nv\r\n"));
+        assert_eq!(pair.upstream.calls("get"), before);
+        assert!(!is_in_l1(&mut client, "untagged"));
+    }
+    let configured = Server::redis(&[]);
+    let schedule = "warm.schedule=[{ name = 'news', every_seconds = 3600, tags = ['news'] }]";
+    let first = Larder::start(Some(&configured), &[]);
+    first.client().run("CACHE SET k v TAGS 1 news");
+    let second = Larder::start(Some(&configured), &["--set", schedule]);
+    wait_until("the schedule has warmed it", || is_in_l1(&mut second.client(), "k"));
+    let denied = Larder::start(Some(&configured), &["--set", "deny=['sscan']"]);
+    let told = error_of(&mut denied.client(), "CACHE WARM TAGS 1 news");
+    assert!(told.starts_with("NOPERM larder: the operator has denied"), "{told}");
+}
+
+#[test]
 fn what_was_warmed_is_as_coherent_as_any_entry() {
     let pair = Pair::start(&[]);
     let (mut client, mut writer) = (pair.larder.client(), pair.upstream.client());

@@ -426,7 +426,7 @@ impl Client {
                 Delivery::Small { seq, len } => {
                     let reply = &taken.bytes[at..at + len];
                     at += len;
-                    if fences || !self.session.replied_in_turn(seq, reply, around.counters, &mut self.out) {
+                    if fences || !self.session.replied_in_turn(seq, reply, false, around.counters, &mut self.out) {
                         self.session.replied(seq, Bytes::copy_from_slice(reply));
                     }
                 }
@@ -468,7 +468,7 @@ impl Client {
                 let left = self.asked.iter_mut().filter(|asked| asked.source == Source::Left);
                 left.for_each(|asked| asked.source = Source::Upstream);
             }
-            for seq in advanced.fence {
+            for (seq, _) in advanced.fence {
                 self.fence_others(seq, around);
             }
             if redone {
@@ -569,6 +569,7 @@ fn surrounded<T>(around: &Around<'_>, scope: usize, reader: Reader, work: impl F
         upstream_is_resp2: false,
         has_field_ttls: false,
         fences: around.links.len() > 1,
+        settles: false,
         keeps: true,
         reader,
         refresh_ahead: around.policies.refreshes().then_some(around.policies),

@@ -1,6 +1,7 @@
 //! `CACHE WARM`: fills L1 before anybody asks.
 
 use super::insight::SHOWN_MAX;
+use super::tags::parse_tags;
 use super::{Access, CacheCommand, CacheError, KeyList, Subcommand, is};
 use crate::args::Args;
 use crate::scan::strict_i64;
@@ -26,6 +27,8 @@ pub enum WarmSubject<'a> {
     Keys(KeyList<'a>),
     /// `PATTERN glob`
     Pattern(&'a [u8]),
+    /// `TAGS n tag ...`: those that have one of the tags.
+    Tags(KeyList<'a>),
     /// `HOT [n]`: those that were used most.
     Hot(usize),
     /// `SNAPSHOT file`: those whose names were saved in it.
@@ -51,14 +54,14 @@ pub enum WarmCourse<'a> {
 pub(super) const WARM: Subcommand = Subcommand {
     name: "warm",
     arity: -3,
-    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob>|HOT [<n>]|SNAPSHOT <file>) [SYNC|EVERY <seconds> NAME <name>]",
+    syntax: "(KEYS <numkeys> <key> [<key> ...]|PATTERN <glob>|TAGS <numtags> <tag> [<tag> ...]|HOT [<n>]|SNAPSHOT <file>) [SYNC|EVERY <seconds> NAME <name>]",
     help: &[
-        "Read keys into L1: those named, that match, used most, or saved at a stop. Return",
-        "the number of a job (see CACHE JOB); with SYNC, the job when it has ended. With",
-        "EVERY, do it again and again, until CACHE CANCEL.",
+        "Read keys into L1: those named, that match, with one of the tags, used most, or",
+        "saved at a stop. Return the number of a job (see CACHE JOB); with SYNC, the job",
+        "when it has ended. With EVERY, do it again and again, until CACHE CANCEL.",
     ],
     since: "0.1.0",
-    complexity: "O(N) where N is the number of keys named, or of keys in the database for PATTERN",
+    complexity: "O(N) where N is the number of keys named, or with the tags, or of keys in the database for PATTERN",
     keys: "RO/keyword=KEYS,2/keynum=0,1,1",
     access: Access::Lists,
 };
@@ -69,9 +72,14 @@ pub(super) fn parse(args: Args<'_>) -> Result<CacheCommand<'_>, CacheError> {
     let kind = args.arg(2);
     let (subject, end) = match (args.get(3), args.len()) {
         (_, len) if is(kind, "keys") && len < 5 => return wrong_arity,
+        (_, len) if is(kind, "tags") && len < 5 => return wrong_arity,
+        _ if is(kind, "tags") => {
+            let tags = parse_tags(args, 3)?;
+            (WarmSubject::Tags(tags), tags.end())
+        }
         _ if is(kind, "keys") => {
             let keys = KeyList::parse(args, 3)?;
-            (WarmSubject::Keys(keys), keys.from + keys.count)
+            (WarmSubject::Keys(keys), keys.end())
         }
         (Some(glob), _) if is(kind, "pattern") => (WarmSubject::Pattern(glob), 4),
         (Some(name), _) if is(kind, "snapshot") => (WarmSubject::Snapshot(name), 4),

@@ -30,6 +30,8 @@ for _, part in ipairs(ids) do
     local n, ended, failure = drop(part, step, names)
     if failure then return failure end
     deleted = deleted + n
+    -- What depended on them is still to go.
+    if redis.call('EXISTS', P .. 'j:dep:' .. part) == 1 then left[#left + 1] = 'dep:' .. part end
   end
 end
 return { total, deleted, left, names }

@@ -77,12 +77,13 @@ pub(in crate::cache) fn invalidate(caller: &Caller, matching: Matching, tags: &K
     let db = caller.database;
     with_store(caller, |store, now| {
         let keys = store.tags.invalidate(db, tags.iter(), matching == Matching::All);
+        let dependents = store.because(Cause::TagBased, |store| store.follow(db, keys.iter().map(Vec::as_slice), now));
         let gone = keys.iter().filter(|key| {
             let unlink = OwnedArgs::new([b"UNLINK", &key[..]]);
             let reply = store.because(Cause::TagBased, |store| run(store, db, &unlink, now));
             Cursor::new(&reply).next_integer() == Some(1)
         });
-        Ok(gone.count() as u64)
+        Ok(dependents + gone.count() as u64)
     })
     .unwrap_or(0)
 }
@@ -92,13 +93,14 @@ pub(in crate::cache) fn unlink(caller: &Caller, keys: &[&[u8]], cause: Cause) ->
     let db = caller.database;
     with_store(caller, |store, now| {
         keys.iter().for_each(|key| store.tags.end_lease(db, key));
+        let dependents = store.because(cause, |store| store.follow(db, keys.iter().copied(), now));
         let words = std::iter::once(&b"UNLINK"[..]).chain(keys.iter().copied());
         let reply = store.because(cause, |store| run(store, db, &OwnedArgs::new(words), now));
-        Ok(Cursor::new(&reply).next_integer().map_or(0, i64::unsigned_abs))
+        Ok(dependents + Cursor::new(&reply).next_integer().map_or(0, i64::unsigned_abs))
     })
 }
 
-fn with_store<T>(
+pub(in crate::cache) fn with_store<T>(
     caller: &Caller,
     work: impl FnOnce(&mut Store, UnixMillis) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
@@ -159,7 +161,7 @@ fn lease(
     }
 }
 
-fn exists(store: &mut Store, db: u32, key: &[u8], now: UnixMillis) -> bool {
+pub(in crate::cache) fn exists(store: &mut Store, db: u32, key: &[u8], now: UnixMillis) -> bool {
     store.holds(db, key, now)
 }
 

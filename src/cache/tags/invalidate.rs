@@ -15,6 +15,7 @@ use crate::cache::jobs::Job;
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
+use crate::upstream::link_io::LinkHandle;
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
@@ -25,9 +26,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Keys that one step deletes at most: a small part of a millisecond of the upstream's time.
-pub(super) const STEP_KEYS: &[u8] = b"16";
+pub(in crate::cache) const STEP_KEYS: &[u8] = b"16";
 /// How long an invalidation is left to who has begun it.
-pub(super) const CLAIM_MS: &[u8] = b"10000";
+pub(in crate::cache) const CLAIM_MS: &[u8] = b"10000";
 /// Shortest and longest rest between two steps.
 const REST_MIN: Duration = Duration::from_millis(1);
 const REST_MAX: Duration = Duration::from_millis(100);
@@ -35,6 +36,12 @@ const REST_MAX: Duration = Duration::from_millis(100);
 const SEARCH_STEP: &[u8] = b"512";
 /// Bytes of tags that a job shows.
 const SHOWN_BYTES_MAX: usize = 128;
+
+/// The keys of a tag, page by page.
+pub(in crate::cache) struct Members {
+    set: Vec<u8>,
+    cursor: Option<Bytes>,
+}
 
 /// Deletes what has one, or all, of the tags: how many keys there were. `kind` says what becomes of what L1 holds of them.
 pub(in crate::cache) async fn invalidate(
@@ -85,19 +92,24 @@ async fn delete(
     let ids: Vec<&[u8]> = (0..left).map_while(|_| cursor.next_bytes()).collect();
     for id in ids {
         delete_aside(&mut errand, scope, prefix, id, kind, Some(job)).await?;
+        if scope.link.watch().is_on() && !id.starts_with(b"dep:") {
+            let dependents = [b"dep:", id].concat();
+            delete_aside(&mut errand, scope, prefix, &dependents, kind, Some(job)).await?;
+        }
     }
     Ok(())
 }
 
-/// Deletes what was set aside as `id`, step by step.
-pub(super) async fn delete_aside(
+/// Deletes what was set aside as `id`, step by step: how many keys there were.
+pub(in crate::cache) async fn delete_aside(
     errand: &mut Errand,
     scope: &Scope,
     prefix: &[u8],
     id: &[u8],
     kind: OpKind,
     job: Option<&Job>,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
+    let mut total = 0;
     loop {
         let began = Instant::now();
         let reply = script::STEP.run(errand, &scope.link, kind, None, &[prefix, id, CLAIM_MS, STEP_KEYS]).await?;
@@ -107,15 +119,17 @@ pub(super) async fn delete_aside(
         if let Some(job) = job {
             job.advance(deleted);
         }
+        total += deleted;
         if cursor.next_integer() != Some(0) {
-            return Ok(());
+            return Ok(total);
         }
         sleep(began.elapsed().clamp(REST_MIN, REST_MAX)).await;
     }
 }
 
-/// Everybody has heard of it: the links of this Larder, then all other Larders.
+/// Everybody has heard of it: the links of this Larder, then all other Larders; and what follows from it has happened.
 async fn fence(upstream: &Upstream, scope: &Arc<Scope>) -> Result<(), Failure> {
+    Errand::default().settle(scope.link.watch()).await?;
     let mut scopes = upstream.others(scope, Some(scope.database));
     scopes.push(scope.clone());
     Errand::default().fence(&scopes).await?;
@@ -135,28 +149,44 @@ pub(in crate::cache) async fn members(
     let searched = if matching == Matching::All { &sets[..1] } else { &sets[..] };
     let mut found = Vec::new();
     for set in searched {
-        let mut cursor = Bytes::from_static(b"0");
-        loop {
-            let words = [&b"SSCAN"[..], set, &cursor, b"COUNT", SEARCH_STEP];
-            let reply = errand.call(&scope.link, &[(OpKind::Read, &OwnedArgs::new(words))]).await?;
-            let mut items = Cursor::new(&reply);
-            items.next_count();
-            cursor = Bytes::copy_from_slice(items.next_bytes().unwrap_or(b"0"));
-            let count = items.next_count().unwrap_or(0);
-            let keys: Vec<Bytes> = (0..count).map_while(|_| items.next_bytes()).map(|k| reply.slice_ref(k)).collect();
+        let mut members = Members { set: set.clone(), cursor: Some(Bytes::from_static(b"0")) };
+        while let Some(keys) = members.next_page(&mut errand, &scope.link).await? {
             found.extend(if matching == Matching::All {
                 with_all(&mut errand, scope, keys, &sets[1..]).await?
             } else {
                 keys
             });
-            if cursor == "0" {
-                break;
-            }
         }
     }
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+// === impl Members ===
+
+impl Members {
+    /// Those of a tag.
+    pub(in crate::cache) fn of(prefix: &str, tag: &[u8]) -> Self {
+        Self { set: [prefix.as_bytes(), b"t:", tag].concat(), cursor: Some(Bytes::from_static(b"0")) }
+    }
+
+    /// The next of them, perhaps none; `None` behind the last.
+    pub(in crate::cache) async fn next_page(
+        &mut self,
+        errand: &mut Errand,
+        link: &LinkHandle,
+    ) -> Result<Option<Vec<Bytes>>, Failure> {
+        let Some(cursor) = self.cursor.take() else { return Ok(None) };
+        let words = [&b"SSCAN"[..], &self.set, &cursor, b"COUNT", SEARCH_STEP];
+        let reply = errand.call(link, &[(OpKind::Read, &OwnedArgs::new(words))]).await?;
+        let mut items = Cursor::new(&reply);
+        items.next_count();
+        let next = items.next_bytes().unwrap_or(b"0");
+        self.cursor = (next != b"0").then(|| Bytes::copy_from_slice(next));
+        let count = items.next_count().unwrap_or(0);
+        Ok(Some((0..count).map_while(|_| items.next_bytes()).map(|key| reply.slice_ref(key)).collect()))
+    }
 }
 
 /// Those of `keys` that all the sets have.

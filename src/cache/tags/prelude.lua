@@ -12,34 +12,78 @@ local function detach(key, tag)
   redis.call('SREM', P .. 't:' .. tag, key)
   prune(tag)
 end
+-- The key depends on `source` no more.
+local function release(key, source)
+  local dependents = P .. 's:' .. source
+  redis.call('ZREM', dependents, key)
+  if redis.call('EXISTS', dependents) == 0 then redis.call('ZREM', P .. 'sources', source) end
+end
 local function forget(key)
-  local record = P .. 'k:' .. key
+  local record, depends = P .. 'k:' .. key, P .. 'd:' .. key
   for _, tag in ipairs(redis.call('SMEMBERS', record)) do detach(key, tag) end
-  redis.call('DEL', record)
+  for _, source in ipairs(redis.call('SMEMBERS', depends)) do release(key, source) end
+  redis.call('DEL', record, depends)
   redis.call('ZREM', P .. 'due', key)
+end
+-- Nothing is to be looked after any more of a key that has neither tags nor dependencies.
+local function unschedule(key)
+  if redis.call('EXISTS', P .. 'k:' .. key, P .. 'd:' .. key) == 0 then redis.call('ZREM', P .. 'due', key) end
 end
 -- When to look again whether the key is still there: after its end, but not later than after `recheck` ms.
 local function schedule(key, left, recheck)
   if left < 0 or left > recheck then left = recheck end
   redis.call('ZADD', P .. 'due', now() + left, key)
 end
+-- Sets a dependent aside to be deleted as `id`; false if another deletion of dependents under way is to delete it. Were it set
+-- aside twice, the second deletion could come when the first has ended, and meet a value that was set since.
+local function set_aside(id, key)
+  for _, job in ipairs(redis.call('ZRANGE', P .. 'jobs', 0, -1)) do
+    local dependents = job ~= id and string.sub(job, 1, 4) == 'dep:'
+    if dependents and redis.call('SISMEMBER', P .. 'j:' .. job, key) == 1 then return false end
+  end
+  redis.call('SADD', P .. 'j:' .. id, key)
+  return true
+end
+-- What depends on a key that is gone goes, too: it is set aside as a deletion of dependents, which has `dep:` in front of its
+-- id. Who is one of the deletion's origins stays, and depends on the key as one that is not there.
+local function follow(id, key)
+  local dependents = P .. 's:' .. key
+  local edges = redis.call('ZRANGE', dependents, 0, -1, 'WITHSCORES')
+  if #edges == 0 then return end
+  local own = string.sub(id, 1, 4) == 'dep:' and id or 'dep:' .. id
+  for i = 1, #edges, 2 do
+    if redis.call('SISMEMBER', P .. 'o:' .. own, edges[i]) == 1 then
+      redis.call('ZADD', dependents, -math.abs(tonumber(edges[i + 1])), edges[i])
+    elseif set_aside(own, edges[i]) then
+      redis.call('ZADD', P .. 'jobs', 'NX', redis.call('ZSCORE', P .. 'jobs', id), own)
+    end
+  end
+end
 -- Deletes up to `count` of the keys that were set aside as `id`, and notes their names. All of them are put back if one
 -- cannot be deleted, so that none is lost to who takes the job up again.
 local function drop(id, count, names)
-  local aside, deleted = P .. 'j:' .. id, 0
-  local keys = redis.call('SPOP', aside, count)
-  for i, key in ipairs(keys) do
-    local n = redis.pcall('UNLINK', key)
-    if type(n) == 'table' then
-      for j = i, #keys do redis.call('SADD', aside, keys[j]) end
-      return deleted, false, n
+  local aside, deleted, left = P .. 'j:' .. id, 0, tonumber(count)
+  while left > 0 do
+    local keys = redis.call('SPOP', aside, left)
+    if #keys == 0 then break end
+    left = left - #keys
+    for i, key in ipairs(keys) do
+      local n = redis.pcall('UNLINK', key)
+      if type(n) == 'table' then
+        for j = i, #keys do redis.call('SADD', aside, keys[j]) end
+        return deleted, false, n
+      end
+      deleted = deleted + n
+      redis.call('DEL', P .. 'l:' .. key)
+      forget(key)
+      follow(id, key)
+      names[#names + 1] = key
     end
-    deleted = deleted + n
-    redis.call('DEL', P .. 'l:' .. key)
-    forget(key)
-    names[#names + 1] = key
   end
   local ended = redis.call('EXISTS', aside) == 0
-  if ended then redis.call('ZREM', P .. 'jobs', id) end
+  if ended then
+    redis.call('ZREM', P .. 'jobs', id)
+    redis.call('DEL', P .. 'o:' .. id)
+  end
   return deleted, ended, false
 end

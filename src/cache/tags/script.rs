@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 
 /// A script.
 #[derive(Debug)]
-pub(super) struct Script {
+pub(in crate::cache) struct Script {
     body: &'static str,
     digest: OnceLock<Bytes>,
 }
@@ -27,6 +27,10 @@ macro_rules! script {
     };
 }
 
+pub(in crate::cache) static DEPEND: Script = script!("../depend/depend.lua");
+pub(in crate::cache) static RIGHTS: Script = script!("../depend/rights.lua");
+pub(in crate::cache) static TAKEOUT: Script = script!("../depend/takeout.lua");
+pub(in crate::cache) static UNDEPEND: Script = script!("../depend/undepend.lua");
 pub(super) static ASIDE: Script = script!("aside.lua");
 pub(super) static LEASE: Script = script!("lease.lua");
 pub(super) static MEMBERS: Script = script!("members.lua");
@@ -39,8 +43,13 @@ pub(super) static UNTAG: Script = script!("untag.lua");
 // === impl Script ===
 
 impl Script {
+    /// The script itself, for a connection that is no link.
+    pub(in crate::cache) fn body(&self) -> &'static str {
+        self.body
+    }
+
     /// Runs the script; its reply.
-    pub(super) async fn run(
+    pub(in crate::cache) async fn run(
         &self,
         errand: &mut Errand,
         link: &LinkHandle,

@@ -54,8 +54,8 @@ if count > 0 and left ~= -2 then
   for _, tag in ipairs(tags) do redis.call('SADD', P .. 't:' .. tag, key) end
   schedule(key, left, recheck)
 else
-  redis.call('ZREM', P .. 'due', key)
   for _, tag in ipairs(tags) do detach(key, tag) end
+  unschedule(key)
 end
 -- The value that was to go is gone: this one is newer than the invalidations under way.
 for _, id in ipairs(redis.call('ZRANGE', P .. 'jobs', 0, -1)) do redis.call('SREM', P .. 'j:' .. id, key) end

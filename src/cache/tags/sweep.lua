@@ -9,6 +9,8 @@ redis.call('SET', P .. 'sweeper', ARGV[2], 'PX', ARGV[3])
 local due = redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', at, 'LIMIT', 0, step)
 for _, key in ipairs(due) do
   local left = redis.call('PTTL', key)
+  -- Who has a lease may set it yet, and has said before on what it depends.
+  if left == -2 then left = redis.call('PTTL', P .. 'l:' .. key) end
   if left == -2 then
     forget(key)
     gone = gone + 1

@@ -12,7 +12,7 @@ use crate::port::Failure;
 use crate::server::{Backend, Shared};
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
-use crate::upstream::scope::{Scope, Upstream};
+use crate::upstream::scope::Scope;
 use bytes::Bytes;
 use larder_protocol::cursor::Cursor;
 use std::collections::HashMap;
@@ -55,7 +55,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         match &shared.backend {
             Backend::Embedded(embedded) => embedded.sweep_tags(),
             Backend::Upstream(upstream) => {
-                let scopes = databases(upstream);
+                let scopes = upstream.scope_of_each_database();
                 idle.retain(|database, _| scopes.contains_key(database));
                 for (database, scope) in scopes {
                     let uses = shared.tag_uses();
@@ -75,18 +75,6 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             }
         }
     }
-}
-
-/// A scope of each database that there are links for: that of the default user, if it has one.
-fn databases(upstream: &Upstream) -> HashMap<u32, Arc<Scope>> {
-    let mut found: HashMap<u32, Arc<Scope>> = HashMap::new();
-    for scope in upstream.scopes().into_iter().filter(|scope| scope.link.is_up()) {
-        let preferred = scope.identity == *upstream.default_identity();
-        if preferred || !found.contains_key(&scope.database) {
-            found.insert(scope.database, scope);
-        }
-    }
-    found
 }
 
 /// Sweeps a database until nothing is due: whether it has an index.

@@ -4,5 +4,5 @@ for i = 2, #ARGV do
   taken = taken + redis.call('SREM', record, ARGV[i])
   detach(key, ARGV[i])
 end
-if redis.call('EXISTS', record) == 0 then redis.call('ZREM', P .. 'due', key) end
+unschedule(key)
 return taken

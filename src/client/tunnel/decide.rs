@@ -4,7 +4,7 @@
 //! Only looks at the request, the table and the state; nothing here is sent.
 
 use super::owed::{Owed, Reach, What};
-use super::swap::Swap;
+use super::swap::{Swap, Unpushed};
 use super::{OWN_IN_TRANSACTION_MAX, Own, Transaction, Tunnel};
 use crate::client::core::Core;
 use crate::client::hold::Wanted;
@@ -139,7 +139,7 @@ impl Tunnel {
             self.transaction.reach = so_far.and(Reach::of(&self.table, request.args()));
         }
         let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
-        self.transaction.swaps |= changes_without_push(&command.name);
+        self.transaction.swaps = self.transaction.swaps.max(changes_without_push(&command.name));
         match &*command.name {
             "select" => self.transaction.selects = database_of(request.args()),
             "client|pause" if command.accepts(request.args().len()) => {
@@ -189,7 +189,9 @@ impl Tunnel {
             "client|tracking" | "select" | "script|debug" | "readonly" | "readwrite" | "asking" => {
                 self.connection.condemn()
             }
-            name if changes_without_push(name) && self.swap.is_none() => self.swap = Swap::begin(core),
+            name if self.swap.is_none() => {
+                self.swap = changes_without_push(name).and_then(|what| Swap::begin(core, what));
+            }
             _ => {}
         }
         core.client.in_transaction.store(self.state.in_multi, Ordering::Relaxed);
@@ -197,8 +199,12 @@ impl Tunnel {
 }
 
 /// Whole databases, or what users may see, change with these, and no push tells.
-pub(super) fn changes_without_push(name: &str) -> bool {
-    matches!(name, "swapdb" | "acl|setuser" | "acl|deluser" | "acl|load")
+pub(super) fn changes_without_push(name: &str) -> Option<Unpushed> {
+    match name {
+        "swapdb" => Some(Unpushed::Databases),
+        "acl|setuser" | "acl|deluser" | "acl|load" => Some(Unpushed::Rights),
+        _ => None,
+    }
 }
 
 /// The users that ACL DELUSER names.

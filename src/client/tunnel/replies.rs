@@ -178,11 +178,11 @@ impl Tunnel {
         std::mem::swap(&mut self.covered, &mut self.uncovered);
         let swap_over = self.owed.is_empty() && !self.state.in_multi;
         let seq = match self.swap.take_if(|_| swap_over) {
-            Some(swap) => core.start_fence(&swap.finish(), OpKind::FenceAndResume),
-            None => {
-                let scopes = core.links_to_fence(std::mem::take(&mut self.fence_widely));
-                core.start_fence(&scopes, OpKind::Fence)
+            Some(swap) => core.start_wide_fence(&swap.finish(), OpKind::FenceAndResume),
+            None if std::mem::take(&mut self.fence_widely) => {
+                core.start_wide_fence(&core.links_to_fence(true), OpKind::Fence)
             }
+            None => core.start_fence(&core.links_to_fence(false), OpKind::Fence),
         };
         self.fence_monitors(core, seq);
         self.fence = Some(seq);

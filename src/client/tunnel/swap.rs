@@ -12,30 +12,52 @@ use crate::upstream::scope::Scope;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What changes, and no push tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Unpushed {
+    /// What users may see.
+    Rights,
+    /// Whole databases.
+    Databases,
+}
+
 /// L1 is suspended in all scopes until the databases have been swapped.
 pub(super) struct Swap {
     scopes: Vec<Arc<Scope>>,
     upstream: Arc<crate::upstream::scope::Upstream>,
     grace: Duration,
+    what: Unpushed,
 }
 
 // === impl Swap ===
 
 impl Swap {
     /// From now on nothing is answered from L1, in any scope.
-    pub(super) fn begin(core: &Core) -> Option<Self> {
+    pub(super) fn begin(core: &Core, what: Unpushed) -> Option<Self> {
         let upstream = core.upstream()?;
         let scopes = upstream.scopes();
         for scope in &scopes {
             scope.link.partition().suspend();
         }
-        Some(Self { scopes, upstream, grace: core.shared.settings().link.dead_ms })
+        Some(Self { scopes, upstream, grace: core.shared.settings().link.dead_ms, what })
     }
 
     /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there
     /// before.
     pub(super) fn finish(mut self) -> Vec<Arc<Scope>> {
+        self.what.tell(&self.upstream);
         with_later_scopes(std::mem::take(&mut self.scopes), &self.upstream)
+    }
+}
+
+// === impl Unpushed ===
+
+impl Unpushed {
+    /// What keys depend on, and what does, has changed with the databases.
+    fn tell(self, upstream: &crate::upstream::scope::Upstream) {
+        if self == Self::Databases {
+            upstream.watches().iter().for_each(|watch| watch.begin_anew());
+        }
     }
 }
 
@@ -47,8 +69,10 @@ impl Drop for Swap {
             return;
         }
         let (scopes, upstream, grace) = (std::mem::take(&mut self.scopes), self.upstream.clone(), self.grace);
+        let what = self.what;
         self.upstream.spawn(async move {
             tokio::time::sleep(grace).await;
+            what.tell(&upstream);
             let nobody = Arc::default();
             for scope in with_later_scopes(scopes, &upstream) {
                 scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));

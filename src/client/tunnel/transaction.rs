@@ -2,6 +2,7 @@
 
 use super::Tunnel;
 use super::owed::Reach;
+use super::swap::Unpushed;
 use crate::client::Request;
 use crate::client::core::Core;
 use crate::client::hold::Wanted;
@@ -20,7 +21,7 @@ pub(super) struct Transaction {
     /// The database that the last SELECT names.
     pub(super) selects: Option<u32>,
     /// True if databases are swapped, or rights changed.
-    pub(super) swaps: bool,
+    pub(super) swaps: Option<Unpushed>,
     /// What its CLIENT PAUSEs come to.
     pub(super) pause: Option<Wanted>,
     /// True if it ends a pause, before its own.

@@ -1,7 +1,8 @@
 //! A link's connection, from the first byte until it may carry requests: greeting, what the server is, tracking.
 //!
-//! The last step is a PING: a server that still loads its data greets like any other, and is not there yet. Until then
-//! nothing can be told by the connection, and what was left behind for stale answers may be used; then it goes, first.
+//! Almost the last step is a PING: a server that still loads its data greets like any other, and is not there yet. Until then
+//! nothing can be told by the connection, and what was left behind for stale answers may be used; then it goes, first. Last, the link asks whether keys depend on
+//! others (see [`crate::upstream::watch`]), and so is told when they begin to.
 
 use super::{LinkHandle, LinkPurpose};
 use crate::received::Received;
@@ -9,6 +10,7 @@ use crate::upstream::breaker::{ErrorKind, classify_error};
 use crate::upstream::link::{Caching, LinkCore};
 use crate::upstream::node::{Facts, Node};
 use crate::upstream::raw::{self, RawConnection, RawError};
+use crate::upstream::watch::Before;
 use bytes::Bytes;
 use larder_protocol::shape::Protocol;
 use std::sync::Arc;
@@ -39,6 +41,13 @@ pub(super) async fn connect(
         && let ErrorKind::Failure(_) = classify_error(&line)
     {
         return Err(RawError::Refused(line));
+    }
+    if caching == Caching::Tracked {
+        // The last call of all: pushes that come from now on are read by the core.
+        let index = connection.call([b"EXISTS", &handle.watch.index[..]]).await?;
+        if &index[..] == b":1\r\n" {
+            handle.watch.turn_on(Before::Unknown);
+        }
     }
     if let (Caching::Tracked, Some(peers)) = (caching, &purpose.peers) {
         peers.admit(handle, purpose.database).await;
