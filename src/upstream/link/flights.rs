@@ -163,10 +163,6 @@ impl LinkCore {
         true
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one request; a struct would be built to be taken apart"
-    )]
     fn take_off(
         &mut self,
         reader: Option<(&Arc<Port>, Seq)>,
