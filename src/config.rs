@@ -91,7 +91,7 @@ pub struct Config {
 }
 
 /// `[l1]`: the in-process cache.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct L1Config {
     /// Whether anything is cached at all.
     pub enabled: bool,
@@ -113,6 +113,8 @@ pub struct L1Config {
     pub stale_if_error_ms_max: Option<Duration>,
     /// How long an invalidation with `SOFT` may let stale answers be given; `None`: there is no `SOFT`.
     pub soft_ms_max: Option<Duration>,
+    /// After which part of its life an entry that is hit is refreshed; 0: never.
+    pub refresh_ahead: f64,
 }
 
 /// `[store]`: the embedded store.
@@ -315,7 +317,8 @@ impl Config {
 
     /// What holds for keys, by pattern and in general.
     pub fn policies(&self) -> Policies {
-        Policies::new(self.policy.clone(), self.l1.stale_if_error_ms_max.unwrap_or_default())
+        let stale_if_error = self.l1.stale_if_error_ms_max.unwrap_or_default();
+        Policies::new(self.policy.clone(), stale_if_error, self.l1.refresh_ahead)
     }
 
     fn read(from: &mut Reader<'_>) -> Self {
@@ -426,6 +429,7 @@ impl L1Config {
             compress_min_bytes: from.size_or_off("l1.compress_min_bytes", 0),
             stale_if_error_ms_max: from.millis_or_off("l1.stale_if_error_ms_max", 0, MONTH_MS),
             soft_ms_max: from.millis_or_off("l1.soft_ms_max", MINUTE_MS, HOUR_MS),
+            refresh_ahead: from.part_or_off("l1.refresh_ahead", 0.0),
         }
     }
 }

@@ -20,6 +20,7 @@
 //!
 //! The bytes of a store are bounded: keys, replies, headers and what the cache itself needs for an entry are counted.
 
+mod ahead;
 mod cause;
 mod compress;
 mod entry;
@@ -36,7 +37,7 @@ pub use self::soft::{Reader, SoftRead, Softened, Softening, Standing};
 
 use self::cause::Causes;
 use self::compress::Savings;
-use self::entry::{Found, HIT, Header, MARKED, Slot, UNTOLD, encode};
+use self::entry::{Found, HIT, Header, MARKED, REFRESHED, Slot, UNTOLD, encode};
 use self::soft::Softs;
 use self::stale::Left;
 use self::sweep::Sweeps;
@@ -135,6 +136,17 @@ pub enum Answered {
     Put,
     /// The reply is not small, not the same in both protocols, or has a deadline that had to be looked at: here it is.
     Hit(Hit),
+}
+
+/// What a reply that is offered to L1 was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillKind {
+    /// A read that L1 could not answer.
+    Miss,
+    /// The same; the first hit of the entry is to be counted, unless the key has an entry already.
+    Marked,
+    /// To refresh the entry before its deadline.
+    Refresh,
 }
 
 /// What became of a reply that was offered to L1.
@@ -401,7 +413,7 @@ impl Partition {
         self.removals.load(Ordering::Acquire)
     }
 
-    /// How many of the entries made by [`Filler::fill_marked`] have been hit at least once, ever (approximately: two
+    /// How many of the entries made by [`FillKind::Marked`] have been hit at least once, ever (approximately: two
     /// threads may hit one at the same moment).
     pub fn first_hits(&self) -> u64 {
         self.first_hits.load(Ordering::Relaxed)
@@ -519,17 +531,13 @@ impl Filler {
 
     /// Puts a RESP3 reply into L1, beside the other variants of its key.
     pub fn fill(&mut self, key: &[u8], variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
-        self.fill_as(0, key, variant, reply, deadline, now)
+        self.fill_as(FillKind::Miss, key, variant, reply, deadline, now)
     }
 
-    /// As [`Filler::fill`]; the first hit of the entry will be counted, unless the key has one already.
-    pub fn fill_marked(&mut self, key: &[u8], variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
-        self.fill_as(MARKED, key, variant, reply, deadline, now)
-    }
-
-    fn fill_as(
+    /// As [`Filler::fill`], for what `kind` says.
+    pub fn fill_as(
         &mut self,
-        mark: u32,
+        kind: FillKind,
         key: &[u8],
         variant: Variant<'_>,
         reply: &[u8],
@@ -561,6 +569,16 @@ impl Filler {
         let kept = old.as_ref().filter(|e| !e.is_dead(now));
         let kept = kept.map(|e| (e.other_variants(variant, settings.variants_per_key_max), e));
         let (body, deadline, hits) = match kept {
+            // What is as young as the reply only by this one's deadline must not outlive its own. The mark goes with a time
+            // that was extended, not with one that was measured anew.
+            Some((_, e)) if kind == FillKind::Refresh && deadline > e.header().deadline => {
+                let header = e.header();
+                let life = header.deadline.saturating_since(header.filled_at);
+                let is_extended = deadline.saturating_since(header.deadline) >= life / 8;
+                let mark = if is_extended { REFRESHED } else { 0 };
+                let hits = header.hits.load(Ordering::Relaxed) & !mark;
+                (encode(key, &[], variant, reply, packed.as_deref()), deadline, hits)
+            }
             Some((others, e)) if key.len() + others.len() + stored_bytes < settings.entry_bytes_max => {
                 let header = e.header();
                 (
@@ -569,7 +587,10 @@ impl Filler {
                     header.hits.load(Ordering::Relaxed),
                 )
             }
-            _ => (encode(key, &[], variant, reply, packed.as_deref()), deadline, mark),
+            _ => {
+                let mark = if kind == FillKind::Marked { MARKED } else { 0 };
+                (encode(key, &[], variant, reply, packed.as_deref()), deadline, mark)
+            }
         };
         if body.len() > settings.entry_bytes_max {
             return Filled::TooBig;

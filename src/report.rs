@@ -240,6 +240,7 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     out.counter("link_emptied", counts.emptied);
     out.counter("link_fences", counts.fences);
     out.counter("link_timeouts", counts.timeouts);
+    out.counter("link_refreshes", counts.refreshes);
 }
 
 /// The state of a breaker in one word.

@@ -17,6 +17,7 @@
 //!
 //! Bounds: the shell takes no more requests while [`Session::under_way`] is at `limits.client_in_flight_max`.
 
+mod ahead;
 mod each;
 mod put;
 mod soft;
@@ -62,6 +63,9 @@ pub struct Surroundings<'a> {
     pub keeps: bool,
     /// Who the client is among those that read.
     pub reader: Reader,
+    /// What part of its life an entry of a key may have behind it before a hit has it refreshed; `None` while that is
+    /// nowhere asked for.
+    pub refresh_ahead: Option<&'a Policies>,
     /// Whether the reply to a read of a key is known to be large.
     pub is_big: &'a dyn Fn(&[u8]) -> bool,
     /// The clock.
@@ -529,6 +533,7 @@ impl Session {
         }
         if let Some(hit) = hit {
             around.counters.hits.add(1);
+            self.refresh_ahead(&hit, command, args, key_at, around, batch);
             return self.found(command, args, (hit, Source::Feed), around, batch, out);
         }
         if let Some(hit) = self.read_soft(key, variant, partition, around) {

@@ -20,7 +20,7 @@ mod traces;
 
 use clap::Parser;
 use larder::clock::Time;
-use larder::l1::{Filled, Filler, L1, L1Settings, Partition, Variant};
+use larder::l1::{FillKind, Filled, Filler, L1, L1Settings, Partition, Variant};
 use larder::upstream::admission::{Admission, Filter, Verdict};
 use larder_protocol::table::Table;
 use policies::{Lru, Policy, S3Fifo, Sieve, WTinyLfu};
@@ -231,7 +231,7 @@ impl Cache {
         self.reply.resize(self.reply.len() + bytes, b'x');
         self.reply.extend_from_slice(b"\r\n");
         let filled = match verdict {
-            Verdict::FillFirst => self.filler.fill_marked(&name, self.get, &self.reply, Time::MAX, NOW),
+            Verdict::FillFirst => self.filler.fill_as(FillKind::Marked, &name, self.get, &self.reply, Time::MAX, NOW),
             _ => self.filler.fill(&name, self.get, &self.reply, Time::MAX, NOW),
         };
         assert_eq!(filled, Filled::Stored, "all values are small enough");

@@ -181,7 +181,7 @@ async fn depend(
 
 /// The script that writes the index, with all sources declared.
 fn request(caller: &Caller, key: &[u8], sources: &KeyList<'_>) -> OwnedArgs {
-    let config = &caller.shared.config;
+    let config = caller.shared.settings();
     let limits = &config.depend;
     let count = sources.len().to_string();
     let head = [&b"EVAL"[..], script::DEPEND.body().as_bytes(), count.as_bytes()];

@@ -87,7 +87,7 @@ fn check_count(caller: &Caller, command: &TagsCommand<'_>) -> Result<(), Failure
         | TagsCommand::Lease(_, Some(tags)) => tags.len(),
         _ => 0,
     };
-    let most = caller.shared.config.tags.per_key_max;
+    let most = caller.shared.settings().tags.per_key_max;
     if count > most { Err(too_many_tags(most)) } else { Ok(()) }
 }
 
@@ -160,7 +160,7 @@ impl<'a> Index<'a> {
     }
 
     async fn tag(&mut self, key: &[u8], tags: &KeyList<'_>) -> Result<Vec<u8>, Failure> {
-        let (recheck, most) = (self.recheck_ms(), self.caller.shared.config.tags.per_key_max.to_string());
+        let (recheck, most) = (self.recheck_ms(), self.caller.shared.settings().tags.per_key_max.to_string());
         let mut args = vec![recheck.as_bytes(), most.as_bytes()];
         args.extend(tags.iter());
         self.write(&script::TAG, key, &args).await.map(|reply| reply.to_vec())
@@ -222,7 +222,7 @@ impl<'a> Index<'a> {
     }
 
     async fn lease(&mut self, key: &[u8], tags: Option<&KeyList<'_>>) -> Result<Vec<u8>, Failure> {
-        let (token, ms) = (fresh_token(), self.caller.shared.config.tags.lease_ms.as_millis().to_string());
+        let (token, ms) = (fresh_token(), self.caller.shared.settings().tags.lease_ms.as_millis().to_string());
         let mut args = vec![token.as_bytes(), ms.as_bytes()];
         args.extend(tags.iter().flat_map(|tags| tags.iter()));
         // It changes nothing of the key itself: what is soft stays so for other readers.
@@ -273,6 +273,6 @@ impl<'a> Index<'a> {
     }
 
     fn recheck_ms(&self) -> String {
-        self.caller.shared.config.tags.recheck_ms.as_millis().to_string()
+        self.caller.shared.settings().tags.recheck_ms.as_millis().to_string()
     }
 }

@@ -99,10 +99,12 @@ const PACKED: u32 = 1 << 31;
 const SAME_IN_BOTH: u32 = 1 << 31;
 
 /// One hit in [`Header::hits`], and the mark that the upstream has not been told of one.
-pub(super) const HIT: u32 = 4;
+pub(super) const HIT: u32 = 8;
 pub(super) const UNTOLD: u32 = 1;
 /// In [`Header::hits`]: the first hit is to be counted, see [`super::Partition::first_hits`].
 pub(super) const MARKED: u32 = 2;
+/// In [`Header::hits`]: the entry is being refreshed before its deadline, or has been, and that has brought no later one.
+pub(super) const REFRESHED: u32 = 4;
 
 // === impl Variant ===
 

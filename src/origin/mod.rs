@@ -209,6 +209,11 @@ impl Origin {
         Self { keyspace: Keyspace::new(limits, seed) }
     }
 
+    /// Changes the most bytes of all keys and values; evicts what is beyond.
+    pub fn resize(&mut self, bytes_max: u64, now: UnixMillis) {
+        self.keyspace.resize(bytes_max, now);
+    }
+
     /// True if the store itself executes the command `name`, in either case. The others are refused by
     /// [`Origin::execute`]; those that are about the connection (PING, HELLO, SELECT, MULTI) are the session's.
     pub fn handles(name: &[u8]) -> bool {

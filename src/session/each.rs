@@ -97,6 +97,9 @@ impl Session {
             around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
         }
         around.counters.hits.add(hits.iter().flatten().count() as u64);
+        if let Each::Mget { get, .. } = each {
+            hits.iter().flatten().for_each(|hit| self.refresh_value_ahead(hit, get, around, batch));
+        }
         for (key, hit) in args.iter().skip(1).zip(&mut hits).filter(|(_, hit)| hit.is_none()) {
             *hit = read_one_as(each, |variant| self.read_soft(key, variant, partition, around));
         }

@@ -56,6 +56,8 @@ struct Character {
     stale_ms_max: u64,
     /// One in so many steps of Larder's own is a soft invalidation; 0 for never.
     softenings: u64,
+    /// After which part of its life an entry that is hit is refreshed; 0 for never.
+    refresh_ahead: f64,
     /// How long what they invalidate is answered at most, in milliseconds.
     soft_ms_max: u64,
     /// Whether links move while a client's request is looked at.
@@ -147,6 +149,7 @@ impl Character {
             stale_ms_max: [0, 2, 10, 100][rng.index(4)],
             has_threads: rng.one_in(2),
             softenings: [0, 4, 1][rng.index(3)],
+            refresh_ahead: [0.0, 0.1, 0.5][rng.index(3)],
             soft_ms_max: [2, 30, 1000][rng.index(3)],
         }
     }
@@ -185,8 +188,8 @@ impl World {
         };
         let stale_max = Duration::from_millis(character.stale_ms_max);
         let excepted = String::from_utf8_lossy(KEY_NAMES[0]).into_owned();
-        let never = Policy { keys: excepted, stale_if_error: Some(Duration::ZERO) };
-        let policies = Policies::new(vec![never], stale_max);
+        let never = Policy { keys: excepted, stale_if_error: Some(Duration::ZERO), refresh_ahead: None };
+        let policies = Policies::new(vec![never], stale_max, character.refresh_ahead);
         let limits = LinkLimits { stale_longest: policies.stale_if_error_longest(), ..limits };
         let scopes = 1 + rng.index(SCOPE_DATABASES.len());
         let purpose = |scope| Purpose { scope, database: SCOPE_DATABASES[scope] };

@@ -75,7 +75,7 @@ async fn delete(
     job: &Job,
 ) -> Result<(), Failure> {
     let mut errand = Errand::default();
-    let config = &caller.shared.config.tags;
+    let config = caller.shared.settings().tags.clone();
     let (prefix, id) = (config.prefix.as_bytes(), super::fresh_token());
     // A version of a tag outlives every lease that was given before.
     let lease_ms = (config.lease_ms.as_millis() * 2).to_string();
