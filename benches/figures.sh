@@ -18,6 +18,8 @@ awk -v table=target/peers/table.md '
         print ""
         while ((getline line < table) > 0) print line
         print ""
+        print "![Latency at half of the throughput of redis-server](plots/latency.svg)"
+        print ""
         skips = 1
     }' "$page" > target/peers/page.md
 cp target/peers/page.md "$page"
