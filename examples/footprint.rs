@@ -57,7 +57,12 @@ fn show(what: &str, bytes: f64, goal: f64) {
 
 /// Bytes an entry of L1, over its key and value.
 fn entry() -> Result<f64, Failure> {
-    let settings = L1Settings { size_bytes_max: 1 << 30, entry_bytes_max: 1 << 20, variants_per_key_max: 64 };
+    let settings = L1Settings {
+        size_bytes_max: 1 << 30,
+        entry_bytes_max: 1 << 20,
+        variants_per_key_max: 64,
+        compress_min_bytes: None,
+    };
     let l1 = L1::new(settings);
     let (_partition, mut filler) = l1.partition();
     let get = Variant::bare(Table::builtin().lookup(b"get").ok_or("no GET")?.id);

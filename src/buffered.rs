@@ -26,7 +26,7 @@ pub const REQUEST_OVERHEAD_BYTES: usize = 256;
 #[derive(Debug)]
 pub struct Buffered {
     bytes: AtomicUsize,
-    bytes_max: usize,
+    bytes_max: AtomicUsize,
     is_full: AtomicBool,
     refused: AtomicU64,
     closed: AtomicU64,
@@ -46,7 +46,7 @@ impl Buffered {
     pub fn new(bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             bytes: AtomicUsize::new(0),
-            bytes_max,
+            bytes_max: AtomicUsize::new(bytes_max),
             is_full: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             closed: AtomicU64::new(0),
@@ -71,7 +71,13 @@ impl Buffered {
 
     /// The bound.
     pub fn bytes_max(&self) -> usize {
-        self.bytes_max
+        self.bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// Moves the bound.
+    pub fn set_bytes_max(&self, bytes_max: usize) {
+        self.bytes_max.store(bytes_max, Ordering::Release);
+        self.is_full.store(self.bytes() >= bytes_max, Ordering::Release);
     }
 
     /// A request was refused because the account is full.
@@ -96,17 +102,17 @@ impl Buffered {
 
     fn add(&self, bytes: usize) {
         let before = self.bytes.fetch_add(bytes, Ordering::AcqRel);
-        if before + bytes >= self.bytes_max && !self.is_full() {
+        if before + bytes >= self.bytes_max() && !self.is_full() {
             self.is_full.store(true, Ordering::Release);
         }
     }
 
     fn take(&self, bytes: usize) {
         let before = self.bytes.fetch_sub(bytes, Ordering::AcqRel);
-        if self.is_full() && before.saturating_sub(bytes) < self.bytes_max - self.bytes_max / 8 {
+        if self.is_full() && before.saturating_sub(bytes) < self.bytes_max() - self.bytes_max() / 8 {
             self.is_full.store(false, Ordering::Release);
             // Another may have filled it between the two.
-            if self.bytes.load(Ordering::Acquire) >= self.bytes_max {
+            if self.bytes.load(Ordering::Acquire) >= self.bytes_max() {
                 self.is_full.store(true, Ordering::Release);
             }
         }

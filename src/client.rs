@@ -120,10 +120,10 @@ pub(crate) enum End {
 pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, counters: Arc<Counters>) {
     let id = client.id;
     let registered = Registered { shared: shared.clone(), id };
-    let scanner = RequestScanner::new(shared.request_limits);
+    let scanner = RequestScanner::new(shared.request_limits());
     let mut connection = match Core::new(shared.clone(), client, counters) {
         Ok(core) => {
-            let bounds = Bounds::new(&shared.config.limits);
+            let bounds = Bounds::new(&shared.settings().limits);
             let share = shared.buffered.share();
             Connection {
                 io: Io {
@@ -289,7 +289,7 @@ impl Connection {
             }
             return;
         }
-        let wait_max = self.core.shared.config.limits.buffered_wait_ms_max;
+        let wait_max = self.core.shared.settings().limits.buffered_wait_ms_max;
         let crowd = self.crowd.get_or_insert_with(|| Box::pin(sleep(wait_max)));
         if self.core.admission != Admission::Refusing {
             let over = crowd.as_mut().poll(cx).is_ready();

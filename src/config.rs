@@ -91,7 +91,7 @@ pub struct Config {
 }
 
 /// `[l1]`: the in-process cache.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct L1Config {
     /// Whether anything is cached at all.
     pub enabled: bool,
@@ -107,10 +107,14 @@ pub struct L1Config {
     pub admission: Admission,
     /// Distinct commands and arguments kept of one key.
     pub variants_per_key_max: usize,
+    /// From this size on a reply is compressed, in bytes; `None`: none is.
+    pub compress_min_bytes: Option<usize>,
     /// How long after the loss of the upstream what was cached may still be answered; `None`: not at all.
     pub stale_if_error_ms_max: Option<Duration>,
     /// How long an invalidation with `SOFT` may let stale answers be given; `None`: there is no `SOFT`.
     pub soft_ms_max: Option<Duration>,
+    /// After which part of its life an entry that is hit is refreshed; 0: never.
+    pub refresh_ahead: f64,
 }
 
 /// `[store]`: the embedded store.
@@ -313,7 +317,8 @@ impl Config {
 
     /// What holds for keys, by pattern and in general.
     pub fn policies(&self) -> Policies {
-        Policies::new(self.policy.clone(), self.l1.stale_if_error_ms_max.unwrap_or_default())
+        let stale_if_error = self.l1.stale_if_error_ms_max.unwrap_or_default();
+        Policies::new(self.policy.clone(), stale_if_error, self.l1.refresh_ahead)
     }
 
     fn read(from: &mut Reader<'_>) -> Self {
@@ -421,8 +426,10 @@ impl L1Config {
             touch_interval_ms: from.millis_or_off("l1.touch_interval_ms", MINUTE_MS, MONTH_MS),
             admission: from.word("l1.admission", Admission::Adaptive, &ADMISSIONS),
             variants_per_key_max: from.count("l1.variants_per_key_max", 64, 1..=65_536),
+            compress_min_bytes: from.size_or_off("l1.compress_min_bytes", 0),
             stale_if_error_ms_max: from.millis_or_off("l1.stale_if_error_ms_max", 0, MONTH_MS),
             soft_ms_max: from.millis_or_off("l1.soft_ms_max", MINUTE_MS, HOUR_MS),
+            refresh_ahead: from.part_or_off("l1.refresh_ahead", 0.0),
         }
     }
 }

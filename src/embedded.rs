@@ -57,6 +57,11 @@ impl Embedded {
         Self { store: Box::new(Mutex::new(store)), databases: limits.databases }
     }
 
+    /// Changes the size of the store; a smaller one evicts at once.
+    pub fn resize(&self, bytes_max: u64) {
+        self.lock().origin.resize(bytes_max, unix_now());
+    }
+
     /// Executes a command on data; the reply in `protocol`.
     pub fn execute(&self, database: u32, protocol: Protocol, args: Args<'_>) -> Vec<u8> {
         self.lock().execute(database, protocol, args, unix_now())
@@ -367,9 +372,9 @@ impl Shared {
             ("appendonly", "no".to_string()),
             ("databases", self.databases_embedded().to_string()),
             ("maxclients", self.clients.clients_max().to_string()),
-            ("maxmemory", self.config.store.size_bytes_max.to_string()),
+            ("maxmemory", self.settings().store.size_bytes_max.to_string()),
             ("maxmemory-policy", "allkeys-lru".to_string()),
-            ("proto-max-bulk-len", self.config.limits.bulk_bytes_max.to_string()),
+            ("proto-max-bulk-len", self.settings().limits.bulk_bytes_max.to_string()),
             ("save", String::new()),
         ];
         let matches = |name: &str| args.iter().skip(2).any(|p| glob::matches(p, name.as_bytes(), Case::Insensitive));

@@ -20,7 +20,9 @@
 //!
 //! The bytes of a store are bounded: keys, replies, headers and what the cache itself needs for an entry are counted.
 
+mod ahead;
 mod cause;
+mod compress;
 mod entry;
 mod soft;
 mod stale;
@@ -34,7 +36,8 @@ pub use self::entry::{EntryFacts, Hit, Variant};
 pub use self::soft::{Reader, SoftRead, Softened, Softening, Standing};
 
 use self::cause::Causes;
-use self::entry::{Found, HIT, Header, MARKED, Slot, UNTOLD, encode};
+use self::compress::Savings;
+use self::entry::{Found, HIT, Header, MARKED, REFRESHED, Slot, UNTOLD, encode};
 use self::soft::Softs;
 use self::stale::Left;
 use self::sweep::Sweeps;
@@ -60,6 +63,8 @@ pub struct L1Settings {
     pub entry_bytes_max: usize,
     /// Most variants of one key; one more replaces them all.
     pub variants_per_key_max: usize,
+    /// Replies of so many bytes and more are compressed; `None`: none is.
+    pub compress_min_bytes: Option<usize>,
 }
 
 impl L1Settings {
@@ -69,6 +74,7 @@ impl L1Settings {
             size_bytes_max: config.size_bytes_max as u64,
             entry_bytes_max: config.entry_bytes_max,
             variants_per_key_max: config.variants_per_key_max,
+            compress_min_bytes: config.compress_min_bytes,
         }
     }
 }
@@ -92,6 +98,7 @@ pub struct L1 {
     insight: Arc<Insight>,
     partitions: AtomicU64,
     sweeps: Sweeps,
+    savings: Savings,
 }
 
 /// A scope's part of L1, for reading.
@@ -129,6 +136,17 @@ pub enum Answered {
     Put,
     /// The reply is not small, not the same in both protocols, or has a deadline that had to be looked at: here it is.
     Hit(Hit),
+}
+
+/// What a reply that is offered to L1 was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillKind {
+    /// A read that L1 could not answer.
+    Miss,
+    /// The same; the first hit of the entry is to be counted, unless the key has an entry already.
+    Marked,
+    /// To refresh the entry before its deadline.
+    Refresh,
 }
 
 /// What became of a reply that was offered to L1.
@@ -197,7 +215,8 @@ impl L1 {
         };
         let (causes, partitions, sweeps) = (Causes::default(), AtomicU64::new(1), Sweeps::default());
         let settings = ArcSwap::from_pointee(settings);
-        Arc::new(Self { cache, settings, evictions, causes, insight, partitions, sweeps })
+        let savings = Savings::default();
+        Arc::new(Self { cache, settings, evictions, causes, insight, partitions, sweeps, savings })
     }
 
     /// A new partition, empty, with the one right to fill it.
@@ -242,6 +261,11 @@ impl L1 {
             Cause::CapacityLimit => self.evictions(),
             _ => self.causes.count(cause),
         }
+    }
+
+    /// Replies that were compressed (`l1.compress_min_bytes`), and bytes that this has saved, since the start.
+    pub fn compressed(&self) -> (u64, u64) {
+        self.savings.totals()
     }
 
     /// What is seen of the keys.
@@ -298,8 +322,8 @@ impl Partition {
     #[inline]
     pub fn read(&self, key: &[u8], variant: Variant<'_>, now: impl FnOnce() -> Time) -> Option<Hit> {
         let entry = self.l1.find(self.id.load(Ordering::Acquire), key)?;
-        let (reply, same_in_both) = entry.variant(variant)?;
-        entry.is_hit(now, &self.first_hits).then_some(Hit { entry, reply, same_in_both, found: Found::There })
+        let hit = Hit::of(entry, variant, Found::There)?;
+        hit.entry.is_hit(now, &self.first_hits).then_some(hit)
     }
 
     /// As [`Partition::read`], for a reply that can leave at once: one that is short (and, if `same_only`, the same in both
@@ -315,19 +339,16 @@ impl Partition {
     ) -> Option<Answered> {
         let (answered, put) = (Cell::new(None), Cell::new(Some(put)));
         self.visit(key, |entry| {
-            let Some((reply, same_in_both)) = entry.variant(variant) else { return };
-            let leaves = reply.len() < SHARED_BYTES_MIN && (same_in_both || !same_only) && !entry.has_deadline();
+            let Some(stored) = entry.variant(variant) else { return };
+            let is_short = stored.at.len() < SHARED_BYTES_MIN && !stored.is_packed;
+            let leaves = is_short && (stored.same_in_both || !same_only) && !entry.has_deadline();
             if leaves && let Some(put) = put.take() {
                 entry.count_hit(&self.first_hits);
-                put(entry.reply(&reply));
+                put(entry.reply(&stored.at));
                 answered.set(Some(Answered::Put));
             } else {
-                answered.set(Some(Answered::Hit(Hit {
-                    entry: entry.clone(),
-                    reply,
-                    same_in_both,
-                    found: Found::There,
-                })));
+                let entry = entry.clone();
+                answered.set(Some(Answered::Hit(Hit { entry, stored, found: Found::There })));
             }
         });
         match answered.into_inner()? {
@@ -360,9 +381,10 @@ impl Partition {
     fn is_contradicted(&self, key: &[u8], variant: Variant<'_>, reply: &[u8]) -> bool {
         let differs = |peer: &Weak<Partition>| {
             let held = peer.upgrade().and_then(|peer| peer.peek(key));
-            let theirs = held.as_ref().and_then(|entry| Some((entry, entry.variant(variant)?.0)));
+            let is_theirs =
+                |entry: Slot| Hit::of(entry, variant, Found::There)?.reply().map(|theirs| *theirs == *reply);
             // An entry without this variant may be older, too: nothing is known of it.
-            held.is_some() && theirs.is_none_or(|(entry, r)| *entry.reply(&r) != *reply)
+            held.is_some_and(|entry| is_theirs(entry) != Some(true))
         };
         self.peers.load().iter().any(differs)
     }
@@ -391,7 +413,7 @@ impl Partition {
         self.removals.load(Ordering::Acquire)
     }
 
-    /// How many of the entries made by [`Filler::fill_marked`] have been hit at least once, ever (approximately: two
+    /// How many of the entries made by [`FillKind::Marked`] have been hit at least once, ever (approximately: two
     /// threads may hit one at the same moment).
     pub fn first_hits(&self) -> u64 {
         self.first_hits.load(Ordering::Relaxed)
@@ -509,17 +531,13 @@ impl Filler {
 
     /// Puts a RESP3 reply into L1, beside the other variants of its key.
     pub fn fill(&mut self, key: &[u8], variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
-        self.fill_as(0, key, variant, reply, deadline, now)
+        self.fill_as(FillKind::Miss, key, variant, reply, deadline, now)
     }
 
-    /// As [`Filler::fill`]; the first hit of the entry will be counted, unless the key has one already.
-    pub fn fill_marked(&mut self, key: &[u8], variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
-        self.fill_as(MARKED, key, variant, reply, deadline, now)
-    }
-
-    fn fill_as(
+    /// As [`Filler::fill`], for what `kind` says.
+    pub fn fill_as(
         &mut self,
-        mark: u32,
+        kind: FillKind,
         key: &[u8],
         variant: Variant<'_>,
         reply: &[u8],
@@ -542,19 +560,37 @@ impl Filler {
         let l1 = &self.partition.l1;
         let settings = l1.settings();
         l1.insight.sized(self.partition.scope, key, reply.len() as u64);
+        if reply.len() > settings.entry_bytes_max {
+            return Filled::TooBig;
+        }
+        let packed = compress::pack(reply, settings.compress_min_bytes);
+        let stored_bytes = packed.as_ref().map_or(reply.len(), Vec::len);
         let old = self.partition.peek(key);
         let kept = old.as_ref().filter(|e| !e.is_dead(now));
         let kept = kept.map(|e| (e.other_variants(variant, settings.variants_per_key_max), e));
         let (body, deadline, hits) = match kept {
-            Some((others, e)) if key.len() + others.len() + reply.len() < settings.entry_bytes_max => {
+            // What is as young as the reply only by this one's deadline must not outlive its own. The mark goes with a time
+            // that was extended, not with one that was measured anew.
+            Some((_, e)) if kind == FillKind::Refresh && deadline > e.header().deadline => {
+                let header = e.header();
+                let life = header.deadline.saturating_since(header.filled_at);
+                let is_extended = deadline.saturating_since(header.deadline) >= life / 8;
+                let mark = if is_extended { REFRESHED } else { 0 };
+                let hits = header.hits.load(Ordering::Relaxed) & !mark;
+                (encode(key, &[], variant, reply, packed.as_deref()), deadline, hits)
+            }
+            Some((others, e)) if key.len() + others.len() + stored_bytes < settings.entry_bytes_max => {
                 let header = e.header();
                 (
-                    encode(key, &others, variant, reply),
+                    encode(key, &others, variant, reply, packed.as_deref()),
                     deadline.min(header.deadline),
                     header.hits.load(Ordering::Relaxed),
                 )
             }
-            _ => (encode(key, &[], variant, reply), deadline, mark),
+            _ => {
+                let mark = if kind == FillKind::Marked { MARKED } else { 0 };
+                (encode(key, &[], variant, reply, packed.as_deref()), deadline, mark)
+            }
         };
         if body.len() > settings.entry_bytes_max {
             return Filled::TooBig;
@@ -566,6 +602,9 @@ impl Filler {
         self.partition.filled.store(true, Ordering::Release);
         self.partition.tell_peers(key);
         l1.cache.insert(slot, ());
+        if packed.is_some() {
+            l1.savings.add(reply.len(), stored_bytes);
+        }
         if let Some(old) = old {
             // The crate reports a replacement as an eviction.
             l1.evictions.fetch_sub(1, Ordering::Relaxed);

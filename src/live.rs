@@ -4,13 +4,16 @@
 //! whole is good does anything change, and then it has changed everywhere before the answer is given. Nothing is
 //! written to the file.
 
-use crate::config::{self, Config, LogLevel, Setting, Sources};
+use crate::config::{
+    self, Config, L1Config, LimitsConfig, LogConfig, LogLevel, PoolConfig, Setting, Sources, TagsConfig, WarmConfig,
+};
 use crate::l1::L1Settings;
-use crate::server::{Backend, Shared, breaker_of};
+use crate::server::{Backend, Shared, breaker_of, settings_of};
+use larder_protocol::cache::Which;
 use larder_protocol::glob::{self, Case};
 use std::sync::{Mutex, PoisonError};
 
-/// The settings that can change.
+/// The settings that can change. Those of requests, of silence and of sockets hold for clients that connect from then on.
 pub const CHANGEABLE: &[&str] = &[
     "breaker.calls_min",
     "breaker.failure_rate_max",
@@ -20,12 +23,56 @@ pub const CHANGEABLE: &[&str] = &[
     "breaker.slow_ms",
     "breaker.slow_rate_max",
     "breaker.window_ms",
+    "insight.advise_after_ms",
     "insight.sample_every",
+    "l1.admission",
+    "l1.compress_min_bytes",
     "l1.entry_bytes_max",
+    "l1.refresh_ahead",
     "l1.size_bytes_max",
+    "l1.soft_ms_max",
+    "l1.stale_if_error_ms_max",
+    "l1.touch_interval_ms",
+    "l1.untracked_ttl_ms_max",
     "l1.variants_per_key_max",
+    "limits.args_max",
+    "limits.buffered_bytes_max",
+    "limits.buffered_wait_ms_max",
+    "limits.bulk_bytes_max",
+    "limits.client_in_flight_max",
+    "limits.client_output_bytes_max",
+    "limits.client_output_soft_bytes_max",
+    "limits.client_output_soft_ms_max",
     "limits.clients_max",
+    "limits.idle_timeout_ms",
+    "limits.inline_bytes_max",
+    "limits.request_bytes_max",
+    "limits.scope_idle_ms_max",
+    "limits.scopes_max",
+    "limits.shutdown_grace_ms",
+    "limits.subscriber_output_soft_bytes_max",
+    "limits.subscriber_output_soft_ms_max",
+    "limits.tcp_keepalive_ms",
+    "limits.tcp_user_timeout_ms",
+    "link.connect_ms_max",
+    "link.dead_ms",
+    "link.in_flight_bytes_max",
+    "link.in_flight_max",
+    "link.reconnect_ms_max",
+    "link.reconnect_ms_min",
+    "link.reply_ms_max",
+    "link.write_ms_max",
     "log.level",
+    "policy",
+    "pool.blocking_grace_ms",
+    "pool.reply_ms_max",
+    "store.size_bytes_max",
+    "tags.lease_ms",
+    "tags.per_key_max",
+    "tags.recheck_ms",
+    "tags.sweep_ms",
+    "warm.keys_per_second_max",
+    "warm.snapshot_keys_max",
 ];
 
 /// Changes what is logged.
@@ -60,11 +107,17 @@ impl Live {
     }
 
     /// Name and value of each setting whose name matches, secrets hidden, by name.
-    pub fn matching(&self, pattern: &[u8]) -> Vec<(&'static str, String)> {
+    pub fn matching(&self, pattern: &[u8], which: Which) -> Vec<(&'static str, String)> {
         let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         let matches = |s: &&Setting| glob::matches(pattern, s.key.as_bytes(), Case::Insensitive);
+        let of_kind = |s: &&Setting| match which {
+            Which::All => true,
+            Which::Changeable => CHANGEABLE.contains(&s.key),
+            Which::ReadOnly => !CHANGEABLE.contains(&s.key),
+        };
         let plain = |value: &str| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value).to_owned();
-        let mut found: Vec<_> = settings.iter().filter(matches).map(|s| (s.key, plain(&s.value))).collect();
+        let mut found: Vec<_> =
+            settings.iter().filter(matches).filter(of_kind).map(|s| (s.key, plain(&s.value))).collect();
         found.sort_unstable();
         found
     }
@@ -87,16 +140,23 @@ impl Shared {
             return Err(ChangeError::Fixed(key));
         }
         let config = checked(&settings, key, value)?;
+        let config = (merged(&self.config, config.0), config.1);
         let changed = |prefix: &str| key.starts_with(prefix);
-        if let Backend::Upstream(upstream) = &self.backend {
-            if changed("l1.") {
-                upstream.l1().resize(L1Settings::of(&config.0.l1));
+        match &self.backend {
+            Backend::Upstream(upstream) => {
+                if changed("l1.") {
+                    upstream.l1().resize(L1Settings::of(&config.0.l1));
+                }
+                // A probe's patience rests on the times of links.
+                if changed("breaker.") || changed("link.") {
+                    upstream.node().reconfigure(breaker_of(&config.0));
+                }
+                upstream.reconfigure(settings_of(&config.0));
             }
-            if changed("breaker.") {
-                // The times of links, on which a probe's patience rests, are those of the start.
-                let breaker = Config { breaker: config.0.breaker.clone(), ..self.config.clone() };
-                upstream.node().reconfigure(breaker_of(&breaker));
+            Backend::Embedded(embedded) if key == "store.size_bytes_max" => {
+                embedded.resize(config.0.store.size_bytes_max as u64);
             }
+            Backend::Embedded(_) => {}
         }
         match key {
             "limits.clients_max" => self.clients.set_clients_max(config.0.limits.clients_max),
@@ -104,11 +164,42 @@ impl Shared {
             "log.level" => (self.live.set_level)(config.0.log.level),
             _ => {}
         }
+        self.put_in_force(config.0);
         for setting in settings.iter_mut().filter(|s| s.key == key) {
             setting.value.clone_from(&config.1);
         }
         tracing::info!(setting = key, "changed by CACHE CONFIG SET");
         Ok(())
+    }
+}
+
+/// The settings of the start, with what can change as it is now.
+fn merged(start: &Config, now: Config) -> Config {
+    Config {
+        policy: now.policy,
+        l1: L1Config { enabled: start.l1.enabled, ..now.l1 },
+        store: now.store,
+        limits: LimitsConfig {
+            reply_depth_max: start.limits.reply_depth_max,
+            subscriber_output_bytes_max: start.limits.subscriber_output_bytes_max,
+            ..now.limits
+        },
+        link: now.link,
+        pool: PoolConfig {
+            reply_ms_max: now.pool.reply_ms_max,
+            blocking_grace_ms: now.pool.blocking_grace_ms,
+            ..start.pool.clone()
+        },
+        breaker: now.breaker,
+        tags: TagsConfig { prefix: start.tags.prefix.clone(), peers_ms_max: start.tags.peers_ms_max, ..now.tags },
+        insight: now.insight,
+        warm: WarmConfig {
+            keys_per_second_max: now.warm.keys_per_second_max,
+            snapshot_keys_max: now.warm.snapshot_keys_max,
+            ..start.warm.clone()
+        },
+        log: LogConfig { level: now.log.level, ..start.log.clone() },
+        ..start.clone()
     }
 }
 
@@ -169,13 +260,37 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_change_stays_as_it_was_at_the_start() {
+        let mut sources = Sources::default();
+        for fixed in [
+            "l1.enabled=false",
+            "limits.reply_depth_max=100",
+            "limits.subscriber_output_bytes_max=2mb",
+            "pool.size_max=3",
+            "tags.prefix=x:",
+            "tags.peers_ms_max=7",
+            "warm.start_ms_max=9",
+            "log.format=json",
+            "threads=5",
+        ] {
+            sources.add_assignment(fixed).unwrap();
+        }
+        let start = config::resolve(&sources).unwrap().config;
+        assert_ne!(start, Config::default());
+        assert_eq!(merged(&start, Config::default()), start);
+        let mut other = Config::default();
+        other.l1.soft_ms_max = None;
+        assert_eq!(merged(&start, other).l1.soft_ms_max, None);
+    }
+
+    #[test]
     fn settings_are_found_by_pattern_without_secrets() {
         let mut sources = Sources::default();
         sources.add_assignment("requirepass=geheim").unwrap();
         let live = Live::new(config::resolve(&sources).unwrap().settings, Box::new(|_| {}));
-        let found = live.matching(b"L1.*");
+        let found = live.matching(b"L1.*", Which::All);
         assert!(found.iter().any(|(key, value)| (*key, &value[..]) == ("l1.size_bytes_max", "256mb")), "{found:?}");
         assert!(found.iter().all(|(key, _)| key.starts_with("l1.")));
-        assert!(live.matching(b"*").iter().all(|(_, value)| !value.contains("geheim")));
+        assert!(live.matching(b"*", Which::All).iter().all(|(_, value)| !value.contains("geheim")));
     }
 }

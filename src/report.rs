@@ -190,6 +190,9 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     out.gauge("l1_bytes", l1.bytes());
     out.gauge("l1_bytes_max", l1.settings().size_bytes_max);
     out.counter("l1_evictions", l1.evictions());
+    let (compressed, saved) = l1.compressed();
+    out.counter("l1_compressed", compressed);
+    out.counter("l1_compressed_bytes_saved", saved);
     out.section("L2");
     let hits = out.counter("l2_hits", shared.metrics.sum(|c| &c.l2_hits));
     let misses = out.counter("l2_misses", shared.metrics.sum(|c| &c.l2_misses));
@@ -237,6 +240,7 @@ fn gather_upstream(out: &mut Gatherer<'_>, shared: &Shared, upstream: &Upstream)
     out.counter("link_emptied", counts.emptied);
     out.counter("link_fences", counts.fences);
     out.counter("link_timeouts", counts.timeouts);
+    out.counter("link_refreshes", counts.refreshes);
 }
 
 /// The state of a breaker in one word.

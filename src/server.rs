@@ -33,6 +33,7 @@ use crate::upstream::peers::{self, PeersSettings};
 use crate::upstream::pool::PoolLimits;
 use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
 use crate::upstream::scope::{ReplyTimes, Upstream, UpstreamSettings};
+use arc_swap::{ArcSwap, Guard};
 use larder_protocol::scan::{ReplyLimits, RequestLimits};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Categories, Command, Table};
@@ -42,7 +43,7 @@ use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -99,11 +100,13 @@ pub struct Shared {
     /// How much waits altogether.
     pub buffered: Arc<Buffered>,
     /// What holds for keys, by pattern and in general.
-    pub policies: Policies,
+    pub policies: ArcSwap<Policies>,
     /// The built-in command table.
     pub table: Arc<Table>,
-    /// Bounds of requests.
-    pub request_limits: RequestLimits,
+    /// The settings in force: those of the start, and what has been changed since.
+    in_force: ArcSwap<Config>,
+    /// `limits.client_in_flight_max`, for a look at each request.
+    pub(crate) client_in_flight_max: AtomicUsize,
     /// Work that takes a while.
     pub jobs: Jobs,
     /// What all warming shares.
@@ -195,16 +198,10 @@ impl Shared {
             Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &buffered, &insight, first)),
         };
         let limits = &config.limits;
-        let request_limits = RequestLimits {
-            bulk_bytes_max: limits.bulk_bytes_max,
-            args_max: limits.args_max,
-            inline_bytes_max: limits.inline_bytes_max,
-            request_bytes_max: limits.request_bytes_max,
-        };
         Self {
             clients: Clients::new(limits.clients_max),
             denied: Denied::new(&config.deny),
-            policies: config.policies(),
+            policies: ArcSwap::from_pointee(config.policies()),
             buffered,
             backend,
             clock,
@@ -214,7 +211,8 @@ impl Shared {
             insight,
             live,
             table,
-            request_limits,
+            in_force: ArcSwap::from_pointee(config.clone()),
+            client_in_flight_max: AtomicUsize::new(config.limits.client_in_flight_max),
             jobs: Jobs::default(),
             warming: Warming::default(),
             tag_uses: AtomicU64::new(0),
@@ -225,6 +223,30 @@ impl Shared {
             workers,
             draining: AtomicBool::new(false),
             config,
+        }
+    }
+
+    /// The settings in force. For one look: not to be kept over an await.
+    pub fn settings(&self) -> Guard<Arc<Config>> {
+        self.in_force.load()
+    }
+
+    /// From now on these are in force, for all that looks at them ([`Shared::settings`]).
+    pub(crate) fn put_in_force(&self, config: Config) {
+        self.client_in_flight_max.store(config.limits.client_in_flight_max, Ordering::Relaxed);
+        self.buffered.set_bytes_max(config.limits.buffered_bytes_max);
+        self.policies.store(Arc::new(config.policies()));
+        self.in_force.store(Arc::new(config));
+    }
+
+    /// Bounds of the requests of a client that connects now.
+    pub(crate) fn request_limits(&self) -> RequestLimits {
+        let limits = &self.settings().limits;
+        RequestLimits {
+            bulk_bytes_max: limits.bulk_bytes_max,
+            args_max: limits.args_max,
+            inline_bytes_max: limits.inline_bytes_max,
+            request_bytes_max: limits.request_bytes_max,
         }
     }
 
@@ -260,7 +282,7 @@ impl Shared {
 
     /// How long replies may take.
     pub fn reply_times(&self) -> ReplyTimes {
-        reply_times_of(&self.config)
+        reply_times_of(&self.settings())
     }
 
     /// True if clients authenticate with Larder and not with the upstream.
@@ -446,7 +468,7 @@ pub(crate) fn breaker_of(config: &Config) -> crate::upstream::breaker::CheckedSe
     })
 }
 
-fn settings_of(config: &Config) -> UpstreamSettings {
+pub(crate) fn settings_of(config: &Config) -> UpstreamSettings {
     let (link, pool, limits) = (&config.link, &config.pool, &config.limits);
     let replies = ReplyLimits { depth_max: limits.reply_depth_max, ..ReplyLimits::default() };
     UpstreamSettings {
@@ -580,7 +602,7 @@ async fn work(
         // It has said what went wrong.
         drop(tokio::task::spawn_blocking(move || warm::save(&shared)).await);
     }
-    let deadline = tokio::time::Instant::now() + shared.config.limits.shutdown_grace_ms;
+    let deadline = tokio::time::Instant::now() + shared.settings().limits.shutdown_grace_ms;
     while !shared.clients.is_empty() && tokio::time::Instant::now() < deadline {
         for client in shared.clients.all() {
             client.port.wake();
@@ -612,10 +634,10 @@ fn accept(stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>, counters
 
 fn prepare(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    if let Some(idle) = shared.config.limits.tcp_keepalive_ms {
+    if let Some(idle) = shared.settings().limits.tcp_keepalive_ms {
         SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
     }
-    if let Some(limit) = shared.config.limits.tcp_user_timeout_ms {
+    if let Some(limit) = shared.settings().limits.tcp_user_timeout_ms {
         SockRef::from(stream).set_tcp_user_timeout(Some(limit))?;
     }
     Ok(())

@@ -17,11 +17,13 @@
 //!
 //! Bounds: the shell takes no more requests while [`Session::under_way`] is at `limits.client_in_flight_max`.
 
+mod ahead;
 mod each;
+mod outcome;
 mod put;
 mod soft;
 
-use self::put::{put_corrected, put_held, put_hit, put_reply, put_reply_bytes};
+use self::put::{put_corrected, put_held, put_hit, put_reply};
 
 use crate::clock::Time;
 use crate::insight::latency::Timed;
@@ -30,7 +32,7 @@ use crate::metrics::{Counters, Passed};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::policy::Policies;
-use crate::port::{Failure, Seq};
+use crate::port::Seq;
 use crate::upstream::link::{Each, Job, Op, OpKind};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::Args;
@@ -62,6 +64,9 @@ pub struct Surroundings<'a> {
     pub keeps: bool,
     /// Who the client is among those that read.
     pub reader: Reader,
+    /// What part of its life an entry of a key may have behind it before a hit has it refreshed; `None` while that is
+    /// nowhere asked for.
+    pub refresh_ahead: Option<&'a Policies>,
     /// Whether the reply to a read of a key is known to be large.
     pub is_big: &'a dyn Fn(&[u8]) -> bool,
     /// The clock.
@@ -529,6 +534,7 @@ impl Session {
         }
         if let Some(hit) = hit {
             around.counters.hits.add(1);
+            self.refresh_ahead(&hit, command, args, key_at, around, batch);
             return self.found(command, args, (hit, Source::Feed), around, batch, out);
         }
         if let Some(hit) = self.read_soft(key, variant, partition, around) {
@@ -557,10 +563,10 @@ impl Session {
             if self.take_muted() {
                 return Flow::Taken;
             }
-            if self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2 {
-                put_hit(hit, out);
-            } else {
-                put_reply_bytes(Shape::of(command, args), hit.reply(), out);
+            let is_as_stored = self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2;
+            let shape = if is_as_stored { None } else { Shape::of(command, args) };
+            if !put_hit(hit, shape, out) {
+                self.send(command, args, fill_of(command, args, true, around), around, batch);
             }
             return Flow::Taken;
         }
@@ -655,85 +661,6 @@ impl Session {
 
     fn merges_to(&self, around: &Surroundings<'_>) -> Protocol {
         if around.upstream_is_resp2 { Protocol::Resp3 } else { self.protocol }
-    }
-
-    /// As [`Session::replied`], for a reply that can leave at once: its slot is the first, and no other link is to be
-    /// fenced. False if that is not so, and then nothing has been done.
-    /// With `settles` as in [`Surroundings::settles`].
-    pub fn replied_in_turn(
-        &mut self,
-        seq: Seq,
-        reply: &[u8],
-        settles: bool,
-        counters: &Counters,
-        out: &mut Outgoing,
-    ) -> bool {
-        let Some(slot) = self.slots.front() else { return false };
-        let State::Waiting { writes } = slot.state else { return false };
-        if slot.seq != seq || slot.correction.is_some() || (writes && settles) {
-            return false;
-        }
-        self.writes_out -= usize::from(writes);
-        self.waited.extend(slot.timed.map(|what| (what, slot.came_at)));
-        count_level(slot.timed, reply, counters);
-        if !slot.muted {
-            put_reply_bytes(slot.shape, reply, out);
-        }
-        self.slots.pop_front();
-        true
-    }
-
-    /// A reply has come. A number that is not known belongs to a request that was done again, or has ended.
-    pub fn replied(&mut self, seq: Seq, reply: Bytes) {
-        let Some(at) = self.find(seq) else { return };
-        let slot = &mut self.slots[at];
-        match &mut slot.state {
-            State::Waiting { writes } => {
-                self.writes_out -= usize::from(*writes);
-                self.kept_bytes += reply.len();
-                slot.state = State::Arrived(reply);
-            }
-            State::Held(held) => {
-                self.kept_bytes += reply.len();
-                held.missing = Missing::Came(reply);
-            }
-            _ => {}
-        }
-    }
-
-    /// A request has failed.
-    pub fn failed(&mut self, seq: Seq, failure: &Failure) {
-        let Some(at) = self.find(seq) else { return };
-        let line = Bytes::from(format!("-{failure}\r\n"));
-        let slot = &mut self.slots[at];
-        match &slot.state {
-            State::Waiting { writes } => self.writes_out -= usize::from(*writes),
-            State::Held(_) => self.held -= 1,
-            // The reply is there, but another link does not answer: it must not be given as if all were well.
-            State::Arrived(_) if matches!(slot.fence, Fence::Missing(_)) => {}
-            State::Arrived(_) | State::Ready(_) => return,
-        }
-        self.kept_bytes = self.kept_bytes.saturating_sub(slot.kept_bytes());
-        slot.fence = Fence::Done;
-        slot.state = State::Ready(line);
-    }
-
-    /// So many links have been asked for a fence behind this reply.
-    pub fn fencing(&mut self, seq: Seq, links: u32) {
-        if let Some(at) = self.find(seq) {
-            self.slots[at].fence = if links == 0 { Fence::Done } else { Fence::Missing(links) };
-        }
-    }
-
-    /// A link has caught up.
-    pub fn fenced(&mut self, seq: Seq) {
-        let Some(at) = self.find(seq) else { return };
-        let fence = &mut self.slots[at].fence;
-        *fence = match *fence {
-            Fence::Missing(n) if n > 1 => Fence::Missing(n - 1),
-            Fence::Missing(_) | Fence::Done => Fence::Done,
-            Fence::Wanted => Fence::Wanted,
-        };
     }
 
     /// True if the first slot waits for nothing but [`Session::advance`]: a held answer with nothing in front of it.

@@ -47,7 +47,12 @@ impl House {
         let breaker = BreakerSettings::default().checked().expect("the default settings are valid");
         let endpoint = Endpoint { host: address.ip().to_string(), port: address.port() };
         let node = Arc::new(Node::new(endpoint, clock, breaker, Arc::new(Table::builtin()), 1));
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 4096, variants_per_key_max: 4 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 20,
+            entry_bytes_max: 4096,
+            variants_per_key_max: 4,
+            compress_min_bytes: None,
+        });
         let upstream = Upstream::new(
             node.clone(),
             l1,
@@ -99,7 +104,7 @@ impl House {
     fn cached(&self, key: &str) -> Option<Vec<u8>> {
         let get = self.upstream.node().table().lookup(b"get").expect("GET is known").id;
         let hit = self.scope.link.partition().read(key.as_bytes(), Variant::bare(get), || self.clock.now());
-        hit.map(|hit| hit.reply().to_vec())
+        hit.map(|hit| hit.reply().expect("what L1 holds can be read").into_owned())
     }
 }
 

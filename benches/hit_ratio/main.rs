@@ -20,7 +20,7 @@ mod traces;
 
 use clap::Parser;
 use larder::clock::Time;
-use larder::l1::{Filled, Filler, L1, L1Settings, Partition, Variant};
+use larder::l1::{FillKind, Filled, Filler, L1, L1Settings, Partition, Variant};
 use larder::upstream::admission::{Admission, Filter, Verdict};
 use larder_protocol::table::Table;
 use policies::{Lru, Policy, S3Fifo, Sieve, WTinyLfu};
@@ -174,7 +174,12 @@ fn get() -> Result<Variant<'static>, Box<dyn Error>> {
 
 impl Scale {
     fn new() -> Result<Self, Box<dyn Error>> {
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 1 << 16, variants_per_key_max: 1 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 20,
+            entry_bytes_max: 1 << 16,
+            variants_per_key_max: 1,
+            compress_min_bytes: None,
+        });
         let (_partition, mut filler) = l1.partition();
         filler.fill(&name(1), get()?, b"$0\r\n\r\n", Time::MAX, NOW);
         Ok(Self { overhead: l1.bytes() - (NAME_BYTES + b"$0\r\n\r\n".len()) as u64 })
@@ -201,7 +206,12 @@ struct Cache {
 impl Cache {
     fn new(size: u64, admission: Admission) -> Result<Self, Box<dyn Error>> {
         let entry_bytes_max = (size / ENTRY_PART).max(8 * 1024) as usize;
-        let l1 = L1::new(L1Settings { size_bytes_max: size, entry_bytes_max, variants_per_key_max: 64 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: size,
+            entry_bytes_max,
+            variants_per_key_max: 64,
+            compress_min_bytes: None,
+        });
         let (partition, filler) = l1.partition();
         Ok(Self { partition, filler, filter: Filter::new(admission), get: get()?, reply: Vec::new() })
     }
@@ -221,7 +231,7 @@ impl Cache {
         self.reply.resize(self.reply.len() + bytes, b'x');
         self.reply.extend_from_slice(b"\r\n");
         let filled = match verdict {
-            Verdict::FillFirst => self.filler.fill_marked(&name, self.get, &self.reply, Time::MAX, NOW),
+            Verdict::FillFirst => self.filler.fill_as(FillKind::Marked, &name, self.get, &self.reply, Time::MAX, NOW),
             _ => self.filler.fill(&name, self.get, &self.reply, Time::MAX, NOW),
         };
         assert_eq!(filled, Filled::Stored, "all values are small enough");

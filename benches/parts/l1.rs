@@ -9,7 +9,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-const SETTINGS: L1Settings = L1Settings { size_bytes_max: 1 << 30, entry_bytes_max: 1 << 20, variants_per_key_max: 64 };
+const SETTINGS: L1Settings = L1Settings {
+    size_bytes_max: 1 << 30,
+    entry_bytes_max: 1 << 20,
+    variants_per_key_max: 64,
+    compress_min_bytes: None,
+};
 const NOW: Time = Time::from_micros(1);
 
 /// `GET`, as L1 knows it.

@@ -30,7 +30,12 @@ pub(super) fn fill(c: &mut Criterion) {
         ("fill, 64 B", fill, 1 << 30),
         ("fill and evict, 64 B", fill, 2 << 20),
     ] {
-        let settings = L1Settings { size_bytes_max, entry_bytes_max: 64 << 10, variants_per_key_max: 64 };
+        let settings = L1Settings {
+            size_bytes_max,
+            entry_bytes_max: 64 << 10,
+            variants_per_key_max: 64,
+            compress_min_bytes: None,
+        };
         let mut link = Link::new(&table, settings);
         let jobs: Vec<Job> = keys().chunks_exact(BATCH).map(|keys| job(&link.port, keys, kind)).collect();
         let mut at = 0;

@@ -11,7 +11,7 @@
 //! median of the ratios within each round. CPU time is the subject's user and system time from `/proc`, and beside it
 //! that of the server behind.
 //!
-//! Writes `target/peers/result.json`; with `--plots DIRECTORY` the plots, as SVG.
+//! Writes `target/peers/result.json` and the table, `target/peers/table.md`; with `--plots DIRECTORY` the plots, as SVG.
 //!
 //! Needs redis-server, redis-benchmark and taskset.
 
@@ -24,7 +24,7 @@ mod stand;
 use clap::Parser;
 use latency::Pace;
 use load::{Load, Verb};
-use report::{Latency, Report, Row, Sample};
+use report::{Latency, Report, Row, Sample, Workers};
 use stand::{Cores, Process, is_installed, start};
 use std::io;
 use std::net::SocketAddr;
@@ -119,12 +119,13 @@ fn main() -> io::Result<()> {
         if "latency".contains(&options.only) {
             latencies(&options, cores, &mut report)?;
         }
-    }
-    if "threads".contains(&options.only) {
-        report.scaling = Some(two_threads(&options)?);
+        if "threads".contains(&options.only) {
+            two_threads(&options, &mut report)?;
+        }
     }
     print!("{}", report.table());
     std::fs::create_dir_all("target/peers")?;
+    std::fs::write("target/peers/table.md", report.table())?;
     std::fs::write("target/peers/result.json", report.json())?;
     if let Some(directory) = options.plots {
         plots::draw(&report, &directory)?;
@@ -264,20 +265,14 @@ fn latencies(options: &Options, cores: Option<Cores>, report: &mut Report) -> io
     add("larder, forwarding", forwards.address)
 }
 
-/// What two worker threads do for one: by the CPU time that an operation costs with each, and by how evenly the two are
-/// loaded. The generator needs cores, too; what it uses does not count.
-fn two_threads(options: &Options) -> io::Result<f64> {
+/// What two worker threads do for one: the CPU time that an operation costs with each, and how evenly the two are loaded.
+/// The generator needs cores, too; what it uses does not count.
+fn two_threads(options: &Options, report: &mut Report) -> io::Result<()> {
     let behind = redis(None)?;
     load::populate(behind.address, KEYS, SMALL_BYTES)?;
-    let load = Load {
-        verb: Verb::Get,
-        keys: KEYS,
-        value_bytes: SMALL_BYTES,
-        pipeline: 16,
-        operations: if options.quick { 500_000 } else { 4_000_000 },
-    };
-    let mut cost = Vec::new();
-    for threads in [1.0, 2.0] {
+    let operations = if options.quick { 500_000 } else { 4_000_000 };
+    let load = Load { verb: Verb::Get, keys: KEYS, value_bytes: SMALL_BYTES, pipeline: 16, operations };
+    for threads in [1, 2] {
         let setting = format!("threads={threads}");
         let larder = larder_with(&options.larder, behind.address, None, &["--set", &setting])?;
         load::warm(larder.address, KEYS, SMALL_BYTES)?;
@@ -285,11 +280,15 @@ fn two_threads(options: &Options) -> io::Result<f64> {
         let before = larder.times()?;
         load::random_keys(larder.address, load, None)?;
         let spent = stand::spent(&before, &larder.times()?);
-        let busiest = spent.iter().copied().fold(0.0, f64::max);
-        // The busiest thread is what bounds the whole.
-        cost.push(busiest * 1e6 / load.operations as f64);
+        let micros = |seconds: f64| seconds * 1e6 / load.operations as f64;
+        let sample = Workers {
+            cpu_us: micros(spent.iter().sum()),
+            busiest_us: micros(spent.iter().copied().fold(0.0, f64::max)),
+        };
+        eprintln!("{threads} workers: {:.3} us, the busiest {:.3} us", sample.cpu_us, sample.busiest_us);
+        report.add_workers(threads, sample);
     }
-    Ok(cost[0] / cost[1])
+    Ok(())
 }
 
 fn redis(core: Option<usize>) -> io::Result<Process> {

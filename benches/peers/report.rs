@@ -29,6 +29,15 @@ pub(crate) struct Latency {
     pub(crate) per_second: f64,
 }
 
+/// What one round measured of a number of workers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workers {
+    /// CPU time of all workers per operation, in microseconds.
+    pub(crate) cpu_us: f64,
+    /// That of the worker with the most: it bounds the whole.
+    pub(crate) busiest_us: f64,
+}
+
 /// Everything that was measured.
 #[derive(Default)]
 pub(crate) struct Report {
@@ -36,8 +45,7 @@ pub(crate) struct Report {
     /// The order in which loads came first.
     cases: Vec<&'static str>,
     latencies: BTreeMap<&'static str, Vec<Latency>>,
-    /// What two threads do for one.
-    pub(crate) scaling: Option<f64>,
+    workers: BTreeMap<usize, Vec<Workers>>,
 }
 
 /// One line of the table.
@@ -64,6 +72,24 @@ impl Report {
 
     pub(crate) fn add_latency(&mut self, system: &'static str, latency: Latency) {
         self.latencies.entry(system).or_default().push(latency);
+    }
+
+    pub(crate) fn add_workers(&mut self, threads: usize, workers: Workers) {
+        self.workers.entry(threads).or_default().push(workers);
+    }
+
+    /// Medians by number of workers.
+    fn worker_lines(&self) -> impl Iterator<Item = (usize, Workers)> + '_ {
+        let of = |samples: &[Workers], part: fn(&Workers) -> f64| median(samples.iter().map(part).collect());
+        self.workers.iter().map(move |(threads, samples)| {
+            (*threads, Workers { cpu_us: of(samples, |w| w.cpu_us), busiest_us: of(samples, |w| w.busiest_us) })
+        })
+    }
+
+    /// How many times as much as one worker the others can serve, with the connections spread as they were.
+    fn scaling(&self) -> Option<f64> {
+        let busiest = |wanted| self.worker_lines().find(|(threads, _)| *threads == wanted).map(|(_, w)| w.busiest_us);
+        Some(busiest(1)? / busiest(2)?)
     }
 
     /// The lines, by load; what all are compared with comes first: the server itself, else Larder when it forwards.
@@ -134,8 +160,14 @@ impl Report {
                 );
             }
         }
-        if let Some(scaling) = self.scaling {
-            let _ = writeln!(text, "\nTwo threads serve {scaling:.2} times what one does (hits, pipeline 16).");
+        if let Some(scaling) = self.scaling() {
+            text.push_str(
+                "\n| workers (hits, pipeline 16) | CPU us/op | the busiest worker's | thousand op/s of a CPU |\n|---|---|---|---|\n",
+            );
+            for (threads, Workers { cpu_us, busiest_us }) in self.worker_lines() {
+                let _ = writeln!(text, "| {threads} | {cpu_us:.3} | {busiest_us:.3} | {:.0} |", 1000.0 / cpu_us);
+            }
+            let _ = writeln!(text, "\nTwo workers serve {scaling:.2} times what one does.");
         }
         text
     }
@@ -162,7 +194,7 @@ impl Report {
                 l.p50_us, l.p99_us, l.p999_us, l.per_second
             )
         });
-        let scaling = self.scaling.map_or("null".to_owned(), |s| format!("{s:.3}"));
+        let scaling = self.scaling().map_or("null".to_owned(), |s| format!("{s:.3}"));
         format!(
             "{{\"cpu\":[\n{}\n],\"latency\":[\n{}\n],\"two_threads\":{scaling}}}\n",
             lines.collect::<Vec<_>>().join(",\n"),

@@ -22,7 +22,7 @@ pub use self::jobs::JobsCommand;
 pub use self::subscribe::EventsCommand;
 pub use self::tags::{Condition, TaggedSet, TagsCommand};
 
-pub use self::insight::ConfigOrder;
+pub use self::insight::{ConfigOrder, Which};
 use self::syntax::Argument;
 use self::warm::Warm;
 use crate::args::Args;

@@ -140,7 +140,7 @@ pub(super) async fn take_out(
     let ids: Vec<&[u8]> = (0..left).map_while(|_| cursor.next_bytes()).collect();
     // What another Larder is at may be what follows from this change: it is helped.
     for job in ids {
-        let gone = delete_aside(errand, scope, prefix, job, OpKind::Named(cause), None).await?;
+        let gone = delete_aside(errand, scope, prefix, job, kind, None).await?;
         deleted += if job == id.as_bytes() { gone } else { 0 };
     }
     Ok(TakenOut { deleted, spared })
@@ -181,7 +181,7 @@ async fn depend(
 
 /// The script that writes the index, with all sources declared.
 fn request(caller: &Caller, key: &[u8], sources: &KeyList<'_>) -> OwnedArgs {
-    let config = &caller.shared.config;
+    let config = caller.shared.settings();
     let limits = &config.depend;
     let count = sources.len().to_string();
     let head = [&b"EVAL"[..], script::DEPEND.body().as_bytes(), count.as_bytes()];

@@ -116,8 +116,8 @@ async fn indexed(caller: &Caller, scope: &Scope, key: &[u8]) -> [Option<Vec<Byte
 pub(super) fn config(caller: &Caller, order: ConfigOrder<'_>) -> Result<Vec<u8>, Failure> {
     let mut reply = Reply::default();
     match order {
-        ConfigOrder::Get(pattern) => {
-            let found = caller.shared.live.matching(pattern);
+        ConfigOrder::Get(pattern, which) => {
+            let found = caller.shared.live.matching(pattern, which);
             reply.map(found.len());
             for (name, value) in &found {
                 reply.bulk(name).bulk(value);

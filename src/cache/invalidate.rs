@@ -124,7 +124,7 @@ pub(super) async fn invalidate(
 /// The milliseconds of `SOFT`, if they are allowed.
 fn check_soft(caller: &Caller, soft: Option<Soft>) -> Result<Option<u32>, Failure> {
     let Some(Soft { ms }) = soft else { return Ok(None) };
-    let max = caller.shared.config.l1.soft_ms_max.map_or(0, |max| max.as_millis() as u64);
+    let max = caller.shared.settings().l1.soft_ms_max.map_or(0, |max| max.as_millis() as u64);
     match u32::try_from(ms) {
         Ok(soft) if ms <= max => Ok(Some(soft)),
         _ if max == 0 => Err(refused("ERR larder: SOFT is switched off (l1.soft_ms_max)")),

@@ -102,7 +102,7 @@ impl Caller {
     }
 
     fn entries(&self, partition: &Partition) -> Entries {
-        let (now, settles) = (self.shared.clock.now(), self.shared.config.insight.advise_after_ms);
+        let (now, settles) = (self.shared.clock.now(), self.shared.settings().insight.advise_after_ms);
         let mut seen = Entries::default();
         let mut left_ms = 0;
         for facts in partition.some_facts(ENTRIES_SEEN_MAX) {

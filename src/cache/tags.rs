@@ -87,7 +87,7 @@ fn check_count(caller: &Caller, command: &TagsCommand<'_>) -> Result<(), Failure
         | TagsCommand::Lease(_, Some(tags)) => tags.len(),
         _ => 0,
     };
-    let most = caller.shared.config.tags.per_key_max;
+    let most = caller.shared.settings().tags.per_key_max;
     if count > most { Err(too_many_tags(most)) } else { Ok(()) }
 }
 
@@ -160,7 +160,7 @@ impl<'a> Index<'a> {
     }
 
     async fn tag(&mut self, key: &[u8], tags: &KeyList<'_>) -> Result<Vec<u8>, Failure> {
-        let (recheck, most) = (self.recheck_ms(), self.caller.shared.config.tags.per_key_max.to_string());
+        let (recheck, most) = (self.recheck_ms(), self.caller.shared.settings().tags.per_key_max.to_string());
         let mut args = vec![recheck.as_bytes(), most.as_bytes()];
         args.extend(tags.iter());
         self.write(&script::TAG, key, &args).await.map(|reply| reply.to_vec())
@@ -200,12 +200,16 @@ impl<'a> Index<'a> {
             items.next_count();
             cursor = Bytes::copy_from_slice(items.next_bytes().unwrap_or(b"0"));
             let count = items.next_count().unwrap_or(0);
-            for _ in 0..count {
-                let Some(tag) = items.next_bytes() else { break };
-                let members = self.name(b"t:", tag);
-                let size = Cursor::new(&self.read(&[b"SCARD", &members]).await?).next_integer().unwrap_or(0);
+            let tags: Vec<Bytes> =
+                (0..count).map_while(|_| items.next_bytes()).map(|tag| step.slice_ref(tag)).collect();
+            let asked: Vec<(OpKind, OwnedArgs)> = tags
+                .iter()
+                .map(|tag| (OpKind::Read, OwnedArgs::new([&b"SCARD"[..], &self.name(b"t:", tag)])))
+                .collect();
+            for (tag, size) in tags.into_iter().zip(self.errand.ask_each(&self.scope.link, &asked).await?) {
+                let size = Cursor::new(&size?).next_integer().unwrap_or(0);
                 if size > 0 {
-                    listed.push((step.slice_ref(tag), size.unsigned_abs()));
+                    listed.push((tag, size.unsigned_abs()));
                 }
             }
             if listed.len() > LISTED_MAX {
@@ -218,7 +222,7 @@ impl<'a> Index<'a> {
     }
 
     async fn lease(&mut self, key: &[u8], tags: Option<&KeyList<'_>>) -> Result<Vec<u8>, Failure> {
-        let (token, ms) = (fresh_token(), self.caller.shared.config.tags.lease_ms.as_millis().to_string());
+        let (token, ms) = (fresh_token(), self.caller.shared.settings().tags.lease_ms.as_millis().to_string());
         let mut args = vec![token.as_bytes(), ms.as_bytes()];
         args.extend(tags.iter().flat_map(|tags| tags.iter()));
         // It changes nothing of the key itself: what is soft stays so for other readers.
@@ -269,6 +273,6 @@ impl<'a> Index<'a> {
     }
 
     fn recheck_ms(&self) -> String {
-        self.caller.shared.config.tags.recheck_ms.as_millis().to_string()
+        self.caller.shared.settings().tags.recheck_ms.as_millis().to_string()
     }
 }

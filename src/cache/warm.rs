@@ -246,7 +246,7 @@ impl Warmer {
     }
 
     async fn read_all(&self, errand: &mut Errand, keys: &[Bytes], job: &Job) -> Result<(), Failure> {
-        let per_second = self.shared.config.warm.keys_per_second_max;
+        let per_second = self.shared.settings().warm.keys_per_second_max;
         for batch in keys.chunks((per_second / BATCHES_PER_SECOND).clamp(1, BATCH_KEYS_MAX)) {
             self.keep_pace(batch.len(), job).await;
             if job.is_cancelled() {
@@ -259,7 +259,7 @@ impl Warmer {
 
     /// Waits until so many keys more may be read.
     async fn keep_pace(&self, keys: usize, job: &Job) {
-        let (per_second, now) = (self.shared.config.warm.keys_per_second_max, self.shared.clock.now());
+        let (per_second, now) = (self.shared.settings().warm.keys_per_second_max, self.shared.clock.now());
         let wait = self.shared.warming.pace().take(keys, per_second, now);
         tokio::select! {
             () = sleep(wait) => {}

@@ -320,7 +320,7 @@ impl Connection {
     /// Waits for a fence. A client that is killed meanwhile ends at its next turn.
     pub(super) async fn fenced(&mut self, seq: Seq) -> Result<(), Failure> {
         let core = &mut self.core;
-        let reply_ms = core.shared.config.link.reply_ms_max.as_millis() as u64;
+        let reply_ms = core.shared.settings().link.reply_ms_max.as_millis() as u64;
         poll_fn(|cx| {
             loop {
                 if let Some(state) = core.fence_state(seq) {
@@ -373,7 +373,7 @@ impl Connection {
     pub(super) async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
         let Some(scope) = self.core.scope().cloned() else { return Err(Failure::ReadLost) };
         let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
-        let reply_max = self.core.shared.config.link.reply_ms_max;
+        let reply_max = self.core.shared.settings().link.reply_ms_max;
         match timeout(reply_max, borrowed.call(words)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(error)) => {
@@ -456,7 +456,7 @@ impl Connection {
             raw::set_up(&mut connection, &identity, protocol, 0).await?;
             connection.call(args.iter().map(<[u8]>::to_vec)).await
         };
-        let reply_max = self.core.shared.config.link.reply_ms_max;
+        let reply_max = self.core.shared.settings().link.reply_ms_max;
         match timeout(reply_max, asked).await {
             Err(_) => self.answer_failure(&Failure::WriteTimeout(reply_max.as_millis() as u64)),
             Ok(Ok(reply)) => drop(self.core.answer(&reply)),

@@ -66,7 +66,11 @@ impl Connection {
         let bytes = core.output_bytes();
         core.client.output_bytes.store(bytes as u64, Ordering::Relaxed);
         let is_subscriber = core.is_subscribed() || core.client.monitoring.load(Ordering::Relaxed);
-        let limits = OutputLimits::of(&core.shared.config.limits, is_subscriber);
+        if bytes == 0 {
+            self.bounds.soft = None;
+            return false;
+        }
+        let limits = OutputLimits::of(&core.shared.settings().limits, is_subscriber);
         if bytes >= limits.hard {
             core.counters.closed_output_hard.add(1);
             tracing::warn!(client = core.client.id.0, bytes, "client closed: it does not read");
@@ -89,7 +93,7 @@ impl Connection {
     /// silent for ever: `is_exempt`.
     pub(super) fn is_idle_too_long(&mut self, has_moved: bool, is_exempt: bool, cx: &mut Context<'_>) -> bool {
         let Some(idle) = &mut self.bounds.idle else { return false };
-        let limit = self.core.shared.config.limits.idle_timeout_ms.unwrap_or(Duration::MAX);
+        let limit = self.core.shared.settings().limits.idle_timeout_ms.unwrap_or(Duration::MAX);
         if has_moved || is_exempt || self.core.is_subscribed() || self.core.client.monitoring.load(Ordering::Relaxed) {
             idle.as_mut().reset(Instant::now() + limit);
         }

@@ -163,7 +163,7 @@ impl Core {
     /// True while another request may be taken.
     pub(crate) fn may_take(&self) -> bool {
         self.admission != Admission::Closed
-            && self.session.under_way() < self.shared.config.limits.client_in_flight_max
+            && self.session.under_way() < self.shared.client_in_flight_max.load(Ordering::Relaxed)
             && self.out.len() < super::OUTPUT_PAUSE_BYTES
             && self.batch.len() < super::OUTPUT_PAUSE_BYTES
             && self.scope().is_none_or(|scope| scope.link.has_room(&self.client.port))
@@ -209,6 +209,7 @@ impl Core {
                     settles: false,
                     keeps: false,
                     reader: self.client.port.reader(),
+                    refresh_ahead: None,
                     is_big: &|_| false,
                     now: &now,
                     counters: &counters,
@@ -220,7 +221,8 @@ impl Core {
         let partition: Option<&Partition> = scope.link.caches().then(|| &**scope.link.partition());
         let shared = self.shared.clone();
         let has_left = partition.is_none() && scope.link.partition().has_left();
-        let stale = has_left.then(|| Stale { partition: scope.link.partition(), policies: &shared.policies });
+        let policies = shared.policies.load();
+        let stale = has_left.then(|| Stale { partition: scope.link.partition(), policies: &policies });
         let around = Surroundings {
             table: &facts.table,
             partition,
@@ -231,6 +233,7 @@ impl Core {
             settles: scope.link.watch().is_on(),
             keeps: self.shared.pauses.mode() == Mode::Off,
             reader: self.client.port.reader(),
+            refresh_ahead: policies.refreshes().then_some(&**policies),
             is_big: &|key| upstream.is_big(key),
             now: &now,
             counters: &counters,

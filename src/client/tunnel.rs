@@ -168,7 +168,7 @@ impl Connection {
             return Err(End::Closed);
         }
         borrowed.lease(Some(self.core.client.address));
-        let heeds_reach = self.core.shared.policies.stale_if_error_longest().is_some();
+        let heeds_reach = self.core.shared.policies.load().stale_if_error_longest().is_some();
         let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.reply_times(), heeds_reach);
         let Some(first) = self.number_first(&mut tunnel, first).await else { return Ok(()) };
         self.core.client.upstream_id.store(upstream_id, Ordering::Release);

@@ -380,6 +380,15 @@ impl<'a> Reader<'a> {
         self.read(key, default, parse, |rate| toml::Value::from(*rate).to_string(), str::to_owned)
     }
 
+    /// A part of a whole, less than 1; 0 is off.
+    pub(super) fn part_or_off(&mut self, key: &'static str, default: f64) -> f64 {
+        let parse = |given: &Given<'_>| {
+            let part = given.to_value().as_ref().and_then(value::parse_part);
+            part.ok_or_else(|| "expected a number from 0 (off) to 0.99, such as 0.8".to_owned())
+        };
+        self.read(key, default, parse, |part| toml::Value::from(*part).to_string(), str::to_owned)
+    }
+
     /// One of a few words.
     pub(super) fn word<T: Copy + PartialEq>(&mut self, key: &'static str, default: T, words: &[(&str, T)]) -> T {
         let parse = |given: &Given<'_>| {

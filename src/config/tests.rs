@@ -205,8 +205,9 @@ fn each_kind_refuses_what_it_cannot_be() {
         ("policy = [{ match = '', stale_if_error_ms_max = 1 }]", "expected a list of at most 256 tables such as"),
         (
             "policy = [{ match = 'a', stale_if_error_ms_max = -1 }]",
-            "with milliseconds up to 2592000000 and no other keys",
+            "with milliseconds up to 2592000000, parts up to 0.99 and no other keys",
         ),
+        ("policy = [{ match = 'a', refresh_ahead = 1.0 }]", "parts up to 0.99"),
         ("policy = [{ match = 'a', stale = 1 }]", "expected a list of at most 256 tables such as"),
     ];
     for (text, expected) in cases {

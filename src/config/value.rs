@@ -387,7 +387,7 @@ pub(super) fn parse_policies(value: &toml::Value) -> Result<Vec<Policy>, String>
     let expected = || {
         format!(
             "expected a list of at most {POLICIES_MAX} tables such as [[policy]] match = \"session:*\" \
-             stale_if_error_ms_max = 0, with milliseconds up to {} and no other keys",
+             stale_if_error_ms_max = 0 refresh_ahead = 0.8, with milliseconds up to {}, parts up to 0.99 and no other keys",
             super::MONTH_MS
         )
     };
@@ -398,12 +398,26 @@ pub(super) fn parse_policies(value: &toml::Value) -> Result<Vec<Policy>, String>
             None => None,
             Some(ms) => Some(u64::try_from(ms.as_integer()?).ok().filter(|ms| *ms <= super::MONTH_MS)?),
         };
-        let is_known = |name: &String| matches!(&name[..], "match" | "stale_if_error_ms_max");
+        let refresh_ahead = match table.get("refresh_ahead") {
+            None => None,
+            Some(part) => Some(parse_part(part)?),
+        };
+        let is_known = |name: &String| matches!(&name[..], "match" | "stale_if_error_ms_max" | "refresh_ahead");
         let stale_if_error = stale.map(Duration::from_millis);
-        table.keys().all(is_known).then_some(Policy { keys, stale_if_error })
+        table.keys().all(is_known).then_some(Policy { keys, stale_if_error, refresh_ahead })
     };
     let rules = value.as_array().filter(|rules| rules.len() <= POLICIES_MAX).ok_or_else(expected)?;
     rules.iter().map(|value| rule(value).ok_or_else(expected)).collect()
+}
+
+/// A part of a whole, from 0 to 0.99.
+pub(super) fn parse_part(value: &toml::Value) -> Option<f64> {
+    let part = match value {
+        toml::Value::Float(part) => *part,
+        toml::Value::Integer(0) => 0.0,
+        _ => return None,
+    };
+    (0.0..=0.99).contains(&part).then_some(part)
 }
 
 /// ACL names in Redis hold neither spaces nor NUL bytes.
@@ -440,7 +454,8 @@ pub(super) fn deny_to_toml(rules: &[DenyRule]) -> String {
 pub(super) fn policies_to_toml(policies: &[Policy]) -> String {
     let entry = |policy: &Policy| {
         let stale = policy.stale_if_error.map(|max| format!(", stale_if_error_ms_max = {}", max.as_millis()));
-        format!("{{ match = {}{} }}", quote(&policy.keys), stale.unwrap_or_default())
+        let ahead = policy.refresh_ahead.map(|part| format!(", refresh_ahead = {}", toml::Value::from(part)));
+        format!("{{ match = {}{}{} }}", quote(&policy.keys), stale.unwrap_or_default(), ahead.unwrap_or_default())
     };
     format!("[{}]", policies.iter().map(entry).collect::<Vec<_>>().join(", "))
 }

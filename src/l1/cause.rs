@@ -22,6 +22,8 @@ pub enum Cause {
     TagBased,
     /// The link was lost: what is changed from now on would not be heard of.
     FeedLost,
+    /// As `FeedLost`, where so many calls had failed by then that the breaker's circuit was open.
+    ErrorThreshold,
 }
 
 /// How often entries left for each cause. Any thread may count.
@@ -32,7 +34,7 @@ pub(super) struct Causes([AtomicU64; Cause::ALL.len()]);
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::TtlExpired,
         Self::Manual,
         Self::DataChanged,
@@ -40,6 +42,7 @@ impl Cause {
         Self::PatternBased,
         Self::TagBased,
         Self::FeedLost,
+        Self::ErrorThreshold,
     ];
 
     /// The cause in snake case.
@@ -52,6 +55,7 @@ impl Cause {
             Self::PatternBased => "pattern_based",
             Self::TagBased => "tag_based",
             Self::FeedLost => "feed_lost",
+            Self::ErrorThreshold => "error_threshold",
         }
     }
 }

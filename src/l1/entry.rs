@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   entry:    one allocation: header | key | variant | variant | ...
-//!   variant:  length of its name | length of its reply, and whether it is the same in both protocols | name | reply
+//!   variant:  length of its name, and whether its reply is packed
+//!             | length of the reply as it stands, and whether it is the same in both protocols | name | reply
 //! ```
 //!
 //! Invariants:
@@ -10,11 +11,14 @@
 //!   is still the one in the store.
 //! * No length in it is trusted beyond its end: what does not fit is not found.
 
+use super::compress;
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
+use bytes::Bytes;
 use larder_protocol::args::Args;
 use larder_protocol::shape;
 use larder_protocol::table::CommandId;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use triomphe::ThinArc;
@@ -31,9 +35,18 @@ pub struct Variant<'a> {
 #[derive(Clone, Debug)]
 pub struct Hit {
     pub(super) entry: Slot,
-    pub(super) reply: Range<u32>,
-    pub(super) same_in_both: bool,
+    pub(super) stored: Stored,
     pub(super) found: Found,
+}
+
+/// Where a reply stands in an entry, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) at: Range<u32>,
+    /// True if it is the same in RESP2.
+    pub(super) same_in_both: bool,
+    /// True if it is to be unpacked.
+    pub(super) is_packed: bool,
 }
 
 /// Where the entry of a hit stood.
@@ -79,16 +92,19 @@ pub(super) struct Header {
 /// (16), the allocation's own header and its rounding up (15).
 const ENTRY_OVERHEAD_BYTES: u64 = 74;
 
-/// Bytes in front of each variant: length of its name, length of its reply with the top bit for
+/// Bytes in front of each variant: length of its name with the top bit for "packed", length of its reply with the top bit for
 /// "the same in RESP2 and RESP3".
 const VARIANT_HEADER_BYTES: usize = 8;
+const PACKED: u32 = 1 << 31;
 const SAME_IN_BOTH: u32 = 1 << 31;
 
 /// One hit in [`Header::hits`], and the mark that the upstream has not been told of one.
-pub(super) const HIT: u32 = 4;
+pub(super) const HIT: u32 = 8;
 pub(super) const UNTOLD: u32 = 1;
 /// In [`Header::hits`]: the first hit is to be counted, see [`super::Partition::first_hits`].
 pub(super) const MARKED: u32 = 2;
+/// In [`Header::hits`]: the entry is being refreshed before its deadline, or has been, and that has brought no later one.
+pub(super) const REFRESHED: u32 = 4;
 
 // === impl Variant ===
 
@@ -145,10 +161,34 @@ impl<'a> Variant<'a> {
 // === impl Hit ===
 
 impl Hit {
-    /// The reply, in RESP3.
+    /// What an entry holds for a read.
     #[inline]
-    pub fn reply(&self) -> &[u8] {
-        self.entry.reply(&self.reply)
+    pub(super) fn of(entry: Slot, variant: Variant<'_>, found: Found) -> Option<Self> {
+        let stored = entry.variant(variant)?;
+        Some(Self { entry, stored, found })
+    }
+
+    /// The reply, in RESP3; unpacked, if need be. `None` means that it cannot be, and is to be taken for a miss: nothing but
+    /// a fault of the memory brings that about.
+    pub fn reply(&self) -> Option<Cow<'_, [u8]>> {
+        match self.plain() {
+            Some(reply) => Some(Cow::Borrowed(reply)),
+            None => compress::unpack(self.entry.reply(&self.stored.at)).map(Cow::Owned),
+        }
+    }
+
+    /// The reply, in RESP3, if it is not packed; one that is very short never is.
+    #[inline]
+    pub fn plain(&self) -> Option<&[u8]> {
+        (!self.stored.is_packed).then(|| self.entry.reply(&self.stored.at))
+    }
+
+    /// The reply, in RESP3, without copying it unless it is packed. `None` as with [`Hit::reply`].
+    pub fn into_bytes(self) -> Option<Bytes> {
+        if self.stored.is_packed {
+            return compress::unpack(self.entry.reply(&self.stored.at)).map(Bytes::from);
+        }
+        Some(Bytes::from_owner(Owner(self)))
     }
 
     /// The key whose entry it is from.
@@ -174,13 +214,16 @@ impl Hit {
 
     /// True if the reply is the same bytes in RESP2.
     pub fn same_in_both(&self) -> bool {
-        self.same_in_both
+        self.stored.same_in_both
     }
 }
 
-impl AsRef<[u8]> for Hit {
+/// A hit that is not packed, as the owner of its bytes.
+struct Owner(Hit);
+
+impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
-        self.reply()
+        self.0.entry.reply(&self.0.stored.at)
     }
 }
 
@@ -257,34 +300,35 @@ impl Slot {
         &self.0.slice[..self.header().key_len as usize]
     }
 
-    /// Name and reply of each variant as ranges of the slice, with the flag.
-    pub(super) fn variants(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>, bool)> + '_ {
+    /// The name of each variant as a range of the slice, and its reply.
+    pub(super) fn variants(&self) -> impl Iterator<Item = (Range<usize>, Stored)> + '_ {
         let mut at = self.header().key_len as usize;
         std::iter::from_fn(move || {
-            let name_len = self.number(at)? as usize;
-            let coded = self.number(at + 4)?;
-            let name = at + VARIANT_HEADER_BYTES..at + VARIANT_HEADER_BYTES + name_len;
-            let reply = name.end..name.end + (coded & !SAME_IN_BOTH) as usize;
-            at = reply.end;
-            Some((name, reply, coded & SAME_IN_BOTH != 0))
+            let (name_len, reply_len) = (self.number(at)?, self.number(at + 4)?);
+            let name = at + VARIANT_HEADER_BYTES..at + VARIANT_HEADER_BYTES + (name_len & !PACKED) as usize;
+            at = name.end + (reply_len & !SAME_IN_BOTH) as usize;
+            let stored = Stored {
+                at: name.end as u32..at as u32,
+                same_in_both: reply_len & SAME_IN_BOTH != 0,
+                is_packed: name_len & PACKED != 0,
+            };
+            Some((name, stored))
         })
     }
 
     #[inline]
-    pub(super) fn variant(&self, wanted: Variant<'_>) -> Option<(Range<u32>, bool)> {
+    pub(super) fn variant(&self, wanted: Variant<'_>) -> Option<Stored> {
         if wanted.is_bare()
             && let Some(first) = self.first_bare(wanted.command)
         {
             return Some(first);
         }
-        self.variants()
-            .find(|(name, _, _)| wanted.matches(&self.0.slice[name.clone()]))
-            .map(|(_, reply, same)| (reply.start as u32..reply.end as u32, same))
+        self.variants().find(|(name, _)| wanted.matches(&self.0.slice[name.clone()])).map(|(_, stored)| stored)
     }
 
-    /// The first variant, if it is this command without arguments: most entries have no other.
+    /// The first variant, if it is this command without arguments, not packed: most entries have no other.
     #[inline]
-    fn first_bare(&self, command: CommandId) -> Option<(Range<u32>, bool)> {
+    fn first_bare(&self, command: CommandId) -> Option<Stored> {
         let key_len = self.header().key_len;
         let [l0, l1, l2, l3, c0, c1, c2, c3, n0, n1] = *self.0.slice.get(key_len as usize..)?.first_chunk()?;
         let (name_len, coded) = (u32::from_le_bytes([l0, l1, l2, l3]), u32::from_le_bytes([c0, c1, c2, c3]));
@@ -292,14 +336,15 @@ impl Slot {
             return None;
         }
         let start = key_len + VARIANT_HEADER_BYTES as u32 + 2;
-        Some((start..start + (coded & !SAME_IN_BOTH), coded & SAME_IN_BOTH != 0))
+        let at = start..start + (coded & !SAME_IN_BOTH);
+        Some(Stored { at, same_in_both: coded & SAME_IN_BOTH != 0, is_packed: false })
     }
 
     /// The encoded variants other than `but`, none if there are `max` or more.
     pub(super) fn other_variants(&self, but: Variant<'_>, max: usize) -> Vec<u8> {
-        let others = self.variants().filter(|(name, _, _)| !but.matches(&self.0.slice[name.clone()]));
+        let others = self.variants().filter(|(name, _)| !but.matches(&self.0.slice[name.clone()]));
         let ranges: Vec<Range<usize>> =
-            others.map(|(name, reply, _)| name.start - VARIANT_HEADER_BYTES..reply.end).collect();
+            others.map(|(name, stored)| name.start - VARIANT_HEADER_BYTES..stored.at.end as usize).collect();
         if ranges.len() >= max {
             return Vec::new();
         }
@@ -311,15 +356,18 @@ impl Slot {
     }
 }
 
-pub(super) fn encode(key: &[u8], others: &[u8], variant: Variant<'_>, reply: &[u8]) -> Vec<u8> {
+/// The body of an entry: a key, variants that are encoded already, and one more, whose reply stands there packed if it is given so.
+pub(super) fn encode(key: &[u8], others: &[u8], variant: Variant<'_>, reply: &[u8], packed: Option<&[u8]>) -> Vec<u8> {
     let name_len = variant.name_len();
-    let mut body = Vec::with_capacity(key.len() + others.len() + VARIANT_HEADER_BYTES + name_len + reply.len());
+    let stored = packed.unwrap_or(reply);
+    let mut body = Vec::with_capacity(key.len() + others.len() + VARIANT_HEADER_BYTES + name_len + stored.len());
+    let is_packed = if packed.is_some() { PACKED } else { 0 };
     let same = if shape::same_in_both(reply) { SAME_IN_BOTH } else { 0 };
     body.extend_from_slice(key);
     body.extend_from_slice(others);
-    body.extend_from_slice(&(name_len as u32).to_le_bytes());
-    body.extend_from_slice(&(reply.len() as u32 & !SAME_IN_BOTH | same).to_le_bytes());
+    body.extend_from_slice(&(name_len as u32 & !PACKED | is_packed).to_le_bytes());
+    body.extend_from_slice(&(stored.len() as u32 & !SAME_IN_BOTH | same).to_le_bytes());
     variant.write_name(&mut body);
-    body.extend_from_slice(reply);
+    body.extend_from_slice(stored);
     body
 }

@@ -45,7 +45,7 @@ pub struct Reader(pub u64);
 pub struct SoftRead {
     /// The client.
     pub reader: Reader,
-    /// What was softened before this time is not for it: it has been told of keys by connections of its own until then.
+    /// What was softened before this time, or at it, is not for it: it has been told of keys by connections of its own until then.
     pub since: Time,
 }
 
@@ -143,13 +143,13 @@ impl Partition {
         }
         let mut keys = self.softs.lock();
         let soft = keys.entries.get_mut(key).filter(|soft| soft.is_for(self, by, now))?;
-        let (reply, same_in_both) = soft.entry.variant(variant)?;
+        let stored = soft.entry.variant(variant)?;
         if soft.refresh == Refresh::Wanted {
             soft.refresh = Refresh::UnderWay;
             soft.told.push(by.reader);
             return None;
         }
-        Some(Hit { entry: soft.entry.clone(), reply, same_in_both, found: Found::Softly })
+        Some(Hit { entry: soft.entry.clone(), stored, found: Found::Softly })
     }
 
     /// True if the entry of a hit is soft and may still be answered to this client.
@@ -341,7 +341,7 @@ impl SoftEntry {
         self.entry.header().partition == partition.id.load(Ordering::Acquire)
             && !self.is_over(now)
             && !matches!(self.how.standing, Standing::Unsure(_))
-            && self.how.since >= by.since
+            && self.how.since > by.since
             && !self.told.contains(&by.reader)
     }
 }
@@ -370,7 +370,12 @@ mod tests {
 
     /// A partition with keys `k` and `dying`, whose deadline is 50.
     fn filled() -> (Arc<Partition>, Filler) {
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 16, entry_bytes_max: 16_000, variants_per_key_max: 3 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 16,
+            entry_bytes_max: 16_000,
+            variants_per_key_max: 3,
+            compress_min_bytes: None,
+        });
         let (partition, mut filler) = l1.partition();
         filler.fill(b"k", get(), b"$1\r\nv\r\n", Time::MAX, at(1));
         filler.fill(b"dying", get(), b"$1\r\nv\r\n", at(50), at(1));
@@ -387,10 +392,10 @@ mod tests {
         assert!(p.read_soft(b"k", get(), ONE, at(11)).is_none(), "it is to ask");
         assert!(p.read_soft(b"k", get(), ONE, at(11)).is_none(), "and is not answered from here afterwards");
         let hit = p.read_soft(b"k", get(), TWO, at(99)).unwrap();
-        assert_eq!(hit.reply(), b"$1\r\nv\r\n");
+        assert_eq!(hit.plain(), Some(&b"$1\r\nv\r\n"[..]));
         assert!(p.holds_soft(&hit, TWO, at(99)) && !p.holds_soft(&hit, TWO, at(100)) && !p.holds(&hit, at(99)));
         assert!(p.read_soft(b"k", get(), TWO, at(100)).is_none());
-        let later = SoftRead { since: at(11), ..TWO };
+        let later = SoftRead { since: at(10), ..TWO };
         assert!(p.read_soft(b"k", get(), later, at(50)).is_none(), "it was told by another way since");
         assert!(f.end_soft(b"k") && !p.has_soft() && !f.end_soft(b"k"));
     }
@@ -452,7 +457,7 @@ mod tests {
             |_, f| f.empty(Cause::DataChanged),
             |p, _| p.suspend(),
             |_, f| assert!(!f.remove(b"k", Cause::DataChanged, at(12))),
-            |_, f| f.set_aside(at(12)),
+            |_, f| f.set_aside(at(12), Cause::FeedLost),
         ];
         for end in ends {
             let (p, mut f) = filled();

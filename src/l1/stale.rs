@@ -30,6 +30,8 @@ pub(super) struct Left {
     id: u64,
     /// When the feed was still whole.
     lost_at: Time,
+    /// Why it was lost.
+    cause: Cause,
 }
 
 // === impl Left ===
@@ -54,8 +56,7 @@ impl Partition {
         if entry.is_dead(left.lost_at) {
             return None;
         }
-        let (reply, same_in_both) = entry.variant(variant)?;
-        Some(Hit { entry, reply, same_in_both, found: Found::There })
+        Hit::of(entry, variant, Found::There)
     }
 
     /// True if the entry of a `hit` that [`Partition::read_left`] has given may still be answered.
@@ -81,7 +82,7 @@ impl Partition {
         if self.has_left()
             && let Some(left) = self.left.swap(None)
         {
-            self.l1.sweep(left.id, Cause::FeedLost);
+            self.l1.sweep(left.id, left.cause);
         }
     }
 
@@ -97,7 +98,7 @@ impl Partition {
         let left = self.left.load();
         let Some(left) = left.as_ref() else { return };
         if self.l1.remove(left.id, key).is_some() {
-            self.l1.causes.add(Cause::FeedLost, 1);
+            self.l1.causes.add(left.cause, 1);
         }
     }
 }
@@ -107,16 +108,16 @@ impl Partition {
 impl Filler {
     /// The feed was lost, and whole until `lost_at`. Empties the partition as [`Filler::empty`] does, but puts its entries
     /// aside; they can be found after [`Filler::leave_behind`].
-    pub fn set_aside(&mut self, lost_at: Time) {
+    pub fn set_aside(&mut self, lost_at: Time, cause: Cause) {
         self.partition.drop_left();
         self.aside = None;
         if self.partition.is_empty() {
             return;
         }
         let (id, is_whole) = self.take_id();
-        self.aside = (id != NOWHERE && is_whole).then_some(Left { id, lost_at });
+        self.aside = (id != NOWHERE && is_whole).then_some(Left { id, lost_at, cause });
         if !is_whole {
-            self.partition.l1.sweep(id, Cause::FeedLost);
+            self.partition.l1.sweep(id, cause);
         }
     }
 
@@ -124,14 +125,14 @@ impl Filler {
     pub fn forget_aside(&mut self, key: &[u8]) {
         let Some(aside) = &self.aside else { return };
         if self.partition.l1.remove(aside.id, key).is_some() {
-            self.partition.l1.causes.add(Cause::FeedLost, 1);
+            self.partition.l1.causes.add(aside.cause, 1);
         }
     }
 
     /// What was put aside is given up.
     pub fn drop_aside(&mut self) {
         if let Some(aside) = self.aside.take() {
-            self.partition.l1.sweep(aside.id, Cause::FeedLost);
+            self.partition.l1.sweep(aside.id, aside.cause);
         }
     }
 
@@ -185,7 +186,12 @@ mod tests {
 
     /// A partition with three keys, one of which dies at 10 and one at 70.
     fn filled() -> (Arc<Partition>, Filler) {
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 4096, variants_per_key_max: 3 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 20,
+            entry_bytes_max: 4096,
+            variants_per_key_max: 3,
+            compress_min_bytes: None,
+        });
         let (partition, mut filler) = l1.partition();
         for (key, deadline) in [(&b"k"[..], Time::MAX), (b"dead", at(10)), (b"dying", at(70))] {
             filler.fill(key, get(), b"$1\r\nv\r\n", deadline, at(1));
@@ -194,7 +200,7 @@ mod tests {
     }
 
     fn lose(filler: &mut Filler, micros: u64) {
-        filler.set_aside(at(micros));
+        filler.set_aside(at(micros), Cause::FeedLost);
         filler.leave_behind();
     }
 
@@ -206,7 +212,7 @@ mod tests {
         assert!(p.is_empty() && p.read(b"k", get(), || at(51)).is_none());
         assert_eq!(p.left_since(), Some(at(50)));
         let hit = p.read_left(b"k", get(), MAX, at(150)).unwrap();
-        assert_eq!(hit.reply(), b"$1\r\nv\r\n");
+        assert_eq!(hit.plain(), Some(&b"$1\r\nv\r\n"[..]));
         assert!(p.holds_left(&hit, MAX, at(150)) && !p.holds_left(&hit, MAX, at(151)));
         assert!(p.read_left(b"k", get(), MAX, at(151)).is_none());
         assert!(p.read_left(b"k", get(), Duration::ZERO, at(50)).is_none(), "not allowed for this key");
@@ -242,13 +248,13 @@ mod tests {
     #[test]
     fn what_is_put_aside_is_not_found_before_it_is_left_behind() {
         let (p, mut f) = filled();
-        f.set_aside(at(5));
+        f.set_aside(at(5), Cause::FeedLost);
         assert!(p.is_empty() && !p.has_left());
         f.forget_aside(b"k");
         f.leave_behind();
         assert!(p.read_left(b"k", get(), MAX, at(6)).is_none() && p.read_left(b"dying", get(), MAX, at(6)).is_some());
         let (p, mut f) = filled();
-        f.set_aside(at(5));
+        f.set_aside(at(5), Cause::FeedLost);
         f.drop_aside();
         f.leave_behind();
         assert!(!p.has_left() && p.store().entries() == 0);

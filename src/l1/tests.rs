@@ -6,7 +6,12 @@ use larder_protocol::table::CommandId;
 use larder_protocol::table::Table;
 
 fn store(size: u64) -> Arc<L1> {
-    L1::new(L1Settings { size_bytes_max: size, entry_bytes_max: 4096, variants_per_key_max: 3 })
+    L1::new(L1Settings {
+        size_bytes_max: size,
+        entry_bytes_max: 4096,
+        variants_per_key_max: 3,
+        compress_min_bytes: None,
+    })
 }
 
 fn id(name: &str) -> CommandId {
@@ -18,7 +23,8 @@ fn at(micros: u64) -> Time {
 }
 
 fn read(p: &Partition, key: &str, request: &OwnedArgs, command: CommandId, now: u64) -> Option<Vec<u8>> {
-    p.read(key.as_bytes(), Variant::new(command, request.args(), 1), || at(now)).map(|h| h.reply().to_vec())
+    p.read(key.as_bytes(), Variant::new(command, request.args(), 1), || at(now))
+        .map(|h| h.reply().unwrap().into_owned())
 }
 
 #[test]
@@ -150,5 +156,86 @@ fn counts_removals_by_cause() {
     f.fill(b"other", get, b"_\r\n", Time::MAX, at(9));
     f.empty(Cause::FeedLost);
     let counts = Cause::ALL.map(|cause| l1.removed(cause));
-    assert_eq!(counts, [2, 0, 1, 0, 0, 0, 2]);
+    assert_eq!(counts, [2, 0, 1, 0, 0, 0, 2, 0]);
+}
+
+fn compressing() -> Arc<L1> {
+    L1::new(L1Settings {
+        size_bytes_max: 1 << 20,
+        entry_bytes_max: 64 << 10,
+        variants_per_key_max: 3,
+        compress_min_bytes: Some(100),
+    })
+}
+
+/// A bulk string that LZ4 makes much smaller.
+fn long_reply(letter: char) -> Vec<u8> {
+    format!("$5000\r\n{}\r\n", letter.to_string().repeat(5000)).into_bytes()
+}
+
+#[test]
+fn what_is_compressed_takes_less_and_is_answered_whole() {
+    let l1 = compressing();
+    let (p, mut f) = l1.partition();
+    let (get, range) = (id("get"), id("getrange"));
+    let r1 = OwnedArgs::new(["GETRANGE", "k", "0", "1"]);
+    let plain = OwnedArgs::new(["GET", "k"]);
+    assert_eq!(f.fill(b"k", Variant::bare(get), &long_reply('a'), Time::MAX, at(1)), Filled::Stored);
+    f.fill(b"k", Variant::new(range, r1.args(), 1), b"$2\r\naa\r\n", Time::MAX, at(1));
+    assert!(l1.bytes() < 400, "{}", l1.bytes());
+    assert_eq!(l1.compressed().0, 1);
+    assert!(l1.compressed().1 > 4900);
+    // Beside another variant, which may be looked at first.
+    assert_eq!(read(&p, "k", &plain, get, 2).unwrap(), long_reply('a'));
+    assert_eq!(read(&p, "k", &r1, range, 2).unwrap(), b"$2\r\naa\r\n");
+    assert_eq!(p.facts(b"k").unwrap().variants, 2);
+    let hit = p.read(b"k", Variant::bare(get), || at(2)).unwrap();
+    assert!(hit.plain().is_none() && hit.same_in_both());
+    assert_eq!(hit.into_bytes().unwrap(), long_reply('a'));
+    let put = p.answer(b"k", Variant::bare(get), true, || at(2), |_| panic!("what is packed is not put as it stands"));
+    assert!(matches!(put, Some(Answered::Hit(_))));
+    // What an entry may be is said of what is answered, not of what it takes.
+    let long = [&b"$70000\r\n"[..], &[b'x'; 70_000], b"\r\n"].concat();
+    assert_eq!(f.fill(b"long", Variant::bare(get), &long, Time::MAX, at(1)), Filled::TooBig);
+}
+
+#[test]
+fn what_is_compressed_is_compared_by_what_it_says() {
+    let l1 = compressing();
+    let ((p1, mut f1), (p2, mut f2)) = (l1.partition(), l1.partition());
+    p1.set_peers(vec![Arc::downgrade(&p2)]);
+    p2.set_peers(vec![Arc::downgrade(&p1)]);
+    let get = Variant::bare(id("get"));
+    f1.fill(b"k", get, &long_reply('a'), Time::MAX, at(1));
+    assert_eq!(f2.fill(b"k", get, &long_reply('b'), Time::MAX, at(1)), Filled::Contradicted);
+    assert_eq!(f2.fill(b"k", get, &long_reply('a'), Time::MAX, at(1)), Filled::Stored);
+}
+
+#[test]
+fn what_cannot_be_unpacked_is_no_answer() {
+    let l1 = compressing();
+    let (p, mut f) = l1.partition();
+    let get = Variant::bare(id("get"));
+    let packed = compress::pack(&long_reply('a'), Some(1)).unwrap();
+    for at_byte in 0..packed.len() {
+        let mut faulty = packed.clone();
+        faulty[at_byte] ^= 0x80;
+        let body = encode(b"k", &[], get, &long_reply('a'), Some(&faulty));
+        let header = Header {
+            partition: p.id.load(Ordering::Relaxed),
+            deadline: Time::MAX,
+            filled_at: at(1),
+            key_len: 1,
+            hits: AtomicU32::new(0),
+        };
+        p.filled.store(true, Ordering::Relaxed);
+        l1.cache.insert(Slot::new(header, &body), ());
+        let hit = p.read(b"k", get, || at(1)).unwrap();
+        if at_byte < 4 {
+            assert!(hit.reply().is_none(), "a wrong length, byte {at_byte}");
+        }
+        assert_eq!(hit.reply().is_some(), hit.into_bytes().is_some());
+    }
+    f.fill(b"k", get, &long_reply('a'), Time::MAX, at(1));
+    assert_eq!(p.read(b"k", get, || at(1)).unwrap().reply().unwrap()[..], long_reply('a'));
 }

@@ -3,7 +3,7 @@
 //! A core beside the store: it knows names only. What a key depends on is its name's, until it goes by a change of what it
 //! depends on, is released, or is found to have gone by [`DependIndex::sweep`].
 //!
-//! Bounds: [`DEPENDENCIES_MAX`] dependencies; those of [`DependLimits`].
+//! Bounds: those of [`DependLimits`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
@@ -22,6 +22,8 @@ pub struct DependLimits {
     pub depth_max: usize,
     /// Keys that are looked at to find it.
     pub looked_max: usize,
+    /// Dependencies, all databases together.
+    pub dependencies_max: usize,
 }
 
 /// Why a dependency cannot be had.
@@ -37,7 +39,7 @@ pub enum DependRefusal {
     Depth,
     /// `looked_max`
     Connected,
-    /// [`DEPENDENCIES_MAX`]
+    /// `dependencies_max`
     Full,
 }
 
@@ -94,7 +96,7 @@ impl DependIndex {
         let fresh: BTreeSet<Vec<u8>> =
             sources.filter(|source| known.is_none_or(|known| !known.contains(*source))).map(<[u8]>::to_vec).collect();
         depends.check(key, &fresh, limits)?;
-        if self.count + fresh.len() > DEPENDENCIES_MAX {
+        if self.count + fresh.len() > limits.dependencies_max {
             return Err(DependRefusal::Full);
         }
         let added = fresh.len();
@@ -250,7 +252,8 @@ fn levels<'n>(
 mod tests {
     use super::*;
 
-    const LIMITS: DependLimits = DependLimits { sources_max: 3, dependents_max: 4, depth_max: 3, looked_max: 10 };
+    const LIMITS: DependLimits =
+        DependLimits { sources_max: 3, dependents_max: 4, depth_max: 3, looked_max: 10, dependencies_max: 1000 };
 
     fn depend(index: &mut DependIndex, key: &str, sources: &[&str]) -> Result<usize, DependRefusal> {
         index.depend(0, key.as_bytes(), sources.iter().map(|source| source.as_bytes()), LIMITS)
@@ -304,6 +307,11 @@ mod tests {
             }
         }
         assert_eq!(depend(&mut index, "t", &["q"]), Err(DependRefusal::Connected));
+        let full = DependLimits { dependencies_max: index.len() + 1, ..LIMITS };
+        let two = [&b"q1"[..], b"q2"];
+        assert_eq!(index.depend(0, b"w", two.into_iter(), full), Err(DependRefusal::Full));
+        assert_eq!(index.depend(9, b"w", two[..1].iter().copied(), full), Ok(1));
+        assert_eq!(index.depend(0, b"w", two[..1].iter().copied(), full), Err(DependRefusal::Full));
     }
 
     #[test]

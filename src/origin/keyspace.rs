@@ -280,6 +280,12 @@ impl Keyspace {
         removed
     }
 
+    /// Changes the limit of bytes, and evicts until it is kept.
+    pub(super) fn resize(&mut self, bytes_max: u64, now: UnixMillis) {
+        self.limits.bytes_max = bytes_max;
+        self.shrink(u64::MAX, now);
+    }
+
     /// Evicts until the limit is kept, sparing what was modified after `spared_after` as long as there is anything else.
     pub(super) fn shrink(&mut self, spared_after: u64, now: UnixMillis) {
         let mut sweep: Option<Hand> = None;

@@ -56,7 +56,7 @@ use reply::{Failure, Reply};
 
 pub use depends::{DEPENDENCIES_MAX, DependIndex, DependLimits, DependRefusal};
 pub use reply::Protocol;
-pub use tags::{LEASES_MAX, Lease, PAIRS_MAX, TagIndex, TagsFull};
+pub use tags::{LEASES_MAX, Lease, PAIRS_MAX, TagIndex, TagLimits, TagsFull};
 
 /// Longest name of a command here (`incrbyfloat`, `pexpiretime`), in bytes.
 const NAME_LEN_MAX: usize = 11;
@@ -207,6 +207,11 @@ impl Origin {
     /// that nobody can choose keys that collide.
     pub fn new(limits: OriginLimits, seed: u64) -> Self {
         Self { keyspace: Keyspace::new(limits, seed) }
+    }
+
+    /// Changes the most bytes of all keys and values; evicts what is beyond.
+    pub fn resize(&mut self, bytes_max: u64, now: UnixMillis) {
+        self.keyspace.resize(bytes_max, now);
     }
 
     /// True if the store itself executes the command `name`, in either case. The others are refused by

@@ -17,9 +17,19 @@ pub const PAIRS_MAX: usize = 4_000_000;
 /// Most leases at a time, all databases together, those included that are over and were not asked for since.
 pub const LEASES_MAX: usize = 1_000_000;
 
+/// How much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TagLimits {
+    /// Pairs of a key and a tag.
+    pub pairs_max: usize,
+    /// Leases.
+    pub leases_max: usize,
+}
+
 /// The tags of all databases.
 #[derive(Debug, Default)]
 pub struct TagIndex {
+    limits: TagLimits,
     databases: HashMap<u32, Tagged>,
     pairs: usize,
     leases: usize,
@@ -61,9 +71,23 @@ pub enum Lease {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TagsFull;
 
+// === impl TagLimits ===
+
+impl Default for TagLimits {
+    /// [`PAIRS_MAX`], [`LEASES_MAX`].
+    fn default() -> Self {
+        Self { pairs_max: PAIRS_MAX, leases_max: LEASES_MAX }
+    }
+}
+
 // === impl TagIndex ===
 
 impl TagIndex {
+    /// An index that keeps so much.
+    pub fn new(limits: TagLimits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     /// The tags of a key, in order.
     pub fn tags(&self, db: u32, key: &[u8]) -> Vec<&[u8]> {
         let tags = self.databases.get(&db).and_then(|tagged| tagged.keys.get(key));
@@ -79,7 +103,7 @@ impl TagIndex {
 
     /// True if so many pairs more may be had.
     pub fn has_room(&self, pairs: usize) -> bool {
-        self.pairs + pairs <= PAIRS_MAX
+        self.pairs + pairs <= self.limits.pairs_max
     }
 
     /// Gives a key further tags: how many are new.
@@ -184,7 +208,7 @@ impl TagIndex {
         if let Some(held) = tagged.leases.get(key).filter(|held| held.until > now) {
             return Ok(Lease::Wait(held.until.0 - now.0));
         }
-        if self.leases >= LEASES_MAX {
+        if self.leases >= self.limits.leases_max {
             return Err(TagsFull);
         }
         let versions = tags.map(|tag| (tag.to_vec(), *tagged.versions.entry(tag.to_vec()).or_default())).collect();
@@ -378,6 +402,30 @@ mod tests {
         lease(&mut index, "three").unwrap();
         index.sweep(0, UnixMillis(3000), |_, _| true);
         assert_eq!((index.leases, index.databases[&0].versions.len()), (0, 0));
+    }
+
+    #[test]
+    fn at_its_bounds_it_takes_no_more_until_something_has_gone() {
+        let mut index = TagIndex::new(TagLimits { pairs_max: 3, leases_max: 2 });
+        put(&mut index, "a", &["x", "y"]);
+        assert!(index.has_room(1) && !index.has_room(2));
+        put(&mut index, "b", &["x"]);
+        assert!(index.has_room(0) && !index.has_room(1));
+        assert_eq!(put(&mut index, "b", &["x"]), 0, "what is there needs no room");
+        invalidate(&mut index, &["x"], false);
+        assert!(index.has_room(3));
+        let lease = |index: &mut TagIndex, db: u32, key: &str, until: u64| {
+            index.lease(db, key.as_bytes(), "token", std::iter::empty(), UnixMillis(until), NOW)
+        };
+        assert_eq!(lease(&mut index, 0, "a", 2000), Ok(Lease::Leased));
+        assert_eq!(lease(&mut index, 1, "a", 3000), Ok(Lease::Leased));
+        assert_eq!(lease(&mut index, 0, "b", 2000), Err(TagsFull), "all databases count");
+        assert_eq!(lease(&mut index, 0, "a", 2000), Ok(Lease::Wait(1000)), "who waits needs no room");
+        index.sweep(0, UnixMillis(2000), |_, _| true);
+        assert_eq!(lease(&mut index, 0, "b", 4000), Ok(Lease::Leased), "one is over");
+        index.end_lease(1, b"a");
+        assert_eq!(lease(&mut index, 0, "c", 4000), Ok(Lease::Leased), "one was used");
+        assert_eq!(lease(&mut index, 0, "d", 4000), Err(TagsFull));
     }
 
     #[test]

@@ -17,6 +17,9 @@ use larder_protocol::args::Args;
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Command, PerKey};
 
+/// A null, as L1 holds it.
+const NIL: &[u8] = b"_\r\n";
+
 // === impl Session (reads of several keys) ===
 
 impl Session {
@@ -43,14 +46,14 @@ impl Session {
             if let Some(answered) = partition.answer(key, Variant::bare(get), true, around.now, value) {
                 return match answered {
                     Answered::Put => true,
-                    Answered::Hit(hit) if hit.reply() == b"_\r\n" && !hit.has_deadline() => {
+                    Answered::Hit(hit) if hit.plain() == Some(NIL) && !hit.has_deadline() => {
                         tail.extend_from_slice(nil);
                         true
                     }
                     Answered::Hit(_) => false,
                 };
             }
-            let is_nil = |hit: Hit| hit.reply() == b"_\r\n" && !hit.has_deadline();
+            let is_nil = |hit: Hit| hit.plain() == Some(NIL) && !hit.has_deadline();
             tail.extend_from_slice(nil);
             partition.read(key, Variant::bare(mget), around.now).is_some_and(is_nil)
         });
@@ -77,7 +80,7 @@ impl Session {
         let each = each_of(per_key, command, around.table);
         let (Some(partition), 0) = (around.partition, self.writes_out) else {
             if let Some(hits) = self.read_each_stale(each, args, around) {
-                return self.found_each(command, per_key, args, hits, Source::LeftBehind, around, out);
+                return self.found_each(command, per_key, args, hits, Source::LeftBehind, around, batch, out);
             }
             let reason = if self.writes_out > 0 { Passed::UnansweredWrite } else { Passed::NotTracked };
             around.counters.pass(reason);
@@ -94,6 +97,9 @@ impl Session {
             around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
         }
         around.counters.hits.add(hits.iter().flatten().count() as u64);
+        if let Each::Mget { get, .. } = each {
+            hits.iter().flatten().for_each(|hit| self.refresh_value_ahead(hit, get, around, batch));
+        }
         for (key, hit) in args.iter().skip(1).zip(&mut hits).filter(|(_, hit)| hit.is_none()) {
             *hit = read_one_as(each, |variant| self.read_soft(key, variant, partition, around));
         }
@@ -111,7 +117,7 @@ impl Session {
                 self.send(command, args, fill_each(each, around), around, batch);
                 return Flow::Taken;
             }
-            return self.found_each(command, per_key, args, hits, Source::Feed, around, out);
+            return self.found_each(command, per_key, args, hits, Source::Feed, around, batch, out);
         }
         let missing = args.iter().skip(1).zip(&hits).filter(|(_, hit)| hit.is_none()).map(|(key, _)| key);
         let words = std::iter::once(args.arg(0)).chain(missing);
@@ -132,13 +138,15 @@ impl Session {
         hits: Vec<Option<Hit>>,
         source: Source,
         around: &Surroundings<'_>,
+        batch: &mut Batch,
         out: &mut Outgoing,
     ) -> Flow {
         let what = HeldKind::of(per_key);
         if !self.slots.is_empty() {
             self.hold(command, args, Held { what, source, hits, missing: Missing::Nothing }, around);
-        } else if !self.take_muted() {
-            let _ = put_merged(what, &hits, &[], self.merges_to(around), out);
+        } else if !self.take_muted() && !put_merged(what, &hits, &[], self.merges_to(around), out) {
+            let each = each_of(per_key, command, around.table);
+            self.send(command, args, fill_each(each, around), around, batch);
         }
         Flow::Taken
     }

@@ -7,6 +7,7 @@ use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
 use bytes::Bytes;
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::shape::{self, Protocol, Shape};
+use std::borrow::Cow;
 
 pub(super) fn put_reply(shape: Option<Shape>, reply: &Bytes, out: &mut Outgoing) {
     match shape {
@@ -33,13 +34,19 @@ pub(super) fn put_reply_bytes(shape: Option<Shape>, reply: &[u8], out: &mut Outg
     }
 }
 
-/// Puts a reply that L1 holds; a large one keeps its own memory.
-pub(super) fn put_hit(hit: Hit, out: &mut Outgoing) {
-    if hit.reply().len() < SHARED_BYTES_MIN {
-        out.put(hit.reply());
-    } else {
-        out.put_shared(Bytes::from_owner(hit));
+/// Puts a reply that L1 holds, in the form of `shape` if it has another in RESP2; a large one keeps its own memory. False if it
+/// cannot be unpacked: nothing was put.
+pub(super) fn put_hit(hit: Hit, shape: Option<Shape>, out: &mut Outgoing) -> bool {
+    if let Some(shape) = shape.filter(|_| !hit.same_in_both()) {
+        let Some(reply) = hit.reply() else { return false };
+        put_resp2(shape, &reply, out);
+        return true;
     }
+    if let Some(reply) = hit.plain().filter(|reply| reply.len() < SHARED_BYTES_MIN) {
+        out.put(reply);
+        return true;
+    }
+    hit.into_bytes().map(|reply| out.put_shared(reply)).is_some()
 }
 
 pub(super) fn put_resp2(shape: Shape, reply: &[u8], out: &mut Outgoing) {
@@ -83,20 +90,16 @@ pub(super) fn put_held(
         return true;
     }
     match (held.what, &held.hits[..]) {
-        (HeldKind::Single, [Some(hit)]) => match shape {
-            Some(shape) if !hit.same_in_both() => put_resp2(shape, hit.reply(), out),
-            _ => out.put(hit.reply()),
-        },
+        (HeldKind::Single, [Some(hit)]) => put_hit(hit.clone(), shape, out),
         (what, hits) => {
             let protocol = if shape.is_some() { Protocol::Resp2 } else { Protocol::Resp3 };
-            return put_merged(what, hits, came, protocol, out);
+            put_merged(what, hits, came, protocol, out)
         }
     }
-    true
 }
 
 /// Puts the reply to MGET or EXISTS together from hits and from the reply for the missing keys. False if the latter is
-/// not what it should be (an error, say).
+/// not what it should be (an error, say), or a hit cannot be unpacked: nothing was put.
 pub(super) fn put_merged(
     what: HeldKind,
     hits: &[Option<Hit>],
@@ -111,7 +114,7 @@ pub(super) fn put_merged(
             (false, Some(Item::Integer(n))) => n,
             _ => return false,
         };
-        total += hits.iter().flatten().filter(|hit| hit.reply() == b":1\r\n").count() as i64;
+        total += hits.iter().flatten().filter(|hit| hit.plain() == Some(b":1\r\n")).count() as i64;
         out.put(format!(":{total}\r\n").as_bytes());
         return true;
     }
@@ -119,16 +122,23 @@ pub(super) fn put_merged(
     if missing > 0 && cursor.next_count() != Some(missing) {
         return false;
     }
-    out.put(format!("*{}\r\n", hits.len()).as_bytes());
+    let tail = out.tail();
+    let before = tail.len();
+    tail.extend_from_slice(format!("*{}\r\n", hits.len()).as_bytes());
     for hit in hits {
         let element = match hit {
             Some(hit) => hit.reply(),
-            None => cursor.next_frame().unwrap_or(b"_\r\n"),
+            None => Some(Cow::Borrowed(cursor.next_frame().unwrap_or(b"_\r\n"))),
         };
-        if protocol == Protocol::Resp2 && element.starts_with(b"_") {
-            out.put(b"$-1\r\n");
-        } else {
-            out.put(element);
+        match element {
+            Some(element) if protocol == Protocol::Resp2 && element.starts_with(b"_") => {
+                tail.extend_from_slice(b"$-1\r\n");
+            }
+            Some(element) => tail.extend_from_slice(&element),
+            None => {
+                tail.truncate(before);
+                return false;
+            }
         }
     }
     true

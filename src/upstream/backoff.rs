@@ -57,6 +57,11 @@ impl Default for BackoffSettings {
 // === impl Backoff ===
 
 impl Backoff {
+    /// Changes the bounds, from the next wait on.
+    pub fn reconfigure(&mut self, settings: BackoffSettings) {
+        self.settings = settings;
+    }
+
     /// A back-off before its first wait. Links that share an upstream should have different seeds.
     pub fn new(settings: BackoffSettings, seed: u64) -> Self {
         let wait_min = settings.wait_min.max(WAIT_FLOOR);

@@ -132,6 +132,8 @@ pub struct LinkCounts {
     pub fences: u64,
     /// Requests that timed out.
     pub timeouts: u64,
+    /// Entries read again before their deadline.
+    pub refreshes: u64,
 }
 
 /// Failures that are kept for the breaker between two looks of the shell; more would not tell it more.
@@ -145,6 +147,8 @@ pub struct LinkCore {
     caching: Caching,
     expected: VecDeque<Expected>,
     flights: Slab<Flight>,
+    /// How many of them refresh.
+    refreshing: usize,
     /// Keys of the flights under way.
     keys: HashMap<Bytes, KeyState, foldhash::fast::RandomState>,
     position: u64,
@@ -250,6 +254,7 @@ impl std::ops::Add for LinkCounts {
             emptied: self.emptied + other.emptied,
             fences: self.fences + other.fences,
             timeouts: self.timeouts + other.timeouts,
+            refreshes: self.refreshes + other.refreshes,
         }
     }
 }
@@ -266,6 +271,7 @@ impl LinkCore {
             caching: Caching::Off,
             expected: VecDeque::new(),
             flights: Slab::new(),
+            refreshing: 0,
             keys: HashMap::default(),
             position: 0,
             in_flight_bytes: 0,
@@ -288,6 +294,14 @@ impl LinkCore {
             #[cfg(feature = "mutations")]
             late: flights::Late::default(),
         }
+    }
+
+    /// Changes the bounds. The admission filter keeps what it has learnt, unless it is to go by another rule.
+    pub fn set_limits(&mut self, limits: LinkLimits) {
+        if limits.admission != self.limits.admission {
+            self.admission = Filter::new(limits.admission);
+        }
+        self.limits = limits;
     }
 
     /// Who hears of what L1 forgets.
@@ -467,11 +481,11 @@ impl LinkCore {
 
     /// The connection is gone, and was whole until `whole_until`. Empties the partition before anything else, tells what
     /// became of what was under way, and returns the reads that are to be sent once more on the next connection, oldest
-    /// first. [`LinkCore::leave_behind`] is to be called next.
-    pub fn lost(&mut self, whole_until: Time) -> Vec<Retry> {
+    /// first. `cause` is what counts for what leaves L1. [`LinkCore::leave_behind`] is to be called next.
+    pub fn lost(&mut self, whole_until: Time, cause: Cause) -> Vec<Retry> {
         if !is_planted(Mutation::KeptOverReconnect) {
-            self.part_from_feed(whole_until);
-            self.feed.tell(None, Cause::FeedLost);
+            self.part_from_feed(whole_until, cause);
+            self.feed.tell(None, cause);
         }
         self.counts.emptied += 1;
         self.caching = Caching::Off;
@@ -493,6 +507,7 @@ impl LinkCore {
             }
         }
         self.flights.clear();
+        self.refreshing = 0;
         self.keys.clear();
         self.in_flight_bytes = 0;
         self.outgoing = Outgoing::default();
@@ -511,6 +526,7 @@ impl LinkCore {
             OpKind::Fill { key_at, may_join, .. } if self.keeps() => {
                 self.submit_fill(port, seq, kind, request, usize::from(key_at), may_join, state, now);
             }
+            OpKind::Refresh { key_at, .. } => self.submit_refresh(kind, request, usize::from(key_at), now),
             OpKind::FillEach(_) if self.keeps() => self.submit_fill_each(port, seq, kind, request, state, now),
             OpKind::Fence | OpKind::FenceAndResume => {
                 self.submit_fence(port, seq, kind == OpKind::FenceAndResume, now);

@@ -24,14 +24,15 @@ use self::setup::connect;
 use super::backoff::{Backoff, BackoffSettings};
 use super::breaker::{FailureCause, Outcome};
 use super::feed::Feed;
-use super::link::{self, Job, LinkCore, LinkCounts, OpKind, Retry};
+use super::link::{self, Job, LinkCore, LinkCounts, LinkLimits, OpKind, Retry};
 use super::node::Node;
 use super::peers::Peers;
 use super::raw::{Identity, RawConnection, RawError};
 use super::watch::Watch;
 use crate::buffered::{Buffered, REQUEST_OVERHEAD_BYTES, Share};
-use crate::l1::Partition;
+use crate::l1::{Cause, Partition};
 use crate::port::{Delivery, Failure, Port};
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use larder_protocol::scan::ReplyLimits;
 use std::future::poll_fn;
@@ -70,7 +71,10 @@ pub struct LinkHandle {
     queue: Mutex<Queue>,
     node: Arc<Node>,
     partition: Arc<Partition>,
-    times: LinkTimes,
+    times: ArcSwap<LinkTimes>,
+    /// Bounds that the core does not know yet.
+    new_limits: Mutex<Option<LinkLimits>>,
+    is_reconfigured: AtomicBool,
     /// True while replies may be kept: reads need not look in L1 otherwise.
     caches: AtomicBool,
     is_refused: AtomicBool,
@@ -142,7 +146,9 @@ impl LinkHandle {
             queue: Mutex::new(queue),
             node,
             partition,
-            times,
+            times: ArcSwap::from_pointee(times),
+            new_limits: Mutex::default(),
+            is_reconfigured: AtomicBool::new(false),
             caches: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
@@ -155,6 +161,33 @@ impl LinkHandle {
             feed: Arc::default(),
             watch,
         })
+    }
+
+    /// Times and bounds in force.
+    pub(super) fn times(&self) -> LinkTimes {
+        **self.times.load()
+    }
+
+    /// Changes times and bounds. They are in force for all that is submitted from now on.
+    pub fn reconfigure(&self, times: LinkTimes, limits: LinkLimits) {
+        self.times.store(Arc::new(times));
+        *self.new_limits.lock().unwrap_or_else(PoisonError::into_inner) = Some(limits);
+        self.is_reconfigured.store(true, Ordering::Release);
+        let waker = self.lock().waker.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Tells the core of new bounds; true if there are any.
+    fn tell_core(&self, core: &mut LinkCore) -> bool {
+        if !self.is_reconfigured.swap(false, Ordering::AcqRel) {
+            return false;
+        }
+        if let Some(limits) = self.new_limits.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            core.set_limits(limits);
+        }
+        true
     }
 
     /// The partition that the link fills.
@@ -199,7 +232,7 @@ impl LinkHandle {
         queue.bytes += job.bytes.len();
         queue.jobs.push(job);
         queue.tell();
-        let full = queue.ops >= self.times.queued_max || queue.bytes >= self.times.queued_bytes_max;
+        let full = queue.is_full(&self.times());
         self.is_full.store(full, Ordering::Release);
         let waker = queue.waker.take();
         drop(queue);
@@ -218,7 +251,7 @@ impl LinkHandle {
 
     fn has_room_again(&self, port: &Arc<Port>) -> bool {
         let mut queue = self.lock();
-        let full = queue.ops >= self.times.queued_max || queue.bytes >= self.times.queued_bytes_max;
+        let full = queue.is_full(&self.times());
         if full && !queue.waiting.iter().any(|p| Arc::ptr_eq(p, port)) {
             queue.waiting.push(port.clone());
         }
@@ -368,6 +401,8 @@ impl LinkHandle {
             job.port.leave(match op.kind {
                 // No connection, no entries: nothing is left to wait for, or to drop.
                 kind if kind.is_order() => Delivery::Fenced(op.seq),
+                // Nobody waits for it.
+                OpKind::Refresh { .. } => continue,
                 _ => Delivery::Failed(op.seq, failure.clone()),
             });
         }
@@ -392,6 +427,10 @@ impl LinkHandle {
 // === impl Queue ===
 
 impl Queue {
+    fn is_full(&self, times: &LinkTimes) -> bool {
+        self.ops >= times.queued_max || self.bytes >= times.queued_bytes_max
+    }
+
     /// Tells how much waits in it.
     fn tell(&mut self) {
         self.share.set(self.bytes + self.ops * REQUEST_OVERHEAD_BYTES);
@@ -412,10 +451,12 @@ impl Queue {
 pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpose, seed: u64) {
     core.set_feed(handle.feed.clone());
     core.set_watch(handle.watch.clone());
-    let mut backoff = Backoff::new(handle.times.backoff, seed);
+    let mut backoff = Backoff::new(handle.times().backoff, seed);
     let mut moves = Moves::new(seed);
     let mut retries: Vec<Retry> = Vec::new();
     while !handle.is_closed() {
+        backoff.reconfigure(handle.times().backoff);
+        handle.tell_core(&mut core);
         let connection = match attempt(&handle, &mut core, &purpose).await {
             Ok(connection) => connection,
             Err(wait) => {
@@ -428,7 +469,7 @@ pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpo
         };
         let began = handle.node.clock.now();
         for retry in retries.drain(..) {
-            if began.saturating_since(retry.sent_at) >= handle.times.reply_max {
+            if began.saturating_since(retry.sent_at) >= handle.times().reply_max {
                 let failure = retry.given_up();
                 retry.fail(failure);
             } else {
@@ -437,17 +478,27 @@ pub async fn run(handle: Arc<LinkHandle>, mut core: LinkCore, purpose: LinkPurpo
         }
         let (end, whole_until) = Serving::new(&handle, &mut core, connection, &mut moves).run().await;
         handle.caches.store(false, Ordering::Release);
-        retries = core.lost(whole_until);
+        let failure = end.cause();
+        if let Some(cause) = failure {
+            handle.node.record_loss(cause);
+        }
+        // The loss itself may be the failure that opens the circuit.
+        let cause = match handle.node.has_failed() {
+            true => Cause::ErrorThreshold,
+            false => Cause::FeedLost,
+        };
+        retries = core.lost(whole_until, cause);
         handle.lose(&mut core);
         core.wake_clients();
         if let LinkEnd::Closed = end {
             break;
         }
         tracing::warn!(upstream = %handle.node.endpoint, database = purpose.database, cause = %end, "link lost");
-        let Some(cause) = end.cause() else { continue };
-        handle.node.record_loss(cause);
+        if failure.is_none() {
+            continue;
+        }
         let lived = handle.node.clock.now().saturating_since(began);
-        if lived < handle.times.backoff.stable_min {
+        if lived < handle.times().backoff.stable_min {
             sleep(backoff.next_wait(lived)).await;
         }
     }
@@ -474,7 +525,7 @@ async fn attempt(
     let began = node.clock.now();
     let admissions = handle.admissions.load(Ordering::Acquire);
     let setting_up = connect(handle, core, purpose);
-    let result = tokio::time::timeout(handle.times.connect_max, setting_up).await;
+    let result = tokio::time::timeout(handle.times().connect_max, setting_up).await;
     let latency = node.clock.now().saturating_since(began);
     let error = match result {
         Ok(Ok(connection)) => {
@@ -483,7 +534,7 @@ async fn attempt(
             return Ok(connection);
         }
         Ok(Err(error)) => error,
-        Err(_) => RawError::ConnectTimeout(handle.times.connect_max.as_millis()),
+        Err(_) => RawError::ConnectTimeout(handle.times().connect_max.as_millis()),
     };
     match (&error, error.connect_cause()) {
         (RawError::Refused(line), None) => {
@@ -507,7 +558,7 @@ async fn attempt(
             let failure = match &error {
                 // A server that loads its data says so in its own words, for as long as the circuit is closed.
                 RawError::Refused(line) => Failure::Refused(line.clone()),
-                error => node.unreachable(&error.to_string(), handle.times.backoff.wait_min),
+                error => node.unreachable(&error.to_string(), handle.times().backoff.wait_min),
             };
             let failure = node.refusal().unwrap_or(failure);
             handle.set_state(LinkState::Down(failure));
@@ -520,7 +571,7 @@ async fn attempt(
 fn give_up(handle: &LinkHandle, retries: &mut Vec<Retry>) {
     let failure = match handle.state() {
         LinkState::Down(failure) => failure,
-        _ => handle.node.unreachable("reconnecting", handle.times.backoff.wait_min),
+        _ => handle.node.unreachable("reconnecting", handle.times().backoff.wait_min),
     };
     retries.drain(..).for_each(|retry| retry.fail(failure.clone()));
 }

@@ -5,8 +5,8 @@
 //! never probe, so that nobody's request is spent on finding out whether the server is back.
 
 use super::breaker::{
-    Admission, Breaker, BreakerGate, BreakerSnapshot, CheckedSettings, FailureCause, Forced, Outcome, Refusal, Release,
-    State, Ticket, UpstreamDown,
+    Admission, Breaker, BreakerGate, BreakerSnapshot, CheckedSettings, FailureCause, Forced, OpenReason, Outcome,
+    Refusal, Release, State, Ticket, UpstreamDown,
 };
 use super::raw::{Endpoint, RawError};
 use crate::clock::Clock;
@@ -150,6 +150,11 @@ impl Node {
     /// Records the loss of a connection.
     pub fn record_loss(&self, cause: FailureCause) {
         self.breaker().link_lost(cause, self.clock.now());
+    }
+
+    /// True while the circuit is open, or being tried, because too large a part of the calls has failed.
+    pub fn has_failed(&self) -> bool {
+        !self.gate.is_closed() && matches!(self.snapshot().reason, Some(OpenReason::Failures { .. }))
     }
 
     /// The breaker, for inspection.

@@ -569,3 +569,104 @@ async fn next_frame(connection: &mut RawConnection, gathered: &mut BytesMut) -> 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::upstream::breaker::BreakerSettings;
+    use crate::upstream::raw::Endpoint;
+    use larder_protocol::table::Table;
+
+    const ANSWERS_MAX: Duration = Duration::from_millis(40);
+
+    /// A connection that is never made: what is to be sent stays in the box.
+    fn peers() -> (Arc<Peers>, PeersTask) {
+        let breaker = BreakerSettings::default().checked().unwrap();
+        let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: 1 };
+        let node = Arc::new(Node::new(endpoint, Clock::start(), breaker, Arc::new(Table::builtin()), 1));
+        let settings = PeersSettings {
+            channel: "larder:peers".to_owned(),
+            name: "me".to_owned(),
+            answers_max: ANSWERS_MAX,
+            connect_max: ANSWERS_MAX,
+            dead_after: ANSWERS_MAX,
+            replies: ReplyLimits::default(),
+        };
+        Peers::start(node, Identity::Anonymous, 7, settings)
+    }
+
+    fn refused(outcome: Result<bool, Failure>) -> String {
+        outcome.expect_err("nobody has answered").to_string()
+    }
+
+    #[tokio::test]
+    async fn questions_of_others_beyond_the_bound_are_not_answered() {
+        let (peers, mut task) = peers();
+        peers.lock().asked = ASKED_MAX - 1;
+        peers.answer(b"0 larder:peers:other 5");
+        assert_eq!(peers.lock().asked, ASKED_MAX, "the last place");
+        peers.answer(b"0 larder:peers:other 6");
+        assert_eq!(peers.lock().asked, ASKED_MAX, "there is no place: nothing has begun");
+        let Some(Outgoing::Answer { channel, text }) = task.inbox.recv().await else { panic!("no answer") };
+        assert_eq!((&channel[..], &text[..]), (&b"larder:peers:other"[..], &b"5"[..]));
+        assert_eq!(peers.lock().asked, ASKED_MAX - 1, "its place is free again");
+        assert!(task.inbox.try_recv().is_err(), "the other question has no answer");
+    }
+
+    #[tokio::test]
+    async fn who_sends_while_the_box_is_full_waits_and_is_told_when_it_takes_too_long() {
+        let (peers, mut task) = peers();
+        let message = || Outgoing::Answer { channel: b"c".to_vec(), text: b"1".to_vec() };
+        for _ in 0..OUTBOX_MAX {
+            assert!(peers.outbox.try_send(message()).is_ok());
+        }
+        assert!(peers.outbox.try_send(message()).is_err());
+        let told = refused(peers.ask(0, About::Invalidation).await);
+        let wanted =
+            "PEERTIMEOUT 0 of those of the upstream Larders have confirmed within 40 ms; the keys are gone upstream";
+        assert_eq!(told, wanted);
+        assert!(peers.lock().questions.is_empty(), "who waits no more is forgotten");
+        // A place is free: the question leaves, and is answered.
+        task.inbox.recv().await;
+        let asking = tokio::spawn({
+            let peers = peers.clone();
+            async move { peers.ask(0, About::Watching).await }
+        });
+        let asked = loop {
+            match task.inbox.recv().await {
+                Some(Outgoing::Ask { number, about: About::Watching, .. }) => break number,
+                Some(_) => {}
+                None => panic!("the box is closed"),
+            }
+        };
+        peers.asked(asked, 2);
+        peers.answered(format!("{asked} yes").as_bytes());
+        assert_eq!(asking.await.unwrap(), Ok(true), "one yes is enough");
+    }
+
+    #[tokio::test]
+    async fn all_are_waited_for_and_a_yes_is_passed_on() {
+        let (peers, mut task) = peers();
+        for (about, answers, outcome) in [
+            (About::Invalidation, &["", ""][..], Ok(false)),
+            (About::Dependency, &["", " yes"], Ok(true)),
+            (About::Watching, &["", ""], Ok(false)),
+            (About::Watching, &[""], Err(())),
+            (About::Dependency, &[" yes"], Err(())),
+        ] {
+            let asking = tokio::spawn({
+                let peers = peers.clone();
+                async move { peers.ask(3, about).await }
+            });
+            let Some(Outgoing::Ask { number, database: 3, .. }) = task.inbox.recv().await else {
+                panic!("no question")
+            };
+            for answer in answers {
+                peers.answered(format!("{number}{answer}").as_bytes());
+            }
+            peers.asked(number, 2);
+            assert_eq!(asking.await.unwrap().map_err(drop), outcome, "{about:?} {answers:?}");
+        }
+    }
+}

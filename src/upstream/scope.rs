@@ -17,6 +17,7 @@ use super::watch::{Watch, Watches};
 use crate::buffered::Buffered;
 use crate::l1::L1;
 use crate::port::Failure;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use mini_moka::sync::Cache;
 use std::collections::HashMap;
@@ -60,7 +61,7 @@ pub struct Upstream {
     node: Arc<Node>,
     l1: Arc<L1>,
     buffered: Arc<Buffered>,
-    settings: UpstreamSettings,
+    settings: ArcSwap<UpstreamSettings>,
     identity: Identity,
     database: u32,
     scopes: Mutex<HashMap<(Identity, u32), Held>>,
@@ -144,7 +145,7 @@ impl Upstream {
             node,
             l1,
             buffered,
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             identity,
             database,
             scopes: Mutex::new(HashMap::new()),
@@ -183,8 +184,15 @@ impl Upstream {
     }
 
     /// The bounds in force.
-    pub fn settings(&self) -> &UpstreamSettings {
-        &self.settings
+    pub fn settings(&self) -> Arc<UpstreamSettings> {
+        self.settings.load_full()
+    }
+
+    /// Changes bounds and habits: of links at once, of pools not at all.
+    pub fn reconfigure(&self, settings: UpstreamSettings) {
+        let scopes = self.lock();
+        scopes.values().for_each(|held| held.scope.link.reconfigure(settings.times, settings.link));
+        self.settings.store(Arc::new(UpstreamSettings { pool: self.settings().pool, ..settings }));
     }
 
     /// The identity of clients that do not authenticate.
@@ -210,8 +218,9 @@ impl Upstream {
             held.idle_for = Duration::ZERO;
             return Ok(held.scope.clone());
         }
-        if scopes.len() >= self.settings.scopes_max {
-            return Err(TooManyScopes(self.settings.scopes_max));
+        let scopes_max = self.settings().scopes_max;
+        if scopes.len() >= scopes_max {
+            return Err(TooManyScopes(scopes_max));
         }
         let scope = self.start(identity, database);
         scopes.insert((identity.clone(), database), Held { scope: scope.clone(), idle_for: Duration::ZERO });
@@ -285,7 +294,7 @@ impl Upstream {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        let in_time = tokio::time::timeout(self.settings.times.connect_max, settled).await;
+        let in_time = tokio::time::timeout(self.settings().times.connect_max, settled).await;
         in_time.is_ok() && scope.link.is_up()
     }
 
@@ -302,22 +311,22 @@ impl Upstream {
             big_keys.insert(key, ());
             has_big_keys.store(true, Ordering::Relaxed);
         });
-        let (node, times, watch) = (self.node.clone(), self.settings.times, self.watch(database));
-        let link = LinkHandle::new(node, partition, times, &self.buffered, remember, watch);
-        let core = LinkCore::new(filler, self.node.table(), self.settings.link);
+        let (settings, watch) = (self.settings(), self.watch(database));
+        let link = LinkHandle::new(self.node.clone(), partition, settings.times, &self.buffered, remember, watch);
+        let core = LinkCore::new(filler, self.node.table(), settings.link);
         let peers = self.peers_of(identity);
         let purpose = LinkPurpose { identity: identity.clone(), database, peers };
         let seed = self.next_seed.fetch_add(1, Ordering::Relaxed);
         self.runtime.spawn(link_io::run(link.clone(), core, purpose, seed));
         let _guard = self.runtime.enter();
-        let pools = Pools::new(&self.node, identity, database, self.settings.pool);
+        let pools = Pools::new(&self.node, identity, database, settings.pool);
         Arc::new(Scope { identity: identity.clone(), database, link, pools, peers: AtomicUsize::new(0) })
     }
 
     /// The watch of a database.
     fn watch(&self, database: u32) -> Arc<Watch> {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || Arc::new(Watch::new(database, &self.settings.prefix, self.watched.clone()));
+        let fresh = || Arc::new(Watch::new(database, &self.settings().prefix, self.watched.clone()));
         watches.entry(database).or_insert_with(fresh).clone()
     }
 
@@ -388,7 +397,7 @@ impl Upstream {
             let in_use = Arc::strong_count(&held.scope) > 1;
             let is_default = *identity == self.identity && *database == self.database;
             held.idle_for = if in_use || is_default { Duration::ZERO } else { held.idle_for + SWEEP_EVERY };
-            let ends = held.idle_for > self.settings.scope_idle_max;
+            let ends = held.idle_for > self.settings().scope_idle_max;
             if ends {
                 held.scope.link.close();
                 let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);

@@ -345,6 +345,34 @@ mod tests {
         assert_eq!((watch.take_on(), watch.standing()), (None, Standing::Beginning));
     }
 
+    #[tokio::test]
+    async fn declarations_beyond_the_bound_are_refused() {
+        let watch = Arc::new(watch());
+        let declare = |watch: &Arc<Watch>| {
+            let watch = watch.clone();
+            tokio::spawn(async move { watch.call(Bytes::from_static(b"x")).await })
+        };
+        assert!(matches!(declare(&watch).await.unwrap(), Err(Failure::Down(_))), "it is off");
+        watch.turn_on(Before::Nothing);
+        let waiting: Vec<_> = (0..ORDERS_MAX).map(|_| declare(&watch)).collect();
+        tokio::task::yield_now().await;
+        while watch.lock().orders.len() < ORDERS_MAX {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(declare(&watch).await.unwrap(), Err(Failure::Full));
+        assert!(!watch.turn_off(watch.heard()), "somebody wants to declare something");
+        let mut orders = watch.take_orders();
+        let answered = orders.swap_remove(0);
+        answered.done.send(Bytes::from_static(b":1")).unwrap();
+        drop(orders);
+        let mut told = Vec::new();
+        for one in waiting {
+            told.push(one.await.unwrap());
+        }
+        assert_eq!(told.iter().filter(|told| **told == Ok(Bytes::from_static(b":1"))).count(), 1);
+        assert_eq!(told.iter().filter(|told| **told == Err(Failure::WriteLost)).count(), ORDERS_MAX - 1);
+    }
+
     #[test]
     fn who_waits_is_answered_whatever_becomes_of_it() {
         let (watch, port) = (watch(), Arc::new(Port::default()));

@@ -95,3 +95,37 @@ fn is_not_there_on_the_embedded_store() {
         assert_eq!(error, "ERR larder serves its embedded store: there is no upstream and no circuit breaker");
     }
 }
+
+/// What leaves L1 because the upstream fails so often that its circuit is open is counted, and told, as that.
+#[test]
+fn what_leaves_l1_for_too_many_errors_has_a_cause_of_its_own() {
+    // By replies that do not come in time; by the loss of the connection, if one failure is too many.
+    let slow = ["link.reply_ms_max=200", "link.dead_ms=900", "breaker.calls_min=3", "breaker.failure_rate_max=0.2"];
+    let strict = ["breaker.calls_min=1", "breaker.failure_rate_max=0.01", "l1.stale_if_error_ms_max=200"];
+    let tolerant = ["breaker.calls_min=1000"];
+    for (settings, cause) in [(&slow[..], "error_threshold"), (&strict, "error_threshold"), (&tolerant, "feed_lost")] {
+        let flags: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        let mut pair = Pair::start(&flags);
+        let (mut client, mut listener) = (pair.larder.client(), pair.larder.client3());
+        client.ok(&["SET", "k", "v"]);
+        client.run("GET k");
+        assert_eq!(listener.run("CACHE SUBSCRIBE"), crate::OK);
+        if settings == slow {
+            pair.upstream.pause();
+            for _ in 0..4 {
+                assert!(error_of(&mut client, "GET nosuch").starts_with("UPSTREAM"));
+            }
+        } else {
+            pair.upstream.kill();
+        }
+        let heard = listener.frame();
+        let end = format!("_\r\n${}\r\n{cause}\r\n", cause.len());
+        assert!(heard.ends_with(end.as_bytes()), "{settings:?}: {}", String::from_utf8_lossy(&heard));
+        crate::wait_for_stat(&mut client, &format!("l1_removed_{cause}"), 1);
+        let other = if cause == "feed_lost" { "l1_removed_error_threshold" } else { "l1_removed_feed_lost" };
+        assert_eq!(crate::stat(&mut client, other), 0, "{settings:?}");
+        if settings == slow {
+            pair.upstream.resume();
+        }
+    }
+}

@@ -137,3 +137,114 @@ fn sampling_is_turned_on_and_off() {
     }
     assert_eq!(client.ask("CACHE HOTKEYS").items().len(), 1);
 }
+
+/// Sets a setting.
+fn set(client: &mut Client, name: &str, value: &str) {
+    client.ok(&["CACHE", "CONFIG", "SET", name, value]);
+}
+
+#[test]
+fn tells_what_can_change_from_what_cannot() {
+    let pair = Pair::start(&[]);
+    for protocol in [2, 3] {
+        let mut client = Client::speaking(protocol, pair.larder.address());
+        let names = |client: &mut Client, line: &str| map_of(&client.ask(line)).into_keys().collect::<Vec<_>>();
+        let all = names(&mut client, "CACHE CONFIG GET *");
+        let can = names(&mut client, "CACHE CONFIG GET * CHANGEABLE");
+        let cannot = names(&mut client, "CACHE CONFIG GET * readonly");
+        assert_eq!(all.len(), can.len() + cannot.len());
+        assert!(can.iter().any(|name| name == "link.reply_ms_max") && cannot.iter().any(|name| name == "listen"));
+        assert_eq!(error_of(&mut client, "CACHE CONFIG GET * SOME"), "ERR syntax error");
+        for name in cannot {
+            let said = error_of(&mut client, &format!("CACHE CONFIG SET {name} 1"));
+            assert_eq!(said, format!("ERR '{name}' cannot change at run time: set it in the file and restart"));
+        }
+        // Each takes the value that it has.
+        let values = map_of(&client.ask("CACHE CONFIG GET * CHANGEABLE"));
+        values.iter().for_each(|(name, value)| set(&mut client, name, &value.text()));
+        assert_eq!(map_of(&client.ask("CACHE CONFIG GET * CHANGEABLE")), values);
+    }
+}
+
+#[test]
+fn times_of_links_change_at_once() {
+    let pair = Pair::start(&[]);
+    let (mut client, mut other) = (pair.larder.client(), pair.larder.client());
+    client.ok(&["SET", "k", "v"]);
+    set(&mut other, "link.reply_ms_max", "150");
+    set(&mut other, "link.write_ms_max", "120");
+    pair.upstream.pause();
+    let timeout = error_of(&mut client, "GET nosuch");
+    assert!(timeout.starts_with("UPSTREAMTIMEOUT no reply within 150 ms"), "{timeout}");
+    let timeout = error_of(&mut client, "SET k w");
+    assert!(timeout.starts_with("UPSTREAMTIMEOUT no reply within 120 ms"), "{timeout}");
+    // A connection that owes replies is given up.
+    set(&mut other, "link.dead_ms", "300");
+    wait_until("the link is given up", || stat(&mut other, "links_up") == 0);
+    pair.upstream.resume();
+}
+
+#[test]
+fn what_l1_keeps_and_answers_changes_at_once() {
+    let mut pair = Pair::start(&[]);
+    let mut client = pair.larder.client();
+    client.ok(&["SET", "k", "v"]);
+    set(&mut client, "l1.soft_ms_max", "10");
+    assert!(error_of(&mut client, "CACHE INVALIDATE KEYS 1 k SOFT 11").ends_with("between 1 and 10 (l1.soft_ms_max)"));
+    set(&mut client, "l1.admission", "second-touch");
+    client.run("GET k");
+    assert_eq!(client.ask("CACHE ENTRY k"), Value::Null);
+    client.run("GET k");
+    assert_ne!(client.ask("CACHE ENTRY k"), Value::Null);
+    set(&mut client, "l1.admission", "always");
+    set(&mut client, "l1.refresh_ahead", "0.1");
+    client.ok(&["SET", "dying", "v", "PX", "5000"]);
+    wait_until("a refresh", || {
+        client.run("GET dying");
+        stat(&mut client, "link_refreshes") > 0
+    });
+    assert_eq!(pair.upstream.calls("touch"), 0);
+    set(&mut client, "l1.touch_interval_ms", "100");
+    wait_until("keys are touched", || {
+        client.run("GET k");
+        pair.upstream.calls("touch") > 0
+    });
+    set(&mut client, "l1.stale_if_error_ms_max", "60000");
+    set(
+        &mut client,
+        "policy",
+        "[{ match = 'k', stale_if_error_ms_max = 60000 }, { match = '*', stale_if_error_ms_max = 0 }]",
+    );
+    client.ok(&["SET", "j", "x"]);
+    client.run("GET j");
+    pair.upstream.kill();
+    wait_until("the link is lost", || error_of(&mut client, "GET j").starts_with("UPSTREAM"));
+    assert_eq!(client.run("GET k"), b"$1\r\nv\r\n");
+}
+
+#[test]
+fn limits_of_clients_scopes_and_tags_change() {
+    let pair = Pair::start(&[]);
+    let mut client = pair.larder.client();
+    set(&mut client, "limits.bulk_bytes_max", "1kb");
+    let large = "x".repeat(2000);
+    client.ok(&["SET", "k", &large]);
+    let mut later = pair.larder.client();
+    later.send(&["SET", "k", &large]);
+    assert!(later.reply().starts_with(b"-ERR Protocol error"), "who connects from then on");
+    set(&mut client, "limits.scopes_max", "1");
+    assert!(error_of(&mut client, "SELECT 5").contains("the limit is 1 (limits.scopes_max)"));
+    set(&mut client, "limits.scopes_max", "2");
+    client.ok(&["SELECT", "5"]);
+    set(&mut client, "tags.per_key_max", "1");
+    assert!(error_of(&mut client, "CACHE SET k v TAGS 2 a b").contains("may have 1 tags"));
+    set(&mut client, "limits.idle_timeout_ms", "200");
+    assert_eq!(pair.larder.client().rest(), b"", "a silent client is closed");
+    let embedded = Larder::start(None, &[]);
+    let mut client = embedded.client();
+    for n in 0..1500 {
+        client.ok(&["SET", &format!("k{n}"), &large]);
+    }
+    set(&mut client, "store.size_bytes_max", "1mb");
+    assert!((1..600).contains(&client.ask("DBSIZE").int()));
+}

@@ -86,7 +86,17 @@ fn an_entry_is_described() {
             let entry = client.ask("CACHE ENTRY k");
             assert_eq!(matches!(entry, Value::Map(_)), protocol == 3);
             let entry = map_of(&entry);
-            let names = ["age_ms", "hits", "last_invalidation", "level", "size_bytes", "time_left_ms", "variants"];
+            let names = [
+                "age_ms",
+                "depends",
+                "hits",
+                "last_invalidation",
+                "level",
+                "size_bytes",
+                "tags",
+                "time_left_ms",
+                "variants",
+            ];
             assert_eq!(entry.keys().collect::<Vec<_>>(), names);
             assert_eq!((entry["level"].text(), entry["time_left_ms"].int()), ("l1".to_owned(), -1));
             assert_eq!((entry["variants"].int(), entry["hits"].int()), (1, 0));

@@ -15,6 +15,7 @@ mod jobs;
 mod leases;
 mod listing;
 mod reads;
+mod refresh;
 mod seen;
 mod soft;
 mod tag_histories;

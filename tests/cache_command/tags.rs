@@ -346,6 +346,75 @@ fn what_a_larder_leaves_half_done_another_ends() {
     first.signal("CONT");
 }
 
+/// The end of a process is worse than its standing still: its links and its connection to the others go.
+#[test]
+fn what_a_larder_that_is_killed_leaves_half_done_another_ends() {
+    const KEYS: u64 = 20_000;
+    for kind in [Kind::Redis, Kind::Valkey] {
+        let upstream = Server::start(kind, &[]);
+        let killed = Larder::start(Some(&upstream), &[]);
+        let left = Larder::start(Some(&upstream), &BRISK);
+        let (mut worker, mut other, mut direct) = (killed.client(), left.client(), upstream.client());
+        fill(&mut other, KEYS as usize, "t");
+        let reads: Vec<u8> = (0..KEYS).flat_map(|n| encode(&["GET", &format!("k:{n}")])).collect();
+        assert!(other.pipeline(&reads, KEYS as usize).iter().all(|reply| reply == b"$1\r\nv\r\n"));
+        worker.send(&["CACHE", "INVALIDATE", "TAGS", "1", "t"]);
+        wait_until("it has begun to delete", || direct.ask("DBSIZE").int() < 2 * KEYS as i64);
+        drop(killed);
+        let remaining = direct.ask("KEYS k:*").items().len();
+        assert!(remaining > 1000, "{kind:?}: {remaining} were left");
+        // While it is ended by the other: what has gone does not come back, and what is new stays.
+        let mut rng = crate::support::Rng::new(11);
+        let mut gone = std::collections::BTreeSet::new();
+        for n in 0..50 {
+            assert_eq!(other.run(&format!("CACHE SET k:{n} new TAGS 1 t")), OK);
+        }
+        wait_until("another has ended it", || {
+            for _ in 0..200 {
+                let n = rng.below(KEYS);
+                let reply = other.run(&format!("GET k:{n}"));
+                match &reply[..] {
+                    NIL => drop(gone.insert(n)),
+                    b"$3\r\nnew\r\n" => assert!(n < 50),
+                    _ => assert!(reply == b"$1\r\nv\r\n" && n >= 50 && !gone.contains(&n), "k:{n} came back"),
+                }
+            }
+            direct.ask("ZCARD larder:jobs").int() == 0
+        });
+        let replies = other.pipeline(&reads, KEYS as usize);
+        for (n, reply) in replies.iter().enumerate() {
+            assert_eq!(&reply[..], if n < 50 { &b"$3\r\nnew\r\n"[..] } else { NIL }, "{kind:?}: k:{n}");
+        }
+        assert_eq!(direct.ask("KEYS k:*").items().len(), 50);
+        assert_eq!(tag_list(&mut other), [("t".to_owned(), 50)]);
+    }
+}
+
+/// One reply can have so many tags and no more.
+#[test]
+fn more_tags_than_a_reply_may_have_are_an_error() {
+    const LISTED_MAX: usize = 100_000;
+    for (_upstream, larder) in everywhere() {
+        let mut client = larder.client();
+        let keys = LISTED_MAX / 50;
+        let set = |key: usize, tags: usize| {
+            let mut request = vec!["CACHE".to_owned(), "SET".into(), format!("k:{key}"), "v".into(), "TAGS".into()];
+            request.push(tags.to_string());
+            request.extend((0..tags).map(|n| format!("t:{key}:{n}")));
+            encode(&request)
+        };
+        for first in (0..keys).step_by(200) {
+            let requests: Vec<u8> = (first..first + 200).flat_map(|key| set(key, 50)).collect();
+            assert!(client.pipeline(&requests, 200).iter().all(|reply| reply == OK));
+        }
+        assert_eq!(client.ask("CACHE TAGLIST").items().len(), 2 * LISTED_MAX);
+        client.pipeline(&set(keys, 1), 1);
+        let full = "ERR larder: more than 100000 tags match; ask for fewer with MATCH";
+        assert_eq!(error_of(&mut client, "CACHE TAGLIST"), full);
+        assert_eq!(client.ask("CACHE TAGLIST MATCH t:1:*").items().len(), 2 * 50);
+    }
+}
+
 /// After the reply no client of any user of any Larder reads the value, though the news reaches each when it does.
 #[test]
 fn all_larders_have_heard_of_it_before_it_is_answered() {
@@ -374,6 +443,9 @@ fn a_larder_that_does_not_answer_is_named_and_not_waited_for_for_ever() {
     let second = Larder::start(Some(&upstream), &[]);
     let (mut client, mut other) = (first.client(), second.client());
     other.run("GET k");
+    // Only then do the others wait for it: until then its L1 is silent, and it need not be asked.
+    let mut direct = upstream.client();
+    wait_until("both can be asked", || direct.ask("PUBSUB SHARDNUMSUB larder:peers").items()[1].int() == 2);
     client.run("CACHE SET k v TAGS 1 t");
     second.signal("STOP");
     let told = error_of(&mut client, "CACHE INVALIDATE TAGS 1 t");

@@ -45,8 +45,8 @@ const HUNTS: [Hunt; 6] = [
     Hunt::Deadlines,
 ];
 
-/// What shows a bug; `None` for those in stale answers during an outage, which a Larder as it is set here does not give:
-/// the simulation looks for them.
+/// What shows a bug; `None` for those in stale answers, during an outage or after a soft invalidation, which nobody asks for
+/// here: the simulation looks for them.
 fn hunt_for(bug: Mutation) -> Option<Hunt> {
     Some(match bug {
         Mutation::WriteRemovesNothing
@@ -61,6 +61,9 @@ fn hunt_for(bug: Mutation) -> Option<Hunt> {
         // The value is right even so; only its deadline is not.
         Mutation::FillOutrun => Hunt::Deadlines,
         Mutation::LeftOverReconnect | Mutation::LostWriteLeft | Mutation::LeftInSpiteOfNews | Mutation::LeftForEver => {
+            return None;
+        }
+        Mutation::SoftToTheTold | Mutation::SoftOverAChange | Mutation::SoftForEver | Mutation::SoftNeverSettles => {
             return None;
         }
     })

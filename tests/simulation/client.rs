@@ -572,6 +572,7 @@ fn surrounded<T>(around: &Around<'_>, scope: usize, reader: Reader, work: impl F
         settles: false,
         keeps: true,
         reader,
+        refresh_ahead: around.policies.refreshes().then_some(around.policies),
         is_big: &|key| around.big_keys.contains(key),
         now: &now,
         counters: around.counters,
@@ -804,7 +805,9 @@ impl Judge {
             let value = |key: usize| span_of(key).value.clone();
             let resp3 = protocol == Protocol::Resp3;
             if keys.iter().all(|key| alive(span_of(*key))) && evaluate(&asked.words, resp3, value) == answer {
-                for (nth, key) in keys.iter().enumerate() {
+                // A sum does not tell which of its keys are there.
+                let tells = asked.words[0] != b"EXISTS" || keys.len() == 1;
+                for (nth, key) in keys.iter().enumerate().filter(|_| tells) {
                     let slot = asked.database * KEYS + key;
                     seen.slots[slot] = seen.slots[slot].max(spans[nth][chosen[nth]].from);
                 }

@@ -225,7 +225,7 @@ impl Link {
         server.conns[conn.0].owner = Owner::Gone;
         inner.received.clear();
         self.caches.set(false);
-        inner.retries = inner.core.lost(now);
+        inner.retries = inner.core.lost(now, Cause::FeedLost);
         self.lost_at.set(now);
         inner.state = State::Connecting;
         let (orders, jobs): (Vec<Job>, Vec<Job>) =

@@ -21,7 +21,13 @@ fn id(table: &Table, name: &str) -> CommandId {
 }
 
 fn partition() -> (Arc<Partition>, Filler) {
-    L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 1000, variants_per_key_max: 4 }).partition()
+    L1::new(L1Settings {
+        size_bytes_max: 1 << 20,
+        entry_bytes_max: 1000,
+        variants_per_key_max: 4,
+        compress_min_bytes: None,
+    })
+    .partition()
 }
 
 fn link(table: &Arc<Table>) -> (LinkCore, Arc<Partition>) {
@@ -119,7 +125,7 @@ fn what_has_left_in_part_is_not_sent_again() {
         link.submit(&Job { port: port.clone(), bytes: request.clone(), ops: smallvec![op] }, Time::ZERO);
     }
     link.outgoing().advance(request.len() + 1);
-    assert_eq!(link.lost(Time::ZERO).len(), 1);
+    assert_eq!(link.lost(Time::ZERO, larder::l1::Cause::FeedLost).len(), 1);
     let mut taken = Taken::default();
     port.take(&mut taken);
     let lost = |delivery: &Delivery| match delivery {
@@ -154,6 +160,7 @@ fn an_mget_that_is_overtaken_by_a_removal_is_asked_of_the_upstream() {
         settles: false,
         keeps: true,
         reader: Reader(1),
+        refresh_ahead: None,
         is_big: &|_| false,
         now: &now,
         counters: &Counters::default(),
@@ -191,6 +198,7 @@ fn an_mget_that_is_overtaken_by_a_deadline_is_asked_of_the_upstream() {
         settles: false,
         keeps: true,
         reader: Reader(1),
+        refresh_ahead: None,
         is_big: &|_| false,
         now: &now,
         counters: &Counters::default(),
@@ -207,7 +215,12 @@ fn an_mget_that_is_overtaken_by_a_deadline_is_asked_of_the_upstream() {
 #[test]
 fn a_read_that_another_users_fill_has_overtaken_is_not_kept() {
     let table = Arc::new(Table::builtin());
-    let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 1000, variants_per_key_max: 4 });
+    let l1 = L1::new(L1Settings {
+        size_bytes_max: 1 << 20,
+        entry_bytes_max: 1000,
+        variants_per_key_max: 4,
+        compress_min_bytes: None,
+    });
     let limits = LinkLimits {
         in_flight_max: 100,
         in_flight_bytes_max: 10_000,

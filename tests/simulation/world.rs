@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use larder::clock::Time;
-use larder::l1::{Cause, L1, L1Settings, Variant};
+use larder::l1::{Cause, L1, L1Settings, Reader, SoftRead, Variant};
 use larder::metrics::Counters;
 use larder::policy::{Policies, Policy};
 use larder::upstream::admission::Admission;
@@ -56,6 +56,10 @@ struct Character {
     stale_ms_max: u64,
     /// One in so many steps of Larder's own is a soft invalidation; 0 for never.
     softenings: u64,
+    /// After which part of its life an entry that is hit is refreshed; 0 for never.
+    refresh_ahead: f64,
+    /// How long what they invalidate is answered at most, in milliseconds.
+    soft_ms_max: u64,
     /// Whether links move while a client's request is looked at.
     has_threads: bool,
 }
@@ -145,6 +149,8 @@ impl Character {
             stale_ms_max: [0, 2, 10, 100][rng.index(4)],
             has_threads: rng.one_in(2),
             softenings: [0, 4, 1][rng.index(3)],
+            refresh_ahead: [0.0, 0.1, 0.5][rng.index(3)],
+            soft_ms_max: [2, 30, 1000][rng.index(3)],
         }
     }
 }
@@ -169,6 +175,7 @@ impl World {
             size_bytes_max: [2_000, 1 << 20][rng.index(2)],
             entry_bytes_max: 200,
             variants_per_key_max: 4,
+            compress_min_bytes: None,
         });
         let limits = LinkLimits {
             in_flight_max: [8, 1000][rng.index(2)],
@@ -181,8 +188,8 @@ impl World {
         };
         let stale_max = Duration::from_millis(character.stale_ms_max);
         let excepted = String::from_utf8_lossy(KEY_NAMES[0]).into_owned();
-        let never = Policy { keys: excepted, stale_if_error: Some(Duration::ZERO) };
-        let policies = Policies::new(vec![never], stale_max);
+        let never = Policy { keys: excepted, stale_if_error: Some(Duration::ZERO), refresh_ahead: None };
+        let policies = Policies::new(vec![never], stale_max, character.refresh_ahead);
         let limits = LinkLimits { stale_longest: policies.stale_if_error_longest(), ..limits };
         let scopes = 1 + rng.index(SCOPE_DATABASES.len());
         let purpose = |scope| Purpose { scope, database: SCOPE_DATABASES[scope] };
@@ -439,7 +446,7 @@ impl World {
     /// An operator invalidates a few keys softly.
     fn soften(&mut self, link: usize) {
         self.tag += 1;
-        let order = SoftOrder { cause: Cause::Manual, ms: 1 + self.rng.below(30) as u32 };
+        let order = SoftOrder { cause: Cause::Manual, ms: 1 + self.rng.below(self.character.soft_ms_max) as u32 };
         let (name, kind): (&[u8], OpKind) = match self.rng.below(3) {
             0 => (b"DEL", OpKind::Soften(order)),
             1 => (b"DEL", OpKind::UnlinkSoftly(order)),
@@ -500,12 +507,36 @@ impl World {
                 }
             }
         }
+        self.look_softly()?;
         for request in &self.judge.borrow().never_sent {
             if !self.server.history.executions(request).is_empty() {
                 return Err(format!("executed, though a client was told otherwise: {}", crate::history::show(request)));
             }
         }
         self.wrong().map_or(Ok(()), Err)
+    }
+
+    /// What a client that has just come would be answered softly: with nothing under way it is what the server holds, or of a key
+    /// that is missing there.
+    fn look_softly(&self) -> Result<(), String> {
+        let request = OwnedArgs::new(["GET", ""]);
+        let Resolved::Known(get) = self.table.resolve(request.args()) else { return Ok(()) };
+        for (link, (key, name)) in
+            self.links.iter().flat_map(|link| KEY_NAMES.iter().enumerate().map(move |k| (link, k)))
+        {
+            let current = self.server.value(link.purpose.database * KEYS + key);
+            // The first may be sent to the upstream.
+            for reader in [Reader(u64::MAX), Reader(u64::MAX - 1)] {
+                let by = SoftRead { reader, since: Time::ZERO };
+                let Some(hit) = link.partition.read_soft(name, Variant::bare(get.id), by, self.now) else { continue };
+                let mut reply = Vec::new();
+                crate::history::put_bulk(current.as_deref(), true, &mut reply);
+                if current.is_some() && hit.reply().as_deref() != Some(&reply[..]) {
+                    return Err(format!("a change ends no softness: GET {}", String::from_utf8_lossy(name)));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn audit(&self) {
@@ -531,7 +562,7 @@ impl World {
                 let Resolved::Known(command) = self.table.resolve(request.args()) else { continue };
                 let variant = Variant::new(command.id, request.args(), 1);
                 if let Some(hit) = link.partition.read(name, variant, || self.now) {
-                    held.push((words, hit.reply().to_vec()));
+                    held.push((words, hit.reply().expect("what L1 holds can be read").into_owned()));
                 }
             }
         }

@@ -9,6 +9,7 @@ mod support;
 mod access;
 mod blocking;
 mod clients;
+mod compressed;
 mod databases;
 mod embedded;
 mod limits;

@@ -12,10 +12,21 @@ pub const SHOWN_MAX: usize = 1000;
 /// What `CACHE CONFIG` is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigOrder<'a> {
-    /// `GET pattern`
-    Get(&'a [u8]),
+    /// `GET pattern [CHANGEABLE|READONLY]`
+    Get(&'a [u8], Which),
     /// `SET name value`
     Set(&'a [u8], &'a [u8]),
+}
+
+/// Which settings `CACHE CONFIG GET` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// All.
+    All,
+    /// `CHANGEABLE`: those that `SET` can change.
+    Changeable,
+    /// `READONLY`: those that it cannot.
+    ReadOnly,
 }
 
 pub(super) const ADVISE: Subcommand = Subcommand {
@@ -41,10 +52,11 @@ pub(super) const BIGKEYS: Subcommand = Subcommand {
 pub(super) const CONFIG: Subcommand = Subcommand {
     name: "config",
     arity: -4,
-    syntax: "(GET <pattern>|SET <name> <value>)",
+    syntax: "(GET <pattern> [CHANGEABLE|READONLY]|SET <name> <value>)",
     help: &[
         "Show settings, by the names of the configuration file, or change one that can",
-        "change at run time. What is set is not written to the file.",
+        "change at run time. What is set is not written to the file. CHANGEABLE and",
+        "READONLY show only what can, and what cannot.",
     ],
     since: "0.1.0",
     complexity: "O(N) where N is the number of settings",
@@ -69,7 +81,15 @@ pub(super) fn parse<'a>(name: &'static str, args: Args<'a>) -> Result<CacheComma
         ("advise", _) => Ok(CacheCommand::Advise),
         ("bigkeys", 2 | 3) => shown(args).map(CacheCommand::BigKeys),
         ("hotkeys", 2 | 3) => shown(args).map(CacheCommand::HotKeys),
-        ("config", 4) if is(args.arg(2), "get") => Ok(CacheCommand::Config(ConfigOrder::Get(args.arg(3)))),
+        ("config", 4) if is(args.arg(2), "get") => Ok(CacheCommand::Config(ConfigOrder::Get(args.arg(3), Which::All))),
+        ("config", 5) if is(args.arg(2), "get") => {
+            let which = match args.arg(4) {
+                word if is(word, "changeable") => Which::Changeable,
+                word if is(word, "readonly") => Which::ReadOnly,
+                _ => return Err(CacheError::Syntax),
+            };
+            Ok(CacheCommand::Config(ConfigOrder::Get(args.arg(3), which)))
+        }
         ("config", 5) if is(args.arg(2), "set") => Ok(CacheCommand::Config(ConfigOrder::Set(args.arg(3), args.arg(4)))),
         ("config", _) if is(args.arg(2), "get") || is(args.arg(2), "set") => wrong_arity,
         ("config", _) => Err(CacheError::Syntax),

@@ -6,7 +6,7 @@ use super::{LOOKED_MAX, integer_reply};
 use crate::cache::Caller;
 use crate::cache::tags::embedded::{exists, with_store};
 use crate::cache::tags::sorted_reply;
-use crate::origin::{DependLimits, DependRefusal};
+use crate::origin::{DEPENDENCIES_MAX, DependLimits, DependRefusal};
 use crate::port::Failure;
 use larder_protocol::cache::{DependCommand, KeyList};
 
@@ -19,6 +19,7 @@ pub(super) fn execute(caller: &Caller, command: DependCommand<'_>) -> Result<Vec
         dependents_max: config.dependents_max,
         depth_max: config.depth_max,
         looked_max: LOOKED_MAX,
+        dependencies_max: DEPENDENCIES_MAX,
     };
     if let DependCommand::Depend(..) = command {
         caller.may_use(&caller.table(), "UNLINK")?;
@@ -40,7 +41,7 @@ pub(super) fn execute(caller: &Caller, command: DependCommand<'_>) -> Result<Vec
 }
 
 fn refused(why: DependRefusal, limits: DependLimits) -> Failure {
-    let DependLimits { sources_max, dependents_max, depth_max, looked_max } = limits;
+    let DependLimits { sources_max, dependents_max, depth_max, looked_max, .. } = limits;
     let line = match why {
         DependRefusal::Itself => "ERR larder: a key cannot depend on itself".to_owned(),
         DependRefusal::Sources => return super::too_many_sources(sources_max),

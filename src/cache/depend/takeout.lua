@@ -12,8 +12,7 @@ for i = 7, #ARGV do
     local serial = tonumber(edges[n + 1])
     if bound >= 0 and (math.abs(serial) > bound or (serial < 0 and missing)) then
       spared = spared + 1
-    else
-      redis.call('SADD', aside, edges[n])
+    elseif set_aside(id, edges[n]) then
       found = true
     end
   end

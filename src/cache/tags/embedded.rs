@@ -34,7 +34,7 @@ pub(super) fn execute(caller: &Caller, command: TagsCommand<'_>) -> Result<Vec<u
             let mut fresh: Vec<&[u8]> = tags.iter().filter(|tag| !own.contains(tag)).collect();
             fresh.sort_unstable();
             fresh.dedup();
-            let most = caller.shared.config.tags.per_key_max;
+            let most = caller.shared.settings().tags.per_key_max;
             if own.len() + fresh.len() > most {
                 return Err(too_many_tags(most));
             }
@@ -152,7 +152,7 @@ fn lease(
     if exists(store, db, key, now) {
         return Ok(lease_reply("exists", None, -1));
     }
-    let (token, ms) = (super::fresh_token(), caller.shared.config.tags.lease_ms.as_millis() as u64);
+    let (token, ms) = (super::fresh_token(), caller.shared.settings().tags.lease_ms.as_millis() as u64);
     let tags = tags.into_iter().flat_map(KeyList::iter);
     match store.tags.lease(db, key, &token, tags, UnixMillis(now.0 + ms), now) {
         Ok(Lease::Leased) => Ok(lease_reply("leased", Some(&token), ms as i64)),

@@ -12,7 +12,6 @@
 use super::script;
 use crate::cache::Caller;
 use crate::cache::jobs::Job;
-use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
@@ -76,7 +75,7 @@ async fn delete(
     job: &Job,
 ) -> Result<(), Failure> {
     let mut errand = Errand::default();
-    let config = &caller.shared.config.tags;
+    let config = caller.shared.settings().tags.clone();
     let (prefix, id) = (config.prefix.as_bytes(), super::fresh_token());
     // A version of a tag outlives every lease that was given before.
     let lease_ms = (config.lease_ms.as_millis() * 2).to_string();
@@ -94,9 +93,8 @@ async fn delete(
     for id in ids {
         delete_aside(&mut errand, scope, prefix, id, kind, Some(job)).await?;
         if scope.link.watch().is_on() && !id.starts_with(b"dep:") {
-            // What depends on them goes at once, also where they stay readable for a while.
-            let (dependents, at_once) = ([b"dep:", id].concat(), OpKind::Named(Cause::TagBased));
-            delete_aside(&mut errand, scope, prefix, &dependents, at_once, Some(job)).await?;
+            let dependents = [b"dep:", id].concat();
+            delete_aside(&mut errand, scope, prefix, &dependents, kind, Some(job)).await?;
         }
     }
     Ok(())

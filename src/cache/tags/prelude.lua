@@ -34,6 +34,16 @@ local function schedule(key, left, recheck)
   if left < 0 or left > recheck then left = recheck end
   redis.call('ZADD', P .. 'due', now() + left, key)
 end
+-- Sets a dependent aside to be deleted as `id`; false if another deletion of dependents under way is to delete it. Were it set
+-- aside twice, the second deletion could come when the first has ended, and meet a value that was set since.
+local function set_aside(id, key)
+  for _, job in ipairs(redis.call('ZRANGE', P .. 'jobs', 0, -1)) do
+    local dependents = job ~= id and string.sub(job, 1, 4) == 'dep:'
+    if dependents and redis.call('SISMEMBER', P .. 'j:' .. job, key) == 1 then return false end
+  end
+  redis.call('SADD', P .. 'j:' .. id, key)
+  return true
+end
 -- What depends on a key that is gone goes, too: it is set aside as a deletion of dependents, which has `dep:` in front of its
 -- id. Who is one of the deletion's origins stays, and depends on the key as one that is not there.
 local function follow(id, key)
@@ -44,8 +54,7 @@ local function follow(id, key)
   for i = 1, #edges, 2 do
     if redis.call('SISMEMBER', P .. 'o:' .. own, edges[i]) == 1 then
       redis.call('ZADD', dependents, -math.abs(tonumber(edges[i + 1])), edges[i])
-    else
-      redis.call('SADD', P .. 'j:' .. own, edges[i])
+    elseif set_aside(own, edges[i]) then
       redis.call('ZADD', P .. 'jobs', 'NX', redis.call('ZSCORE', P .. 'jobs', id), own)
     end
   end

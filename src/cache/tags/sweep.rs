@@ -48,7 +48,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let name = super::fresh_token();
     let mut idle: HashMap<u32, Idle> = HashMap::new();
     loop {
-        sleep(shared.config.tags.sweep_ms).await;
+        {
+            let every = shared.settings().tags.sweep_ms;
+            sleep(every).await
+        };
         match &shared.backend {
             Backend::Embedded(embedded) => embedded.sweep_tags(),
             Backend::Upstream(upstream) => {
@@ -93,7 +96,7 @@ async fn round(shared: &Shared, scope: &Scope, name: &str) -> Result<bool, Failu
 }
 
 async fn step(shared: &Shared, errand: &mut Errand, scope: &Scope, name: &str) -> Result<Step, Failure> {
-    let config = &shared.config.tags;
+    let config = shared.settings().tags.clone();
     let lock_ms = (config.sweep_ms * 3).as_millis().to_string();
     let (recheck_ms, keys) = (config.recheck_ms.as_millis().to_string(), STEP_KEYS.to_string());
     let args = [

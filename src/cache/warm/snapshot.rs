@@ -98,7 +98,7 @@ pub(crate) fn save(shared: &Shared) {
     let (Some(file), Backend::Upstream(upstream)) = (&shared.config.warm.snapshot_file, &shared.backend) else {
         return;
     };
-    let keys = hot_keys(shared, upstream, shared.config.warm.snapshot_keys_max);
+    let keys = hot_keys(shared, upstream, shared.settings().warm.snapshot_keys_max);
     let shown = file.display();
     if keys.is_empty() {
         return tracing::info!(file = %shown, "no key was hot: the names that were saved before are kept");

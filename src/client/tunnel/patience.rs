@@ -48,7 +48,7 @@ impl Tunnel {
             self.be_patient();
         }
         if self.patience.question.is_none() && self.patience.timer.as_mut().poll(cx).is_ready() {
-            let (node, pool) = (self.scope.link.node().clone(), core.shared.config.link.connect_ms_max);
+            let (node, pool) = (self.scope.link.node().clone(), core.shared.settings().link.connect_ms_max);
             let (identity, replies) = (self.scope.identity.clone(), self.scope.pools.limits().replies);
             let question = async move { is_busy(&node.endpoint, &identity, pool, replies).await };
             self.patience.question = Some(Box::pin(question));

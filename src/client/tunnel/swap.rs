@@ -39,7 +39,7 @@ impl Swap {
         for scope in &scopes {
             scope.link.partition().suspend();
         }
-        Some(Self { scopes, upstream, grace: core.shared.config.link.dead_ms, what })
+        Some(Self { scopes, upstream, grace: core.shared.settings().link.dead_ms, what })
     }
 
     /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there

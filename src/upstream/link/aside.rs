@@ -19,12 +19,12 @@ use larder_protocol::table::CommandId;
 
 impl LinkCore {
     /// Empties the partition. Its entries are put aside where stale answers are allowed, less those that are in doubt.
-    pub(super) fn part_from_feed(&mut self, whole_until: Time) {
+    pub(super) fn part_from_feed(&mut self, whole_until: Time, cause: Cause) {
         if self.limits.stale_longest.is_none() {
-            self.filler.empty(Cause::FeedLost);
+            self.filler.empty(cause);
             return;
         }
-        self.filler.set_aside(whole_until);
+        self.filler.set_aside(whole_until, cause);
         let sent = self.bytes_sent();
         let expected = std::mem::take(&mut self.expected);
         for one in &expected {

@@ -75,7 +75,12 @@ mod tests {
     const NOW: Time = Time::from_micros(1);
 
     fn link() -> (Arc<Partition>, LinkCore) {
-        let l1 = L1::new(L1Settings { size_bytes_max: 1 << 20, entry_bytes_max: 4096, variants_per_key_max: 3 });
+        let l1 = L1::new(L1Settings {
+            size_bytes_max: 1 << 20,
+            entry_bytes_max: 4096,
+            variants_per_key_max: 3,
+            compress_min_bytes: None,
+        });
         let (partition, filler) = l1.partition();
         let limits = LinkLimits {
             in_flight_max: 100,

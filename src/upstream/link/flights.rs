@@ -9,7 +9,7 @@
 
 use super::{Caching, Each, Frame, LinkCore, OpKind, Patience, Retry, What};
 use crate::clock::Time;
-use crate::l1::{Filled, Variant};
+use crate::l1::{FillKind, Filled, Variant};
 use crate::mutation::{Mutation, is_planted};
 use crate::port::{Delivery, Failure, Port, Seq};
 use crate::upstream::admission::Verdict;
@@ -40,8 +40,7 @@ pub(super) struct FlightKey {
     pub(super) deadline: Option<Time>,
     pub(super) exists: bool,
     changes_seen: u64,
-    /// True if the first hit of its entry is to be counted.
-    is_marked: bool,
+    kind: FillKind,
     /// [`crate::l1::Partition::peer_fills`] when the read was sent.
     peer_fills: u64,
 }
@@ -61,6 +60,17 @@ pub(super) const PTTL: &[u8] = b"*2\r\n$4\r\nPTTL\r\n$";
 pub(super) struct Late {
     landed: Vec<(Flight, Bytes)>,
     due: Vec<(Flight, Bytes)>,
+}
+
+/// Refreshes that may be under way at once; what is due beyond them is refreshed at a later hit, or misses.
+const REFRESHES_MAX: usize = 64;
+
+// === impl Flight ===
+
+impl Flight {
+    fn refreshes(&self) -> bool {
+        self.keys.first().is_some_and(|k| k.kind == FillKind::Refresh)
+    }
 }
 
 // === impl LinkCore (flights) ===
@@ -89,9 +99,20 @@ impl LinkCore {
             return;
         }
         match self.admit(smallvec![key]) {
-            Some(keys) => self.take_off(port, seq, kind, request, keys, patience, now),
+            Some(keys) => self.take_off(Some((port, seq)), kind, request, keys, patience, now),
             None => self.submit_one(port, seq, OpKind::Read, request, patience, now),
         }
+    }
+
+    /// Reads a key again before its entry ends; not if it is being read already, nor beyond the bound.
+    pub(super) fn submit_refresh(&mut self, kind: OpKind, request: Bytes, key_at: usize, now: Time) {
+        let Some(key) = argument(&request, key_at).filter(|_| self.keeps()) else { return };
+        if self.refreshing >= REFRESHES_MAX || self.keys.contains_key(&key[..]) {
+            return;
+        }
+        self.refreshing += 1;
+        self.counts.refreshes += 1;
+        self.take_off(None, kind, request, smallvec![(key, FillKind::Refresh)], Patience::Waiting, now);
     }
 
     pub(super) fn submit_fill_each(
@@ -108,20 +129,21 @@ impl LinkCore {
             None => SmallVec::new(),
         };
         match self.admit(keys) {
-            Some(keys) => self.take_off(port, seq, kind, request, keys, patience, now),
+            Some(keys) => self.take_off(Some((port, seq)), kind, request, keys, patience, now),
             None => self.submit_one(port, seq, OpKind::Read, request, patience, now),
         }
     }
 
     /// The keys of a miss with whether their entries are to be marked, if it is to be filled: it is if one key is worth it.
-    fn admit(&mut self, keys: SmallVec<[Bytes; 1]>) -> Option<SmallVec<[(Bytes, bool); 1]>> {
+    fn admit(&mut self, keys: SmallVec<[Bytes; 1]>) -> Option<SmallVec<[(Bytes, FillKind); 1]>> {
         let first_hits = self.filler.partition().first_hits();
         let mut is_worth_it = keys.is_empty();
         let mut admitted = SmallVec::with_capacity(keys.len());
         for key in keys {
             let verdict = self.admission.admit(self.keys.hasher().hash_one(&key[..]), first_hits);
             is_worth_it |= verdict != Verdict::Pass || self.filler.is_soft(&key);
-            admitted.push((key, verdict == Verdict::FillFirst));
+            let kind = if verdict == Verdict::FillFirst { FillKind::Marked } else { FillKind::Miss };
+            admitted.push((key, kind));
         }
         self.counts.not_admitted += u64::from(!is_worth_it);
         is_worth_it.then_some(admitted)
@@ -141,34 +163,29 @@ impl LinkCore {
         true
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one request; a struct would be built to be taken apart"
-    )]
     fn take_off(
         &mut self,
-        port: &Arc<Port>,
-        seq: Seq,
+        reader: Option<(&Arc<Port>, Seq)>,
         kind: OpKind,
         request: Bytes,
-        keys: SmallVec<[(Bytes, bool); 1]>,
+        keys: SmallVec<[(Bytes, FillKind); 1]>,
         patience: Patience,
         now: Time,
     ) {
         let partition = self.filler.partition();
-        let flight_key = |key: &Bytes, is_marked: bool| FlightKey {
+        let flight_key = |key: &Bytes, kind: FillKind| FlightKey {
             key: key.clone(),
             deadline: None,
             exists: true,
             changes_seen: 0,
             peer_fills: partition.peer_fills(key),
-            is_marked,
+            kind,
         };
         let flight = self.flights.insert(Flight {
             request: request.clone(),
             kind,
-            keys: keys.iter().map(|(key, is_marked)| flight_key(key, *is_marked)).collect(),
-            waiting: smallvec![(port.clone(), seq)],
+            keys: keys.iter().map(|(key, kind)| flight_key(key, *kind)).collect(),
+            waiting: reader.into_iter().map(|(port, seq)| (port.clone(), seq)).collect(),
             position: 0,
             patience,
             sent_at: now,
@@ -176,7 +193,7 @@ impl LinkCore {
         for (i, (key, _)) in keys.into_iter().enumerate() {
             let starts_at = self.put_about_key(PTTL, &key);
             self.expect(What::Pttl { flight, key: i }, starts_at, now);
-            if let OpKind::Fill { asks_encoding: true, .. } = kind {
+            if let OpKind::Fill { asks_encoding: true, .. } | OpKind::Refresh { asks_encoding: true, .. } = kind {
                 let starts_at = self.put_about_key(b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n$", &key);
                 self.expect(What::Encoding { flight }, starts_at, now);
             }
@@ -187,7 +204,9 @@ impl LinkCore {
         self.expect(What::Flight(flight), starts_at, now);
         let position = self.position;
         self.flights[flight].position = position;
-        port.set_link_position(position);
+        if let Some((port, _)) = reader {
+            port.set_link_position(position);
+        }
     }
 
     pub(super) fn put_about_key(&mut self, head: &[u8], key: &[u8]) -> u64 {
@@ -241,6 +260,7 @@ impl LinkCore {
     pub(super) fn landed(&mut self, flight: usize, frame: Frame<'_>, now: Time) {
         let Some(flight_state) = self.flights.try_remove(flight) else { return };
         self.in_flight_bytes -= flight_state.request.len();
+        self.refreshing -= usize::from(flight_state.refreshes());
         let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
         let is_kept = !is_error && !is_planted(Mutation::FillFromRequester);
         self.tell_of_flight(&flight_state, is_error);
@@ -266,7 +286,7 @@ impl LinkCore {
 
     fn keep(&mut self, flight: &Flight, frame: Frame<'_>, now: Time) {
         match flight.kind {
-            OpKind::Fill { command, key_at, .. } => {
+            OpKind::Fill { command, key_at, .. } | OpKind::Refresh { command, key_at, .. } => {
                 self.keep_one(flight, command, usize::from(key_at), frame, now);
             }
             OpKind::FillEach(each) => self.keep_each(flight, each, frame, now),
@@ -340,11 +360,7 @@ impl LinkCore {
     }
 
     fn fill(&mut self, k: &FlightKey, variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
-        if k.is_marked {
-            self.filler.fill_marked(&k.key, variant, reply, deadline, now)
-        } else {
-            self.filler.fill(&k.key, variant, reply, deadline, now)
-        }
+        self.filler.fill_as(k.kind, &k.key, variant, reply, deadline, now)
     }
 
     fn count_fill(&mut self, filled: Filled, key: &Bytes) {
@@ -367,7 +383,7 @@ impl LinkCore {
                 self.leave(&port, Delivery::Failed(seq, Failure::ReadLost));
                 continue;
             }
-            let (request, kind, sent_at) = (flight.request.clone(), flight.kind, flight.sent_at);
+            let (request, kind, sent_at) = (flight.request.clone(), flight.kind.for_readers(), flight.sent_at);
             retries.push(Retry { port, seq, request, kind, again: Patience::Retried, sent_at });
         }
     }

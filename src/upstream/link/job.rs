@@ -53,6 +53,15 @@ pub enum OpKind {
     },
     /// A read of several keys whose reply is to be kept key by key.
     FillEach(Each),
+    /// As `Fill`, of an entry that is near its deadline: nobody waits for the reply.
+    Refresh {
+        /// The command.
+        command: CommandId,
+        /// Index of the argument that is the key.
+        key_at: u16,
+        /// As for `Fill`.
+        asks_encoding: bool,
+    },
     /// A change of the keys of this command.
     Write(CommandId),
     /// A script of Larder's own: the keys that the last element of its reply names have changed, for this cause.
@@ -113,7 +122,17 @@ impl Job {
 impl OpKind {
     /// True if the request can be sent twice without harm.
     pub fn is_read(self) -> bool {
-        matches!(self, Self::Read | Self::Fill { .. } | Self::FillEach(_))
+        matches!(self, Self::Read | Self::Fill { .. } | Self::FillEach(_) | Self::Refresh { .. })
+    }
+
+    /// The same for who waits for the reply: a read may have joined a refresh.
+    pub(super) fn for_readers(self) -> Self {
+        match self {
+            Self::Refresh { command, key_at, asks_encoding } => {
+                Self::Fill { command, key_at, may_join: true, asks_encoding }
+            }
+            kind => kind,
+        }
     }
 
     /// True if nothing is sent to the upstream for a client.

@@ -137,7 +137,7 @@ impl LinkCore {
         if !self.filler.partition().has_soft() {
             return;
         }
-        let is_refresh = matches!(flight.kind, OpKind::Fill { .. } | OpKind::FillEach(_));
+        let is_refresh = matches!(flight.kind, OpKind::Fill { .. } | OpKind::FillEach(_) | OpKind::Refresh { .. });
         for k in &flight.keys {
             for (port, _) in &flight.waiting {
                 self.tell_of(port, &k.key);

@@ -3,7 +3,7 @@
 //! One turn takes all jobs that wait, writes them with one call, reads what has come with one call, hands replies on, and
 //! wakes each client once.
 
-use super::LinkHandle;
+use super::{LinkHandle, LinkTimes};
 use crate::buffered::{REQUEST_OVERHEAD_BYTES, Share};
 use crate::clock::Time;
 use crate::outgoing::SHARED_BYTES_MIN;
@@ -96,15 +96,7 @@ impl<'a> Serving<'a> {
         connection: RawConnection,
         moves: &'a mut Moves,
     ) -> Self {
-        let times = &handle.times;
-        let shortest = times.reply_max.min(times.dead_after);
-        let mut tick = interval((shortest / 8).clamp(Duration::from_millis(5), Duration::from_millis(250)));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let touch = times.touch_interval.map(|every| {
-            let mut touch = tokio::time::interval_at(Instant::now() + every, every);
-            touch.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            touch
-        });
+        let (tick, touch) = intervals(&handle.times());
         let heard_at = handle.node.clock.now();
         let timeouts_seen = core.counts().timeouts;
         // Whatever has asked for it, this connection is new.
@@ -138,6 +130,10 @@ impl<'a> Serving<'a> {
     /// One turn: jobs in, bytes out, bytes in, replies on. Pending when there is nothing to do.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<LinkEnd> {
         let now = self.handle.node.clock.now();
+        if self.handle.tell_core(self.core) {
+            (self.tick, self.touch) = intervals(&self.handle.times());
+            self.publish();
+        }
         if let Err(end) = self.take_ticks(cx, now) {
             return Poll::Ready(end);
         }
@@ -276,11 +272,11 @@ impl<'a> Serving<'a> {
             self.publish();
             let owes = self.core.oldest_sent_at();
             let silent_since = owes.map(|sent| sent.max(self.heard_at));
-            if silent_since.is_some_and(|since| now.saturating_since(since) >= self.handle.times.dead_after) {
-                return Err(LinkEnd::Dead(self.handle.times.dead_after.as_millis()));
+            if silent_since.is_some_and(|since| now.saturating_since(since) >= self.handle.times().dead_after) {
+                return Err(LinkEnd::Dead(self.handle.times().dead_after.as_millis()));
             }
             // An idle connection that is gone without a word would leave what was cached over it in use.
-            let idle = owes.is_none() && now.saturating_since(self.heard_at) >= self.handle.times.dead_after / 3;
+            let idle = owes.is_none() && now.saturating_since(self.heard_at) >= self.handle.times().dead_after / 3;
             if idle {
                 self.core.submit_own(b"*1\r\n$4\r\nPING\r\n", now);
             }
@@ -351,6 +347,19 @@ impl<'a> Serving<'a> {
             self.core.submit_own(larder_protocol::args::OwnedArgs::new(words).args().bytes(), now);
         }
     }
+}
+
+/// When to look at what waits, and when to gather the keys that are to be touched.
+fn intervals(times: &LinkTimes) -> (Interval, Option<Interval>) {
+    let shortest = times.reply_max.min(times.dead_after);
+    let mut tick = interval((shortest / 8).clamp(Duration::from_millis(5), Duration::from_millis(250)));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let touch = times.touch_interval.map(|every| {
+        let mut touch = tokio::time::interval_at(Instant::now() + every, every);
+        touch.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        touch
+    });
+    (tick, touch)
 }
 
 enum Read {

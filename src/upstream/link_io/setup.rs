@@ -23,7 +23,7 @@ pub(super) async fn connect(
     purpose: &LinkPurpose,
 ) -> Result<RawConnection, RawError> {
     let node = &handle.node;
-    let times = &handle.times;
+    let times = handle.times();
     let mut connection = RawConnection::connect(&node.endpoint, times.connect_max, times.replies).await?;
     let resp3 = raw::set_up(&mut connection, &purpose.identity, Protocol::Resp3, purpose.database).await;
     let hello = match resp3 {
@@ -68,7 +68,7 @@ fn speaks_no_resp3(line: &[u8]) -> bool {
 
 /// Turns tracking on, and says once what follows if it cannot be.
 async fn caching(handle: &LinkHandle, connection: &mut RawConnection, resp3: bool) -> Result<Caching, RawError> {
-    if !handle.times.caches {
+    if !handle.times().caches {
         return Ok(Caching::Off);
     }
     let reply = if resp3 { Some(connection.call(["CLIENT", "TRACKING", "ON"]).await?) } else { None };
