@@ -92,7 +92,7 @@ def huey():
 
 def django_redis():
     options = ['-k', 'not sentinel and not Sentinel and not cluster and not Cluster and not usock']
-    tools = ['setuptools>=77', 'pytest>=9', 'pytest-mock', 'django', 'redis', 'lz4', 'msgpack', 'pyzstd', 'backports.zstd']
+    tools = ['setuptools>=77', 'pytest>=9', 'pytest-mock', 'pytest-xdist', 'pytest-django', 'django', 'redis', 'lz4', 'msgpack', 'pyzstd', 'backports.zstd']
     return PythonSuite('django-redis', '7.0.0', tools, ['tests'], ['tests/test_session.py', 'tests/test_client.py'], options)
 
 
