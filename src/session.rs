@@ -559,13 +559,16 @@ impl Session {
         batch: &mut Batch,
         out: &mut Outgoing,
     ) -> Flow {
+        let soft = u64::from(hit.is_soft());
         if self.slots.is_empty() {
             if self.take_muted() {
                 return Flow::Taken;
             }
             let is_as_stored = self.protocol == Protocol::Resp3 || hit.same_in_both() || around.upstream_is_resp2;
             let shape = if is_as_stored { None } else { Shape::of(command, args) };
-            if !put_hit(hit, shape, out) {
+            if put_hit(hit, shape, out) {
+                around.counters.soft.add(soft);
+            } else {
                 self.send(command, args, fill_of(command, args, true, around), around, batch);
             }
             return Flow::Taken;
@@ -575,6 +578,7 @@ impl Session {
             self.send(command, args, OpKind::Read, around, batch);
             return Flow::Taken;
         }
+        around.counters.soft.add(soft);
         let held = Held { what: HeldKind::Single, source, hits: vec![Some(hit)], missing: Missing::Nothing };
         self.hold(command, args, held, around);
         Flow::Taken

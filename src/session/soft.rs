@@ -34,8 +34,6 @@ impl Session {
         if !partition.has_soft() {
             return None;
         }
-        let hit = partition.read_soft(key, variant, self.soft_read(around), (around.now)())?;
-        around.counters.soft.add(1);
-        Some(hit)
+        partition.read_soft(key, variant, self.soft_read(around), (around.now)())
     }
 }
