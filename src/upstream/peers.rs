@@ -36,7 +36,6 @@ use larder_protocol::scan::ReplyLimits;
 use larder_protocol::shape::Protocol;
 use smallvec::smallvec;
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -270,7 +269,7 @@ impl Peers {
             for channel in [&self.answers_to, &settings.channel] {
                 connection.put_request(OwnedArgs::new(["SSUBSCRIBE", channel.as_str()]).args().bytes());
                 let mut frame = BytesMut::new();
-                let confirmed = raw::accepted(next_frame(&mut connection, &mut frame).await?)?;
+                let confirmed = raw::accepted(connection.next_frame(&mut frame).await?)?;
                 if confirmed.first() != Some(&b'>') {
                     return Err(RawError::Refused(Bytes::from_static(b"ERR not a confirmation of SSUBSCRIBE")));
                 }
@@ -497,7 +496,7 @@ impl PeersTask {
         let mut heard = Instant::now();
         while !self.peers.is_closed() {
             tokio::select! {
-                came = next_frame(&mut connection, &mut frame) => {
+                came = connection.next_frame(&mut frame) => {
                     heard = Instant::now();
                     match came {
                         Ok(frame) => self.take(&frame, &mut owed),
@@ -550,22 +549,6 @@ impl PeersTask {
             b"smessage" if channel == self.peers.settings.channel.as_bytes() => self.peers.answer(text),
             b"smessage" => self.peers.answered(text),
             _ => {}
-        }
-    }
-}
-
-/// The next whole frame, pushes included. What has come of it so far is in `gathered`, so that nothing is lost if the
-/// caller stops waiting.
-async fn next_frame(connection: &mut RawConnection, gathered: &mut BytesMut) -> Result<Bytes, RawError> {
-    loop {
-        let piece = poll_fn(|cx| {
-            let _ = connection.poll_flush(cx)?;
-            connection.poll_piece(cx)
-        })
-        .await?;
-        gathered.extend_from_slice(&piece.bytes);
-        if piece.ends {
-            return Ok(gathered.split().freeze());
         }
     }
 }

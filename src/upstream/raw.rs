@@ -299,11 +299,7 @@ impl RawConnection {
         self.put_request(request.args().bytes());
         let mut reply = BytesMut::new();
         loop {
-            let piece = std::future::poll_fn(|cx| {
-                let _ = self.poll_flush(cx)?;
-                self.poll_piece(cx)
-            })
-            .await?;
+            let piece = self.next_piece().await?;
             if piece.kind == b'>' {
                 push(piece);
                 continue;
@@ -313,6 +309,27 @@ impl RawConnection {
                 return Ok(reply.freeze());
             }
         }
+    }
+
+    /// The next whole frame, pushes included. What has come of it so far is in `gathered`, so that nothing is lost if the
+    /// caller stops waiting.
+    pub async fn next_frame(&mut self, gathered: &mut BytesMut) -> Result<Bytes, RawError> {
+        loop {
+            let piece = self.next_piece().await?;
+            gathered.extend_from_slice(&piece.bytes);
+            if piece.ends {
+                return Ok(gathered.split().freeze());
+            }
+        }
+    }
+
+    /// The next piece; meanwhile what waits is written.
+    async fn next_piece(&mut self) -> Result<Piece, RawError> {
+        std::future::poll_fn(|cx| {
+            let _ = self.poll_flush(cx)?;
+            self.poll_piece(cx)
+        })
+        .await
     }
 
     /// Writes what waits; ready when all is written.

@@ -33,7 +33,6 @@ use larder_protocol::args::OwnedArgs;
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::shape::Protocol;
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -216,7 +215,7 @@ impl<'a> Watcher<'a> {
                 return Ok(Rest::Idle);
             }
             tokio::select! {
-                frame = next_frame(&mut self.connection, &mut self.frame) => self.take_push(&frame?)?,
+                frame = self.connection.next_frame(&mut self.frame) => self.take_push(&frame?)?,
                 () = self.watch.stirred() => {}
                 () = sleep(TICK) => {
                     if self.spoke.elapsed() > self.upstream.settings().times.dead_after / 3 {
@@ -253,19 +252,7 @@ impl<'a> Watcher<'a> {
         );
         let mut from = "-inf".to_owned();
         loop {
-            let index = &self.watch.index.clone()[..];
-            let range: [&[u8]; 8] = [
-                b"ZRANGEBYSCORE",
-                index,
-                from.as_bytes(),
-                b"+inf",
-                b"WITHSCORES",
-                b"LIMIT",
-                b"0",
-                CLEAR_STEP.as_bytes(),
-            ];
-            let reply = self.call(range).await?;
-            let (sources, last) = names_and_last_score(&reply);
+            let (sources, last) = self.page(&from, CLEAR_STEP).await?;
             let keys: Vec<&[u8]> = sources.iter().map(|source| &source[..]).collect();
             if keys.is_empty() {
                 return Ok(());
@@ -278,25 +265,14 @@ impl<'a> Watcher<'a> {
     /// Reads the dependencies that have not been read yet: from then on the server tells of changes of their sources.
     async fn read_index(&mut self) -> Result<(), End> {
         loop {
-            let (index, from) = (&self.watch.index.clone()[..], format!("({}", self.known));
-            let range: [&[u8]; 8] = [
-                b"ZRANGEBYSCORE",
-                index,
-                from.as_bytes(),
-                b"+inf",
-                b"WITHSCORES",
-                b"LIMIT",
-                b"0",
-                READ_STEP.as_bytes(),
-            ];
-            let reply = self.call(range).await?;
-            let (sources, last) = names_and_last_score(&reply);
+            let (sources, last) = self.page(&format!("({}", self.known), READ_STEP).await?;
             if sources.is_empty() {
                 break;
             }
             // One dependency can have several sources: all of its serial number are read before one goes on behind it.
             let serial = last.to_string();
-            let same: [&[u8]; 4] = [b"ZRANGEBYSCORE", index, serial.as_bytes(), serial.as_bytes()];
+            let index = self.watch.index.clone();
+            let same: [&[u8]; 4] = [b"ZRANGEBYSCORE", &index, serial.as_bytes(), serial.as_bytes()];
             let rest = self.call(same).await?;
             let mut names = Cursor::new(&rest);
             let count = names.next_count().unwrap_or(0);
@@ -310,6 +286,15 @@ impl<'a> Watcher<'a> {
         let reply = self.call([b"ZCARD", &index[..]]).await?;
         self.sources = Cursor::new(&reply).next_integer().map_or(0, i64::unsigned_abs);
         Ok(())
+    }
+
+    /// Up to `count` sources of the index with a serial number from `from` on, in order, and the number of the last.
+    async fn page(&mut self, from: &str, count: &str) -> Result<(Vec<Bytes>, u64), End> {
+        let index = self.watch.index.clone();
+        let (from, count) = (from.as_bytes(), count.as_bytes());
+        let range: [&[u8]; 8] = [b"ZRANGEBYSCORE", &index, from, b"+inf", b"WITHSCORES", b"LIMIT", b"0", count];
+        let reply = self.call(range).await?;
+        Ok(names_and_last_score(&reply))
     }
 
     /// Sends what others want to declare.
@@ -424,7 +409,7 @@ impl<'a> Watcher<'a> {
             self.connection.put_request(request);
             let reply = loop {
                 let left = until.saturating_duration_since(Instant::now());
-                let frame = timeout(left, next_frame(&mut self.connection, &mut self.frame));
+                let frame = timeout(left, self.connection.next_frame(&mut self.frame));
                 let frame = frame.await.map_err(|_| End::Silent(limit.as_millis()))??;
                 if frame.first() != Some(&b'>') {
                     break frame;
@@ -498,19 +483,4 @@ fn names_and_last_score(reply: &Bytes) -> (Vec<Bytes>, u64) {
         };
     }
     (names, last)
-}
-
-/// The next whole frame. What has come of it so far is in `gathered`, so that nothing is lost if the caller stops waiting.
-async fn next_frame(connection: &mut RawConnection, gathered: &mut BytesMut) -> Result<Bytes, RawError> {
-    loop {
-        let piece = poll_fn(|cx| {
-            let _ = connection.poll_flush(cx)?;
-            connection.poll_piece(cx)
-        })
-        .await?;
-        gathered.extend_from_slice(&piece.bytes);
-        if piece.ends {
-            return Ok(gathered.split().freeze());
-        }
-    }
 }
