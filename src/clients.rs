@@ -258,7 +258,7 @@ impl Client {
         line.extend_from_slice(format!(" redir={} resp=", self.tracking.redirect()).as_bytes());
         line.extend_from_slice(self.resp.load(Ordering::Relaxed).to_string().as_bytes());
         // Servers before 7.2 know nothing of libraries.
-        if table.by_full_name("client|setinfo").is_some_and(|c| c.on_upstream) {
+        if table.is_on_upstream("client|setinfo") {
             line.extend_from_slice(b" lib-name=");
             line.extend_from_slice(until_nul(&names.lib_name));
             line.extend_from_slice(b" lib-ver=");

@@ -131,6 +131,11 @@ impl Table {
         self.rows.iter()
     }
 
+    /// True if the upstream lists the command or subcommand with this full name; before it has been asked, all are taken to be.
+    pub fn is_on_upstream(&self, name: &str) -> bool {
+        self.by_full_name(name).is_some_and(|command| command.on_upstream)
+    }
+
     /// The command or subcommand with this full name (`client|list`), in whatever case.
     pub fn by_full_name(&self, name: &str) -> Option<&Command> {
         match name.split_once('|') {

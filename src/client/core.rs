@@ -264,9 +264,8 @@ impl Core {
             return self.answer(line.as_bytes());
         }
         // The upstream words the error.
-        let is_foreign = !command.on_upstream && command.group != Group::Larder;
         let is_malformed = command.class == Class::Refused && !command.accepts(args.len());
-        if (is_foreign || is_malformed) && matches!(self.place, Place::Upstream(_)) {
+        if (command.is_foreign() || is_malformed) && matches!(self.place, Place::Upstream(_)) {
             return self.take_unknown(None, args);
         }
         if self.paused != Mode::Off && self.is_held(self.paused, command, args) {

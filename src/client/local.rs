@@ -168,7 +168,7 @@ impl Core {
     /// True for what the upstream would take for a name.
     fn is_attribute(&self, text: &[u8]) -> bool {
         // A server since 7.2, which knows SETINFO, looks at what stands before a NUL byte (measured).
-        let looks_as_far_as_nul = self.table().by_full_name("client|setinfo").is_some_and(|row| row.on_upstream);
+        let looks_as_far_as_nul = self.table().is_on_upstream("client|setinfo");
         let looked_at = if looks_as_far_as_nul { until_nul(text) } else { text };
         looked_at.iter().all(|b| (b'!'..=b'~').contains(b))
     }

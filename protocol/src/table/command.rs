@@ -143,6 +143,12 @@ impl Command {
         }
     }
 
+    /// True if it is the upstream's to answer, and the upstream does not list it: it words the error.
+    #[inline]
+    pub fn is_foreign(&self) -> bool {
+        !self.on_upstream && self.group != Group::Larder
+    }
+
     /// True if the reply shows fields of hashes. On servers that have field TTLs (those whose `COMMAND` lists
     /// `HPEXPIRE`) a field may vanish without a push, so such a reply must not be cached unless it is known that
     /// the key has none.

@@ -43,7 +43,6 @@ impl Tunnel {
             Resolved::UnknownSubcommand(command) if command.group == Group::Larder => command,
             _ => return Next::Send(Owed::new(What::Reply, true)),
         };
-        let is_foreign = !command.on_upstream && command.group != Group::Larder;
         if let Some(line) = core.refusal(command) {
             // In a transaction the upstream must hear of it, so that EXEC is refused.
             return if self.state.in_multi {
@@ -56,7 +55,7 @@ impl Tunnel {
         let owed = |what| Next::Send(Owed::new(what, writes));
         match command.class {
             // The upstream words the error.
-            _ if is_foreign => owed(What::Reply),
+            _ if command.is_foreign() => owed(What::Reply),
             Class::Transaction if !command.accepts(args.len()) => owed(What::Reply),
             Class::Transaction => self.decide_transaction(command),
             Class::Local if ends_state(command, args) && !self.state.is_none() => Next::Abandon,

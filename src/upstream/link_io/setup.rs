@@ -98,7 +98,7 @@ async fn learn(node: &Node, connection: &mut RawConnection, hello: Option<Bytes>
             known.table.clone()
         }
     };
-    let has_field_ttls = table.lookup(b"hpexpire").is_some_and(|c| c.on_upstream);
+    let has_field_ttls = table.is_on_upstream("hpexpire");
     node.set_facts(Facts { table, hello, has_field_ttls, is_known: true });
     Ok(())
 }
