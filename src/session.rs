@@ -23,6 +23,7 @@ mod outcome;
 mod put;
 mod soft;
 
+use self::each::soft_among;
 use self::put::{put_corrected, put_held, put_hit, put_reply};
 
 use crate::clock::Time;
@@ -559,8 +560,8 @@ impl Session {
         batch: &mut Batch,
         out: &mut Outgoing,
     ) -> Flow {
-        let soft = u64::from(hit.is_soft());
         if self.slots.is_empty() {
+            let soft = u64::from(hit.is_soft());
             if self.take_muted() {
                 return Flow::Taken;
             }
@@ -578,7 +579,6 @@ impl Session {
             self.send(command, args, OpKind::Read, around, batch);
             return Flow::Taken;
         }
-        around.counters.soft.add(soft);
         let held = Held { what: HeldKind::Single, source, hits: vec![Some(hit)], missing: Missing::Nothing };
         self.hold(command, args, held, around);
         Flow::Taken
@@ -639,6 +639,7 @@ impl Session {
     }
 
     fn hold(&mut self, command: &Command, args: Args<'_>, held: Held, around: &Surroundings<'_>) -> Seq {
+        around.counters.soft.add(soft_among(&held.hits));
         let seq = self.fresh_seq();
         let fence = if let Missing::Nothing = held.missing { Fence::Done } else { Fence::Wanted };
         let slot = Slot {

@@ -122,7 +122,6 @@ impl Session {
         let missing = args.iter().skip(1).zip(&hits).filter(|(_, hit)| hit.is_none()).map(|(key, _)| key);
         let words = std::iter::once(args.arg(0)).chain(missing);
         let part = larder_protocol::args::OwnedArgs::new(words);
-        around.counters.soft.add(soft_among(&hits));
         let held = Held { what: HeldKind::of(per_key), source: Source::Feed, hits, missing: Missing::AskedFor };
         let seq = self.hold(command, args, held, around);
         batch.push(seq, part.args().bytes(), fill_each(each, around));
@@ -142,12 +141,11 @@ impl Session {
         batch: &mut Batch,
         out: &mut Outgoing,
     ) -> Flow {
-        let (what, soft) = (HeldKind::of(per_key), soft_among(&hits));
+        let what = HeldKind::of(per_key);
         if !self.slots.is_empty() {
-            around.counters.soft.add(soft);
             self.hold(command, args, Held { what, source, hits, missing: Missing::Nothing }, around);
         } else if self.take_muted() || put_merged(what, &hits, &[], self.merges_to(around), out) {
-            around.counters.soft.add(soft);
+            around.counters.soft.add(soft_among(&hits));
         } else {
             let each = each_of(per_key, command, around.table);
             self.send(command, args, fill_each(each, around), around, batch);
@@ -175,6 +173,6 @@ impl Session {
 }
 
 /// Hits of keys that were softly invalidated.
-fn soft_among(hits: &[Option<Hit>]) -> u64 {
+pub(super) fn soft_among(hits: &[Option<Hit>]) -> u64 {
     hits.iter().flatten().filter(|hit| hit.is_soft()).count() as u64
 }
