@@ -5,8 +5,8 @@
 //!
 //! Bounds: those of [`DependLimits`].
 
+use super::round::Round;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::ops::Bound;
 
 /// Most dependencies, all databases together.
 pub const DEPENDENCIES_MAX: usize = 1_000_000;
@@ -49,7 +49,7 @@ pub struct DependIndex {
     databases: HashMap<u32, Depends>,
     count: usize,
     /// Where the sweep goes on.
-    hand: Option<(u32, Vec<u8>)>,
+    round: Round,
 }
 
 type Names = BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>>;
@@ -141,23 +141,9 @@ impl DependIndex {
     /// Looks at up to `budget` keys, going on where it has stopped, and forgets what those depended on that are not there.
     pub fn sweep(&mut self, budget: usize, mut exists: impl FnMut(u32, &[u8]) -> bool) {
         self.databases.retain(|_, depends| !depends.sources.is_empty());
-        let mut databases: Vec<u32> = self.databases.keys().copied().collect();
-        databases.sort_unstable();
-        let (first, after) = self.hand.take().unwrap_or_default();
-        let mut left = budget;
-        for db in databases.into_iter().filter(|db| *db >= first) {
-            let from = if db == first { Bound::Excluded(&after) } else { Bound::Unbounded };
-            let Some(depends) = self.databases.get(&db) else { continue };
-            let keys = depends.sources.range::<Vec<u8>, _>((from, Bound::Unbounded)).map(|(key, _)| key.clone());
-            let seen: Vec<Vec<u8>> = keys.take(left).collect();
-            left -= seen.len();
-            let last = seen.last().cloned();
-            for key in seen.iter().filter(|key| !exists(db, key)) {
-                self.release(db, key, None::<std::iter::Empty<&[u8]>>);
-            }
-            if left == 0 {
-                self.hand = last.map(|last| (db, last));
-                return;
+        for (db, key) in self.round.advance(&self.databases, |depends| &depends.sources, budget) {
+            if !exists(db, &key) {
+                self.release(db, &key, None::<std::iter::Empty<&[u8]>>);
             }
         }
     }

@@ -16,6 +16,7 @@
 //! | `value` | a stored string |
 //! | `tags` | which keys have which tags |
 //! | `depends` | which keys depend on which |
+//! | `round` | going round the keys of all databases |
 //! | `extended` | the arithmetic of INCRBYFLOAT |
 //!
 //! # Invariants
@@ -43,6 +44,7 @@ mod keys;
 mod keyspace;
 mod options;
 mod reply;
+mod round;
 mod slab;
 mod strings;
 mod tags;

@@ -7,6 +7,7 @@
 //! Bounds: [`PAIRS_MAX`] pairs of a key and a tag, [`LEASES_MAX`] leases; what is beyond is refused.
 
 use super::UnixMillis;
+use super::round::Round;
 use foldhash::fast::FixedState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
@@ -37,7 +38,7 @@ pub struct TagIndex {
     /// Number of the last invalidation.
     version: u64,
     /// Where the sweep goes on.
-    hand: Option<(u32, Vec<u8>)>,
+    round: Round,
 }
 
 /// The tags of one database.
@@ -250,23 +251,9 @@ impl TagIndex {
         }
         self.leases = self.databases.values().map(|tagged| tagged.leases.len()).sum();
         self.databases.retain(|_, tagged| !tagged.is_empty());
-        let mut databases: Vec<u32> = self.databases.keys().copied().collect();
-        databases.sort_unstable();
-        let (first, after) = self.hand.take().unwrap_or_default();
-        let mut left = budget;
-        for db in databases.into_iter().filter(|db| *db >= first) {
-            let from = if db == first { Bound::Excluded(&after) } else { Bound::Unbounded };
-            let Some(tagged) = self.databases.get(&db) else { continue };
-            let keys = tagged.keys.range::<Vec<u8>, _>((from, Bound::Unbounded)).map(|(key, _)| key.clone());
-            let seen: Vec<Vec<u8>> = keys.take(left).collect();
-            left -= seen.len();
-            let last = seen.last().cloned();
-            for key in seen.iter().filter(|key| !exists(db, key)) {
-                self.forget(db, key);
-            }
-            if left == 0 {
-                self.hand = last.map(|last| (db, last));
-                return;
+        for (db, key) in self.round.advance(&self.databases, |tagged| &tagged.keys, budget) {
+            if !exists(db, &key) {
+                self.forget(db, &key);
             }
         }
     }
