@@ -36,8 +36,10 @@ local function schedule(key, left, recheck)
 end
 -- Sets a dependent aside to be deleted as `id`; false if another deletion of dependents under way is to delete it. Were it set
 -- aside twice, the second deletion could come when the first has ended, and meet a value that was set since.
+local under_way
 local function set_aside(id, key)
-  for _, job in ipairs(redis.call('ZRANGE', P .. 'jobs', 0, -1)) do
+  under_way = under_way or redis.call('ZRANGE', P .. 'jobs', 0, -1)
+  for _, job in ipairs(under_way) do
     local dependents = job ~= id and string.sub(job, 1, 4) == 'dep:'
     if dependents and redis.call('SISMEMBER', P .. 'j:' .. job, key) == 1 then return false end
   end
@@ -54,8 +56,8 @@ local function follow(id, key)
   for i = 1, #edges, 2 do
     if redis.call('SISMEMBER', P .. 'o:' .. own, edges[i]) == 1 then
       redis.call('ZADD', dependents, -math.abs(tonumber(edges[i + 1])), edges[i])
-    elseif set_aside(own, edges[i]) then
-      redis.call('ZADD', P .. 'jobs', 'NX', redis.call('ZSCORE', P .. 'jobs', id), own)
+    elseif set_aside(own, edges[i]) and redis.call('ZADD', P .. 'jobs', 'NX', redis.call('ZSCORE', P .. 'jobs', id), own) == 1 then
+      under_way = nil
     end
   end
 end
