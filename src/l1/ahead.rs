@@ -37,18 +37,14 @@ impl Partition {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cause, FillKind, L1, L1Settings, Variant};
+    use super::super::tests::store;
+    use super::super::{Cause, FillKind, Variant};
     use super::*;
     use larder_protocol::table::Table;
 
     #[test]
     fn the_point_comes_once_and_again_only_with_a_later_deadline() {
-        let l1 = L1::new(L1Settings {
-            size_bytes_max: 1 << 20,
-            entry_bytes_max: 4096,
-            variants_per_key_max: 3,
-            compress_min_bytes: None,
-        });
+        let l1 = store(1 << 20);
         let (partition, mut filler) = l1.partition();
         let get = Variant::bare(Table::builtin().lookup(b"get").map(|command| command.id).unwrap());
         let at = Time::from_micros;
@@ -72,12 +68,7 @@ mod tests {
 
     #[test]
     fn entries_that_were_made_together_have_different_points() {
-        let l1 = L1::new(L1Settings {
-            size_bytes_max: 1 << 20,
-            entry_bytes_max: 4096,
-            variants_per_key_max: 3,
-            compress_min_bytes: None,
-        });
+        let l1 = store(1 << 20);
         let (partition, mut filler) = l1.partition();
         let get = Variant::bare(Table::builtin().lookup(b"get").map(|command| command.id).unwrap());
         let at = Time::from_micros;

@@ -169,9 +169,8 @@ impl Filler {
 
 #[cfg(test)]
 mod tests {
-    use super::super::L1Settings;
+    use super::super::tests::store;
     use super::*;
-    use crate::l1::L1;
     use larder_protocol::table::Table;
 
     const MAX: Duration = Duration::from_micros(100);
@@ -186,12 +185,7 @@ mod tests {
 
     /// A partition with three keys, one of which dies at 10 and one at 70.
     fn filled() -> (Arc<Partition>, Filler) {
-        let l1 = L1::new(L1Settings {
-            size_bytes_max: 1 << 20,
-            entry_bytes_max: 4096,
-            variants_per_key_max: 3,
-            compress_min_bytes: None,
-        });
+        let l1 = store(1 << 20);
         let (partition, mut filler) = l1.partition();
         for (key, deadline) in [(&b"k"[..], Time::MAX), (b"dead", at(10)), (b"dying", at(70))] {
             filler.fill(key, get(), b"$1\r\nv\r\n", deadline, at(1));

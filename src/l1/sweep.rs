@@ -86,7 +86,8 @@ impl Sweeps {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{L1Settings, Variant};
+    use super::super::Variant;
+    use super::super::tests::store;
     use super::*;
     use crate::clock::Time;
     use larder_protocol::table::Table;
@@ -94,12 +95,7 @@ mod tests {
 
     #[test]
     fn what_is_many_is_out_of_reach_at_once_and_swept_soon() {
-        let l1 = L1::new(L1Settings {
-            size_bytes_max: 1 << 26,
-            entry_bytes_max: 4096,
-            variants_per_key_max: 3,
-            compress_min_bytes: None,
-        });
+        let l1 = store(1 << 26);
         let ((p, mut f), (kept, mut g)) = (l1.partition(), l1.partition());
         let get = Variant::bare(Table::builtin().lookup(b"get").unwrap().id);
         let now = Time::from_micros(1);

@@ -5,7 +5,7 @@ use larder_protocol::args::OwnedArgs;
 use larder_protocol::table::CommandId;
 use larder_protocol::table::Table;
 
-fn store(size: u64) -> Arc<L1> {
+pub(super) fn store(size: u64) -> Arc<L1> {
     L1::new(L1Settings {
         size_bytes_max: size,
         entry_bytes_max: 4096,

@@ -1,7 +1,7 @@
 //! Dependencies: declared, shown, released; what goes with what, who hears of it, and what becomes of the index.
 
 use crate::support::Client;
-use crate::{DELAY_MAX, Kind, Larder, OK, Relay, Server, Value, error_of, is_in_l1, wait_until};
+use crate::{Kind, Lagging, Larder, OK, Server, Value, error_of, is_in_l1, wait_until};
 use std::time::Duration;
 
 const NIL: &[u8] = b"$-1\r\n";
@@ -427,12 +427,9 @@ fn a_change_while_the_watch_was_interrupted_is_not_missed() {
 fn behind_links_that_lag_nobody_reads_what_is_gone() {
     for kind in [Kind::Redis, Kind::Valkey] {
         let upstream = Server::start(kind, &[]);
-        upstream.client().ok(&["ACL", "SETUSER", "alice", "on", ">pw", "~*", "&*", "+@all"]);
-        let relays = [7, 8].map(|seed| Relay::start(upstream.address(), seed, DELAY_MAX));
-        let larders = [0, 1].map(|n| Larder::behind(&relays[n], &[]));
-        let (mut one, mut two, mut alice) = (larders[0].client(), larders[1].client(), larders[1].client());
+        let lagging = Lagging::start(&upstream, 7, &[]);
+        let [mut one, mut two, mut alice] = lagging.clients(&upstream);
         let mut direct = upstream.client();
-        alice.ok(&["AUTH", "alice", "pw"]);
         for n in 0..40 {
             one.run("SET b b");
             one.run("SET c c");

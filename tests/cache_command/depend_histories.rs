@@ -7,7 +7,7 @@
 //! made of what is there.
 
 use crate::support::{Client, Rng, run_seconds, seed};
-use crate::{DELAY_MAX, Kind, Larder, Relay, Server, Value, map_of, wait_until};
+use crate::{Kind, Lagging, Larder, Server, Value, map_of, wait_until};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -79,13 +79,12 @@ fn read(client: &mut Client, mut rng: Rng, of: usize, acknowledged: &Acknowledge
 
 fn run(kind: Kind, seed: u64) {
     let upstream = Server::start(kind, &[]);
-    let relays = [seed, seed + 1].map(|seed| Relay::start(upstream.address(), seed, DELAY_MAX));
-    let larders = [0, 1].map(|n| Larder::behind(&relays[n], &["--set", "tags.lease_ms=200"]));
+    let lagging = Lagging::start(&upstream, seed, &["--set", "tags.lease_ms=200"]);
     let (stop, acknowledged) = (AtomicBool::new(false), Acknowledged::default());
     let mut rng = Rng::new(seed);
     let judged: u64 = thread::scope(|scope| {
         let mut tasks = Vec::new();
-        for (of, larder) in larders.iter().enumerate() {
+        for (of, larder) in lagging.larders.iter().enumerate() {
             let (stop, acknowledged) = (&stop, &acknowledged);
             let (writer, readers) = (rng.fork(), [rng.fork(), rng.fork()]);
             scope.spawn(move || write(&mut larder.client(), writer, of, acknowledged, stop));
@@ -108,7 +107,7 @@ fn run(kind: Kind, seed: u64) {
     assert!(judged > 50, "{judged}");
     // A write through one Larder is heard of by all, and nothing is left that was made of older numbers.
     let wanted = acknowledged.map(|n| n.into_inner().to_string()).join("/");
-    let mut clients = larders.each_ref().map(Larder::client);
+    let mut clients = lagging.larders.each_ref().map(Larder::client);
     wait_until("what is there is made of what is there", || {
         clients.iter_mut().all(|client| {
             ["page", "site"].iter().all(|key| match client.ask(&format!("GET {key}")) {

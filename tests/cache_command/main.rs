@@ -48,6 +48,28 @@ impl Pair {
     }
 }
 
+/// Two Larders of one upstream, each behind a relay whose connections run late.
+struct Lagging {
+    larders: [Larder; 2],
+    _relays: [Relay; 2],
+}
+
+impl Lagging {
+    fn start(upstream: &Server, seed: u64, flags: &[&str]) -> Self {
+        let relays = [seed, seed + 1].map(|seed| Relay::start(upstream.address(), seed, DELAY_MAX));
+        let larders = [0, 1].map(|n| Larder::behind(&relays[n], flags));
+        Self { larders, _relays: relays }
+    }
+
+    /// A client of each, and one of another user of the second.
+    fn clients(&self, upstream: &Server) -> [Client; 3] {
+        upstream.client().ok(&["ACL", "SETUSER", "alice", "on", ">pw", "~*", "&*", "+@all"]);
+        let mut alice = self.larders[1].client();
+        alice.ok(&["AUTH", "alice", "pw"]);
+        [self.larders[0].client(), self.larders[1].client(), alice]
+    }
+}
+
 /// The text of an error reply.
 #[track_caller]
 fn error_of(client: &mut Client, line: &str) -> String {

@@ -5,7 +5,7 @@
 //! before the invalidation was asked for; and what was written after the last reply is there at the end.
 
 use crate::support::{Client, Rng, run_seconds, seed};
-use crate::{DELAY_MAX, Kind, Larder, OK, Relay, Server};
+use crate::{Kind, Lagging, OK, Server};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -122,13 +122,12 @@ fn check(histories: &[History], what: &str) {
 
 fn run(kind: Kind, seed: u64) {
     let upstream = Server::start(kind, &[]);
-    let relays = [seed, seed + 1].map(|seed| Relay::start(upstream.address(), seed, DELAY_MAX));
-    let larders = [0, 1].map(|n| Larder::behind(&relays[n], &[]));
+    let lagging = Lagging::start(&upstream, seed, &[]);
     let stop = AtomicBool::new(false);
     let mut rng = Rng::new(seed);
     let histories: Vec<History> = thread::scope(|scope| {
         let mut tasks = Vec::new();
-        for (n, larder) in larders.iter().enumerate() {
+        for (n, larder) in lagging.larders.iter().enumerate() {
             let (stop, part) = (&stop, n as u64);
             let rngs = [0; 5].map(|_| rng.fork());
             let [a, b, c, d, e] = rngs;
@@ -149,7 +148,7 @@ fn run(kind: Kind, seed: u64) {
         let of_key = histories.iter().flat_map(|h| &h.writes).filter(|write| write.key == key);
         let Some(write) = of_key.max_by_key(|write| write.ended) else { continue };
         if last.is_none_or(|last| write.began > last) {
-            for larder in &larders {
+            for larder in &lagging.larders {
                 assert_eq!(larder.client().ask(&format!("GET h{key}")).text(), write.value);
             }
         }

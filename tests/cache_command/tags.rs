@@ -1,7 +1,7 @@
 //! Tags: given, shown, taken off and invalidated; their index as it follows what becomes of the keys.
 
 use crate::support::{Client, encode};
-use crate::{DELAY_MAX, Kind, Larder, OK, Pair, Relay, Server, Value, error_of, is_in_l1, map_of, stat, wait_until};
+use crate::{Kind, Lagging, Larder, OK, Pair, Server, Value, error_of, is_in_l1, map_of, stat, wait_until};
 
 const NIL: &[u8] = b"$-1\r\n";
 /// The sweeper at work all the time.
@@ -420,11 +420,8 @@ fn more_tags_than_a_reply_may_have_are_an_error() {
 fn all_larders_have_heard_of_it_before_it_is_answered() {
     for kind in [Kind::Redis, Kind::Valkey] {
         let upstream = Server::start(kind, &[]);
-        upstream.client().ok(&["ACL", "SETUSER", "alice", "on", ">pw", "~*", "&*", "+@all"]);
-        let relays = [5, 6].map(|seed| Relay::start(upstream.address(), seed, DELAY_MAX));
-        let larders = [0, 1].map(|n| Larder::behind(&relays[n], &[]));
-        let (mut one, mut two, mut alice) = (larders[0].client(), larders[1].client(), larders[1].client());
-        alice.ok(&["AUTH", "alice", "pw"]);
+        let lagging = Lagging::start(&upstream, 5, &[]);
+        let [mut one, mut two, mut alice] = lagging.clients(&upstream);
         for n in 0..60 {
             assert_eq!(one.run("CACHE SET k v TAGS 1 t"), OK);
             wait_until("the others have it", || {

@@ -1,7 +1,7 @@
 //! Publish and subscribe: every subscriber gets every message, while the upstream sees each channel once.
 
 use crate::support::{Client, Larder, Server, encode, wait_until};
-use crate::{Twins, bulk, error_of};
+use crate::{Both, Twins, bulk, error_of};
 
 fn subscriptions_answer_as_the_servers_own(protocol: u8) {
     let twins = Twins::start();
@@ -213,23 +213,28 @@ fn channels_of_larders_are_not_told(protocol: u8) {
         PUBSUB CHANNELS
         PUBSUB NUMSUB larder:peers";
     let mut both = twins.client(protocol);
-    both.script(asks);
     both.run("MULTI");
     both.script(asks);
     both.run("PUBSUB NOSUCH");
     both.run("EXEC");
-    both.run("MULTI");
-    both.script(asks);
-    both.run("EXEC");
-    both.run("WATCH k");
-    both.script(asks);
-    both.run("UNWATCH");
+    within_and_without_transactions(&mut both, asks);
     let mut subscriber = twins.client(2);
     subscriber.run("SSUBSCRIBE mine");
     both.script(asks);
     subscriber.run("SSUBSCRIBE larder:peers");
     both.run("PUBSUB SHARDNUMSUB larder:peers mine");
     both.run("PUBSUB SHARDCHANNELS larder*");
+}
+
+/// Runs the lines by themselves, in a transaction, and while a key is watched.
+fn within_and_without_transactions(both: &mut Both, lines: &str) {
+    both.script(lines);
+    both.run("MULTI");
+    both.script(lines);
+    both.run("EXEC");
+    both.run("WATCH k");
+    both.script(lines);
+    both.run("UNWATCH");
 }
 
 #[test]
@@ -261,13 +266,7 @@ fn receivers_are_counted_wherever_something_is_published() {
         SPUBLISH c x
         PUBLISH s x
         PUBLISH nobody x";
-    both.script(asks);
-    both.run("MULTI");
-    both.script(asks);
-    both.run("EXEC");
-    both.run("WATCH k");
-    both.script(asks);
-    both.run("UNWATCH");
+    within_and_without_transactions(&mut both, asks);
     both.send_raw(&[encode(&["BLPOP", "q", "0.01"]), encode(&["PUBLISH", "c", "x"])].concat());
     both.frame("BLPOP");
     both.frame("PUBLISH behind BLPOP");
