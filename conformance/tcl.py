@@ -12,10 +12,8 @@ import losses
 # Units that take a few seconds each and meet every kind of command.
 FAST = ('unit/printver unit/auth unit/protocol unit/keyspace unit/info-command unit/type/string unit/type/incr '
         'unit/type/list unit/type/set unit/type/zset unit/type/hash unit/type/stream-cgroups '
-        'unit/sort unit/expire unit/quit unit/acl unit/scripting unit/functions unit/pubsub unit/pubsubshard '
+        'unit/sort unit/expire unit/multi unit/quit unit/acl unit/scripting unit/functions unit/pubsub unit/pubsubshard '
         'unit/introspection unit/introspection-2 unit/tracking unit/bitops unit/bitfield').split()
-# Not in it: unit/multi, of which all tests from the first with a script that runs too long on are lost now and then, not yet
-# explained (docs/conformance.md).
 # What the fast part leaves out: clients that wait on connections of their own must have come in the order in which the
 # test has written to them, without a reply in between; if not, it waits for ever.
 FAST_WITHOUT = ('BRPOPLPUSH with multiple blocked clients', 'BLMPOP with multiple blocked clients')

@@ -511,7 +511,8 @@ pub(crate) fn settings_of(config: &Config) -> UpstreamSettings {
 }
 
 fn peers_of(config: &Config) -> Option<PeersSettings> {
-    let answers_max = config.tags.peers_ms_max.filter(|_| config.l1.enabled)?;
+    // With L1 off it is told of dependencies all the same.
+    let answers_max = config.tags.peers_ms_max?;
     Some(PeersSettings {
         channel: peers::channel_of(&config.tags.prefix),
         name: format!("{:016x}", seed()),

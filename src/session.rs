@@ -759,6 +759,12 @@ impl Default for Session {
     }
 }
 
+/// True if the server has not executed a command because a script keeps it busy: then nothing follows from it. (No script of a
+/// client's runs on a link, which could have made the line up.)
+fn is_refused_as_busy(reply: &[u8]) -> bool {
+    reply.starts_with(b"-BUSY ")
+}
+
 // === impl HeldKind ===
 
 impl HeldKind {
@@ -780,7 +786,11 @@ impl Slot {
 
     /// What its reply tells of.
     fn told(&self) -> Told {
-        if self.timed == Some(Timed::Write) { Told::Change } else { Told::Read }
+        match &self.state {
+            State::Arrived(reply) if is_refused_as_busy(reply) => Told::Read,
+            _ if self.timed == Some(Timed::Write) => Told::Change,
+            _ => Told::Read,
+        }
     }
 
     /// True if what was asked of the link has come.

@@ -19,7 +19,9 @@
 //!
 //! Each Larder watches: on a connection of its own, made when the first dependency is declared, it reads all sources, so
 //! that the server tells it of every change, by whomever, expiry and eviction included. Whoever hears of one first takes
-//! out what depends on it; the others find nothing left.
+//! out what depends on it; the others find nothing left. While nothing depends on anything, nobody watches, nothing is tracked and no
+//! write waits; how a Larder hears of a first dependency that was declared through another is told in
+//! [`crate::upstream::watch`].
 //!
 //! Invariants:
 //! * What a key depends on is its name's, as tags are: until the key is gone, or `CACHE UNDEPEND`.
@@ -45,9 +47,8 @@ use crate::l1::Cause;
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
-use crate::upstream::peers::About;
 use crate::upstream::scope::{Scope, Upstream};
-use crate::upstream::watch::Before;
+use crate::upstream::watch::{Before, Hearing};
 use bytes::Bytes;
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::cache::{DependCommand, KeyList};
@@ -163,19 +164,25 @@ async fn depend(
     let mut rights = vec![prefix(caller)];
     rights.extend(sources.iter());
     script::RIGHTS.run(&mut Errand::default(), &scope.link, OpKind::Effect, Some(key), &rights).await?;
-    // A link that is told of changes would have told of an index that was there.
-    let before = if scope.link.caches() { Before::Nothing } else { Before::Unknown };
-    let watch = scope.link.watch();
-    if !watch.is_on() {
-        watch.turn_on(before);
+    if upstream.may_not_tell() {
+        let line = "NOPERM larder: no user here may tell other Larders of dependencies: each needs the right to the shard channel ";
+        return Err(Failure::Refused([line.as_bytes(), prefix(caller), b"peers"].concat().into()));
     }
-    let reply = watch.call(Bytes::copy_from_slice(request(caller, key, sources).args().bytes())).await?;
+    let watch = scope.link.watch();
+    // Who was told of changes would have been told of an index that was there.
+    let before = match watch.hearing() {
+        Hearing::Told => Before::Nothing,
+        Hearing::Tracked if scope.link.caches() => Before::Nothing,
+        Hearing::Tracked | Hearing::Unsure => Before::Unknown,
+    };
+    let request = Bytes::copy_from_slice(request(caller, key, sources).args().bytes());
+    let reply = watch.call(request, before).await?;
     if let Some(line) = reply.strip_prefix(b"-") {
         return Err(Failure::Refused(reply.slice_ref(line.trim_ascii_end())));
     }
     // Who reads the sources now, to make the key out of them, must not be answered from before.
     Errand::default().fence(std::slice::from_ref(scope)).await?;
-    upstream.ask_peers(&scope.identity, scope.database, About::Dependency).await?;
+    upstream.tell_of_dependency(&scope.identity, scope.database).await?;
     Ok(reply.to_vec())
 }
 

@@ -614,14 +614,22 @@ impl Core {
     /// from that has happened, too.
     pub(crate) fn start_wide_fence(&mut self, scopes: &[Arc<Scope>], kind: OpKind) -> Seq {
         let seq = self.start_fence(scopes, kind);
-        let Some(upstream) = self.upstream().filter(|upstream| upstream.watched().any()) else { return seq };
-        for watch in upstream.watches().iter().filter(|watch| watch.is_on()) {
+        let Some(upstream) = self.upstream().filter(|upstream| upstream.watches().any()) else { return seq };
+        for watch in upstream.watches().all().iter().filter(|watch| watch.is_on()) {
             if let Some(missing) = self.fences.get_mut(&seq) {
                 *missing += 1;
             }
             watch.submit(&self.client.port, seq);
         }
         seq
+    }
+
+    /// A fence that has been started waits for one more to leave [`Delivery::Fenced`] in the port, which is returned.
+    pub(crate) fn await_one_more(&mut self, seq: Seq) -> Arc<crate::port::Port> {
+        if let Some(missing) = self.fences.get_mut(&seq) {
+            *missing += 1;
+        }
+        self.client.port.clone()
     }
 
     /// As [`Core::start_fence`], where the caller asks `answers` others to leave [`Delivery::Fenced`] in the port.

@@ -4,7 +4,7 @@
 //! a reply that waits for a fence: it must not leave unfenced.
 
 use super::put::put_reply_bytes;
-use super::{Fence, Missing, Session, State, count_level};
+use super::{Fence, Missing, Session, State, count_level, is_refused_as_busy};
 use crate::metrics::Counters;
 use crate::outgoing::Outgoing;
 use crate::port::{Failure, Seq};
@@ -26,7 +26,7 @@ impl Session {
     ) -> bool {
         let Some(slot) = self.slots.front() else { return false };
         let State::Waiting { writes } = slot.state else { return false };
-        if slot.seq != seq || slot.correction.is_some() || (writes && settles) {
+        if slot.seq != seq || slot.correction.is_some() || (writes && settles && !is_refused_as_busy(reply)) {
             return false;
         }
         self.writes_out -= usize::from(writes);

@@ -121,9 +121,22 @@ impl Errand {
         &mut self,
         links: impl ExactSizeIterator<Item = &'l Arc<LinkHandle>>,
     ) -> Result<(), Failure> {
+        self.fence_as(OpKind::Fence, links).await
+    }
+
+    /// As [`Errand::fence`], of links whose partitions are suspended until then.
+    pub(crate) async fn fence_and_resume(&mut self, links: &[Arc<LinkHandle>]) -> Result<(), Failure> {
+        self.fence_as(OpKind::FenceAndResume, links.iter()).await
+    }
+
+    async fn fence_as<'l>(
+        &mut self,
+        kind: OpKind,
+        links: impl ExactSizeIterator<Item = &'l Arc<LinkHandle>>,
+    ) -> Result<(), Failure> {
         let count = links.len();
         for link in links {
-            link.submit_fence(self.job(&[(OpKind::Fence, &OwnedArgs::default())]));
+            link.submit_fence(self.job(&[(kind, &OwnedArgs::default())]));
         }
         let failed = self.outcomes(count).await.into_iter().find_map(|outcome| match outcome {
             Outcome::Failed(failure) => Some(failure),

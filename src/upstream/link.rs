@@ -592,7 +592,12 @@ impl LinkCore {
         }
         match cursor.next().ok_or_else(senseless)? {
             Item::Null if is_planted(Mutation::NullPushIgnored) => {}
-            Item::Null => self.empty(),
+            Item::Null => {
+                if let Some(watch) = &self.watch {
+                    watch.hear_all();
+                }
+                self.empty();
+            }
             Item::Aggregate(_, n) => {
                 for _ in 0..n {
                     let key = cursor.next_bytes().ok_or_else(senseless)?;

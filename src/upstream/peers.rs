@@ -11,7 +11,9 @@
 //!
 //! A question can have a fourth word, which asks for more ([`About`]); an answer can have a second one, `yes`.
 //!
-//! There is one such connection for each user whose links fill L1. The promise rests on this: **a link fills and answers
+//! By the same way Larders hear of the first dependency that is declared in a database (see [`super::watch`]).
+//!
+//! There is one such connection for each user who has links. The promise rests on this: **a link fills and answers
 //! from L1 only while the connection of its user is subscribed**, so the server's own count of receivers is the count of
 //! those who could hold anything old. When the connection is lost, the partitions are suspended until it is back.
 //!
@@ -28,6 +30,7 @@ use super::link::{Job, Op, OpKind};
 use super::link_io::LinkHandle;
 use super::node::Node;
 use super::raw::{self, Identity, RawConnection, RawError};
+use super::watch::{Before, Standing, Watch, Watches};
 use crate::port::{Failure, Seq};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::OwnedArgs;
@@ -75,6 +78,7 @@ pub struct Peers {
     node: Arc<Node>,
     identity: Identity,
     settings: PeersSettings,
+    watches: Arc<Watches>,
     answers_to: String,
     state: Mutex<State>,
     outbox: mpsc::Sender<Outgoing>,
@@ -83,6 +87,8 @@ pub struct Peers {
     /// The standing has changed.
     settled: Notify,
     closed: AtomicBool,
+    /// The user may not use the channel.
+    forbidden: AtomicBool,
 }
 
 struct State {
@@ -91,16 +97,6 @@ struct State {
     questions: HashMap<u64, Question>,
     last_question: u64,
     asked: usize,
-}
-
-/// Whether the connection is subscribed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// Not yet, or not any more.
-    Joining,
-    Joined,
-    /// It cannot be.
-    Apart,
 }
 
 struct Entry {
@@ -114,10 +110,12 @@ struct Entry {
 pub enum About {
     /// To have applied what was sent to them.
     Invalidation,
-    /// And to watch what keys depend on, as the index says it now.
+    /// And to watch what keys depend on, as the index says it now: something was declared.
     Dependency,
     /// Whether one of them has heard of every change of what keys depend on, until now: one `yes` is enough.
     Watching,
+    /// Databases have been swapped, of which no push tells: to forget what they hold of any, and to look anew at what depends on what.
+    Swap,
 }
 
 /// A question of ours, and who has answered.
@@ -151,7 +149,14 @@ const OUTBOX_MAX: usize = 4096;
 
 impl Peers {
     /// A connection for `identity`, made as soon as one of its links is there. Its task runs on the caller's runtime.
-    pub fn start(node: Arc<Node>, identity: Identity, number: u64, settings: PeersSettings) -> (Arc<Self>, PeersTask) {
+    pub fn start(
+        node: Arc<Node>,
+        identity: Identity,
+        number: u64,
+        settings: PeersSettings,
+        watches: Arc<Watches>,
+    ) -> (Arc<Self>, PeersTask) {
+        watches.peers_changed(None, Some(Standing::Joining));
         let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
         let state = State {
             standing: Standing::Joining,
@@ -165,12 +170,14 @@ impl Peers {
             node,
             identity,
             settings,
+            watches,
             answers_to,
             state: Mutex::new(state),
             outbox,
             wanted: Notify::new(),
             settled: Notify::new(),
             closed: AtomicBool::new(false),
+            forbidden: AtomicBool::new(false),
         });
         (peers.clone(), PeersTask { peers, inbox })
     }
@@ -180,7 +187,12 @@ impl Peers {
         self.lock().standing == Standing::Joined
     }
 
-    /// A link has connected and is about to fill its partition: waits for the connection to be subscribed or, if that
+    /// True if the user may not use the channel.
+    pub fn is_forbidden(&self) -> bool {
+        self.forbidden.load(Ordering::Acquire)
+    }
+
+    /// A link has connected and is about to serve and to fill its partition: waits for the connection to be subscribed or, if that
     /// takes long, suspends the partition until it is.
     pub async fn admit(&self, link: &Arc<LinkHandle>, database: u32) {
         self.wanted.notify_one();
@@ -242,6 +254,7 @@ impl Peers {
         let of = heard.1.map_or("those of the upstream".to_owned(), |asked| asked.to_string());
         let done = match about {
             About::Invalidation => "the keys are gone upstream",
+            About::Swap => "the databases are swapped upstream",
             About::Dependency | About::Watching => "the others know of it as soon as they hear",
         };
         let ms = self.settings.answers_max.as_millis();
@@ -283,7 +296,7 @@ impl Peers {
     /// From now on the links may fill.
     fn join(&self) {
         let mut state = self.lock();
-        state.standing = Standing::Joined;
+        self.come_to(&mut state, Standing::Joined);
         self.resume(&mut state);
     }
 
@@ -294,15 +307,16 @@ impl Peers {
             cause = %String::from_utf8_lossy(line),
             "no shard channel: other Larders do not wait for this one when they invalidate tags"
         );
+        self.forbidden.store(line.starts_with(b"NOPERM"), Ordering::Release);
         let mut state = self.lock();
-        state.standing = Standing::Apart;
+        self.come_to(&mut state, Standing::Apart);
         self.resume(&mut state);
     }
 
     /// From now on nothing may be answered from what the links have filled.
     fn part(&self) {
         let mut state = self.lock();
-        state.standing = Standing::Joining;
+        self.come_to(&mut state, Standing::Joining);
         state.questions.clear();
         state.links.retain(|entry| entry.link.strong_count() > 0);
         for entry in state.links.iter_mut().filter(|entry| !entry.suspended) {
@@ -311,6 +325,11 @@ impl Peers {
                 entry.suspended = true;
             }
         }
+    }
+
+    fn come_to(&self, state: &mut State, standing: Standing) {
+        let from = std::mem::replace(&mut state.standing, standing);
+        self.watches.peers_changed(Some(from), Some(standing));
     }
 
     fn resume(&self, state: &mut State) {
@@ -330,18 +349,26 @@ impl Peers {
         let (Some(database), Some(channel), Some(number)) = (words.next(), words.next(), words.next()) else { return };
         let about = About::parse(words.next());
         let database = std::str::from_utf8(database).ok().and_then(|text| text.parse::<u32>().ok());
+        let watches = match (about, database) {
+            // Who has swapped them has seen to it for this process.
+            (About::Swap, _) if self.is_of_this_process(channel) => Vec::new(),
+            (About::Swap, _) => self.watches.all(),
+            (_, Some(database)) => Vec::from_iter(self.watches.find(database)),
+            (_, None) => Vec::new(),
+        };
         let links: Vec<Arc<LinkHandle>> = {
             let mut state = self.lock();
             if state.asked >= ASKED_MAX {
                 return;
             }
             state.asked += 1;
-            let here = state.links.iter().filter(|entry| Some(entry.database) == database);
+            let all = about == About::Swap && !watches.is_empty();
+            let here = state.links.iter().filter(|entry| all || Some(entry.database) == database);
             here.filter_map(|entry| entry.link.upgrade()).collect()
         };
         let (peers, channel, mut text) = (self.clone(), channel.to_vec(), number.to_vec());
         tokio::spawn(async move {
-            let answered = about.answer(&links).await;
+            let answered = about.answer(&links, &watches).await;
             peers.lock().asked -= 1;
             // A link that does not catch up must not be said to have; an outbox that has gone has no use for it.
             if let Ok(yes) = answered {
@@ -349,6 +376,11 @@ impl Peers {
                 let _ = peers.outbox.send(Outgoing::Answer { channel, text }).await;
             }
         });
+    }
+
+    fn is_of_this_process(&self, answers_to: &[u8]) -> bool {
+        let own = format!("{}:{}:", self.settings.channel, self.settings.name);
+        answers_to.starts_with(own.as_bytes())
     }
 
     fn answered(&self, answer: &[u8]) {
@@ -395,6 +427,7 @@ impl About {
             Self::Invalidation => "",
             Self::Dependency => " dependency",
             Self::Watching => " watching",
+            Self::Swap => " swap",
         }
     }
 
@@ -402,25 +435,36 @@ impl About {
         match word {
             Some(b"dependency") => Self::Dependency,
             Some(b"watching") => Self::Watching,
+            Some(b"swap") => Self::Swap,
             _ => Self::Invalidation,
         }
     }
 
-    /// Does what is asked for; whether the answer is `yes`.
-    async fn answer(self, links: &[Arc<LinkHandle>]) -> Result<bool, Failure> {
+    /// Does what is asked for, with links of the database and its watch, if there are any; whether the answer is `yes`.
+    async fn answer(self, links: &[Arc<LinkHandle>], watches: &[Arc<Watch>]) -> Result<bool, Failure> {
         let mut errand = Errand::default();
-        errand.fence_links(links.iter()).await?;
-        // All of them are links of one database.
-        let Some(watch) = links.first().map(|link| link.watch()) else { return Ok(false) };
-        let before = watch.lapses();
-        match self {
-            Self::Invalidation => Ok(false),
-            Self::Watching if before.is_none() => Ok(false),
-            Self::Dependency | Self::Watching => {
+        if self == Self::Swap {
+            watches.iter().for_each(|watch| watch.begin_anew());
+            links.iter().for_each(|link| link.partition().suspend());
+            errand.fence_and_resume(links).await?;
+            for watch in watches {
                 errand.settle(watch).await?;
-                Ok(before.is_some() && watch.lapses() == before)
             }
+            return Ok(false);
         }
+        if self == Self::Dependency {
+            // From here on replies to writes wait: who asks has written the index.
+            watches.iter().for_each(|watch| watch.turn_on(Before::Nothing));
+        }
+        errand.fence_links(links.iter()).await?;
+        // A database that has never had a link here has nobody who could change anything.
+        let [watch] = watches else { return Ok(false) };
+        let before = watch.lapses();
+        if self == Self::Invalidation || (self == Self::Watching && before.is_none()) {
+            return Ok(false);
+        }
+        errand.settle(watch).await?;
+        Ok(before.is_some() && watch.lapses() == before)
     }
 }
 
@@ -438,6 +482,11 @@ impl Question {
     }
 }
 
+/// True if a refusal says that there is no channel for this user, and not that there is no room at present.
+fn is_final(line: &[u8]) -> bool {
+    line.starts_with(b"NOPERM") || (line.starts_with(b"ERR") && !line.starts_with(b"ERR max number of clients"))
+}
+
 /// The task of a [`Peers`].
 pub struct PeersTask {
     peers: Arc<Peers>,
@@ -449,6 +498,12 @@ pub struct PeersTask {
 impl PeersTask {
     /// Keeps the connection until it is closed.
     pub async fn run(mut self) {
+        self.keep().await;
+        let standing = self.peers.lock().standing;
+        self.peers.watches.peers_changed(Some(standing), None);
+    }
+
+    async fn keep(&mut self) {
         let mut wait = None;
         while !self.peers.is_closed() {
             self.rest(wait).await;
@@ -463,12 +518,12 @@ impl PeersTask {
                     tracing::debug!(cause = %end, "the connection to other Larders was lost");
                     wait = Some(REJOIN_MIN);
                 }
-                Err(RawError::Refused(line)) if line.starts_with(b"NOPERM") || line.starts_with(b"ERR") => {
+                Err(RawError::Refused(line)) if is_final(&line) => {
                     self.peers.stand_apart(&line);
                     wait = None;
                 }
                 // Who is not known to the upstream has no link either.
-                Err(RawError::Refused(_)) => wait = None,
+                Err(RawError::Refused(line)) if !line.starts_with(b"ERR") => wait = None,
                 Err(_) => wait = Some(wait.map_or(REJOIN_MIN, |wait: Duration| (wait * 2).min(REJOIN_MAX))),
             }
         }
@@ -576,7 +631,7 @@ mod tests {
             dead_after: ANSWERS_MAX,
             replies: ReplyLimits::default(),
         };
-        Peers::start(node, Identity::Anonymous, 7, settings)
+        Peers::start(node, Identity::Anonymous, 7, settings, Arc::new(Watches::new("larder:".into())))
     }
 
     fn refused(outcome: Result<bool, Failure>) -> String {

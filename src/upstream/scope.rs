@@ -13,7 +13,7 @@ use super::node::Node;
 use super::peers::{About, Peers, PeersSettings};
 use super::pool::{PoolLimits, Pools};
 use super::raw::Identity;
-use super::watch::{Watch, Watches};
+use super::watch::{Hearing, Watches};
 use crate::buffered::Buffered;
 use crate::l1::L1;
 use crate::port::Failure;
@@ -68,9 +68,7 @@ pub struct Upstream {
     /// How other Larders are asked, if they are; and the connections of the users that have scopes.
     peers_settings: Option<PeersSettings>,
     peers: Mutex<HashMap<Identity, Arc<Peers>>>,
-    /// One for each database that has scopes, or had.
-    watches: Mutex<HashMap<u32, Arc<Watch>>>,
-    watched: Arc<Watches>,
+    watches: Arc<Watches>,
     /// What the links of scopes that have ended had done.
     ended: Mutex<LinkCounts>,
     count: AtomicUsize,
@@ -145,14 +143,13 @@ impl Upstream {
             node,
             l1,
             buffered,
+            watches: Arc::new(Watches::new(settings.prefix.clone())),
             settings: ArcSwap::from_pointee(settings),
             identity,
             database,
             scopes: Mutex::new(HashMap::new()),
             peers_settings,
             peers: Mutex::default(),
-            watches: Mutex::default(),
-            watched: Arc::default(),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
             next_seed: AtomicU64::new(seed),
@@ -311,7 +308,7 @@ impl Upstream {
             big_keys.insert(key, ());
             has_big_keys.store(true, Ordering::Relaxed);
         });
-        let (settings, watch) = (self.settings(), self.watch(database));
+        let (settings, watch) = (self.settings(), self.watches.of(database));
         let link = LinkHandle::new(self.node.clone(), partition, settings.times, &self.buffered, remember, watch);
         let core = LinkCore::new(filler, self.node.table(), settings.link);
         let peers = self.peers_of(identity);
@@ -323,22 +320,10 @@ impl Upstream {
         Arc::new(Scope { identity: identity.clone(), database, link, pools, peers: AtomicUsize::new(0) })
     }
 
-    /// The watch of a database.
-    fn watch(&self, database: u32) -> Arc<Watch> {
-        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || Arc::new(Watch::new(database, &self.settings().prefix, self.watched.clone()));
-        watches.entry(database).or_insert_with(fresh).clone()
-    }
-
     /// The watches of all databases.
-    pub fn watches(&self) -> Vec<Arc<Watch>> {
-        self.watches.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-
-    /// What all watches share.
     #[inline]
-    pub fn watched(&self) -> &Arc<Watches> {
-        &self.watched
+    pub fn watches(&self) -> &Arc<Watches> {
+        &self.watches
     }
 
     /// A scope of each database that there are links for: that of the default user, if it has one.
@@ -361,7 +346,8 @@ impl Upstream {
             return Some(peers.clone());
         }
         let number = self.next_seed.fetch_add(1, Ordering::Relaxed);
-        let (peers, task) = Peers::start(self.node.clone(), identity.clone(), number, settings.clone());
+        let (node, watches) = (self.node.clone(), self.watches.clone());
+        let (peers, task) = Peers::start(node, identity.clone(), number, settings.clone(), watches);
         self.runtime.spawn(task.run());
         all.insert(identity.clone(), peers.clone());
         Some(peers)
@@ -380,15 +366,38 @@ impl Upstream {
     /// # Errors
     /// Not all have answered in time.
     pub async fn ask_peers(&self, identity: &Identity, database: u32, about: About) -> Result<bool, Failure> {
-        let joined = {
-            let all = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-            let own = all.get(identity).filter(|peers| peers.is_joined());
-            own.or_else(|| all.values().find(|peers| peers.is_joined())).cloned()
-        };
-        match joined {
+        match self.joined_peers(identity) {
             Some(peers) => peers.ask(database, about).await,
             None => Ok(false),
         }
+    }
+
+    /// Tells all Larders of the upstream, this one too, that something was declared; returns when their watches stand.
+    ///
+    /// # Errors
+    /// Not all have answered in time, or there was no way to ask them.
+    pub async fn tell_of_dependency(&self, identity: &Identity, database: u32) -> Result<(), Failure> {
+        let Some(settings) = &self.peers_settings else { return Ok(()) };
+        // A subscription that was lost comes back; the others are told then.
+        let in_time = tokio::time::timeout(settings.answers_max, self.watches.settled()).await;
+        match self.joined_peers(identity) {
+            Some(peers) => peers.ask(database, About::Dependency).await.map(drop),
+            None if in_time.is_ok() && self.watches.hearing() == Hearing::Tracked => Ok(()),
+            None => Err(Failure::Refused("PEERTIMEOUT other Larders cannot be told at present; it is declared".into())),
+        }
+    }
+
+    /// True if other Larders could be told of dependencies, but none of the users here may.
+    pub fn may_not_tell(&self) -> bool {
+        let all = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        self.watches.hearing() == Hearing::Tracked && all.values().any(|peers| peers.is_forbidden())
+    }
+
+    /// A connection that is subscribed: the user's own, else another's.
+    fn joined_peers(&self, identity: &Identity) -> Option<Arc<Peers>> {
+        let all = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = all.get(identity).filter(|peers| peers.is_joined());
+        own.or_else(|| all.values().find(|peers| peers.is_joined())).cloned()
     }
 
     fn sweep(&self) {

@@ -7,6 +7,7 @@ mod support;
 mod breaker;
 mod config;
 mod depend;
+mod depend_first;
 mod depend_histories;
 mod events;
 mod insight;

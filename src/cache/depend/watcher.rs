@@ -1,20 +1,23 @@
 //! The watch at work: hears of changes of what keys depend on, and takes these out.
 //!
-//! One task for each database in which keys depend on others, with a connection of its own that has `CLIENT TRACKING ON`. It
-//! reads all sources by name (`EXISTS`), so that the server tells it when one changes, and the index's list of them, so
-//! that it is told of new ones. Pushes are worked on in their order; a change is then followed by a script on a link of the
-//! database.
+//! One task for each database in which keys depend on others, or may, with a connection of its own. It *looks* first: as long
+//! as there is no index and nobody wants to declare anything, nothing is tracked, who waits ([`Watch::submit`]) is answered when a
+//! look that was sent afterwards has found nothing and the links have heard of all before it, and the watch ends as soon as this
+//! process is told of what comes (see [`crate::upstream::watch`]).
 //!
-//! Who waits ([`Watch::submit`]) is answered when a PING that was sent afterwards has been answered, all pushes in front of that
-//! have been worked on, and the links of the database have heard of what was deleted.
+//! Else it turns tracking on, reads all sources by name (`EXISTS`), so that the server tells it when one changes, and the
+//! index's list of them, so that it is told of new ones. Pushes are worked on in their order; a change is then followed by a
+//! script on a link of the database. Who waits is answered when a PING that was sent afterwards has been answered (with `-BUSY`
+//! too: what was executed before stands in front of it), all pushes in front of that have been worked on, and the links of the
+//! database have heard of what was deleted.
 //!
 //! Why nothing is missed: a new dependency is tracked by the Larder that writes it, in the same step; by the others before
 //! that Larder answers. Why little is taken out in vain: of two Larders that hear of a change, the later one may find a
 //! dependency that was declared again meanwhile; it spares those with a serial number that it has not read yet, because it had
 //! read all that were there at the time of the change: their announcement stands in front of it in the stream.
 //!
-//! How it fails: a connection that is lost is made again, and what depends on anything goes (see [`super`]). An upstream that does
-//! not tell of changes, or refuses it, ends the watch: `CACHE DEPEND` is refused then.
+//! How it fails: a connection that is lost is made again, and what depends on anything goes (see [`super`]). Who waits meanwhile is
+//! answered if a look by the link finds no index. An upstream that does not tell of changes, or refuses it, ends the watch: `CACHE DEPEND` is refused then.
 
 use super::{Bound, Origins, TakenOut, take_out};
 use crate::l1::Cause;
@@ -27,7 +30,7 @@ use crate::upstream::link::OpKind;
 use crate::upstream::peers::About;
 use crate::upstream::raw::{self, RawConnection, RawError};
 use crate::upstream::scope::{Scope, Upstream};
-use crate::upstream::watch::{Before, Standing, Waiting, Watch};
+use crate::upstream::watch::{Before, Hearing, Stage, Waiting, Watch};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::cursor::{Cursor, Item};
@@ -106,12 +109,12 @@ struct Watcher<'a> {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let Backend::Upstream(upstream) = &shared.backend else { return };
     loop {
-        for watch in upstream.watches() {
+        for watch in upstream.watches().all() {
             if let Some(before) = watch.take_on() {
                 tokio::spawn(attend(shared.clone(), upstream.clone(), watch, before));
             }
         }
-        upstream.watched().wanted().await;
+        upstream.watches().wanted().await;
     }
 }
 
@@ -129,7 +132,7 @@ async fn attend(shared: Arc<Shared>, upstream: Arc<Upstream>, watch: Arc<Watch>,
             Ok(mut watcher) => watcher.work(before).await,
             Err(end) => Err(end),
         };
-        watch.stands(Standing::Beginning);
+        watch.comes_to(Stage::Beginning);
         let end = match end {
             Ok(Rest::Idle) => return,
             Err(end) => end,
@@ -144,12 +147,11 @@ async fn attend(shared: Arc<Shared>, upstream: Arc<Upstream>, watch: Arc<Watch>,
                     return;
                 }
             }
-            End::Raw(RawError::Refused(line)) if line.starts_with(b"NOPERM") || line.starts_with(b"ERR") => {
-                tracing::warn!(
-                    database = watch.database,
-                    cause = %String::from_utf8_lossy(line),
-                    "dependencies are not watched here"
-                );
+            End::Raw(RawError::Refused(line)) if is_final(line) => {
+                if before == Before::Nothing || !orders.is_empty() {
+                    let cause = String::from_utf8_lossy(line);
+                    tracing::warn!(database = watch.database, %cause, "dependencies are not watched here");
+                }
                 let refused = [b"-ERR larder: dependencies cannot be watched upstream: ", &line[..], b"\r\n"].concat();
                 for order in orders {
                     // Who has asked may have gone.
@@ -164,10 +166,39 @@ async fn attend(shared: Arc<Shared>, upstream: Arc<Upstream>, watch: Arc<Watch>,
         before = if let End::Swapped = end { Before::Unwatched } else { Before::Unknown };
         let wait = Instant::now() + backoff.next_wait(began.elapsed());
         while Instant::now() < wait {
-            sleep((wait - Instant::now()).min(TICK)).await;
+            tokio::select! {
+                () = sleep((wait - Instant::now()).min(TICK)) => {}
+                () = watch.stirred() => look_by_link(&upstream, &watch).await,
+            }
             watch.time_out(times.reply_max);
         }
     }
+}
+
+/// True if a refusal says that this user or this server cannot watch.
+fn is_final(line: &[u8]) -> bool {
+    let no_room = line.starts_with(b"ERR max number of clients");
+    [&b"NOPERM"[..], b"NOPROTO", b"ERR"].iter().any(|word| line.starts_with(word)) && !no_room
+}
+
+/// Without a connection of its own: answers who waits, if nothing depends on anything. (The server may have no room for
+/// connections. That it tracks the name for the link then is the lesser evil.)
+async fn look_by_link(upstream: &Upstream, watch: &Watch) {
+    let Some(scope) = upstream.scope_of_each_database().remove(&watch.database) else { return };
+    let waiting = Claimed::of(watch);
+    let request = OwnedArgs::new([b"EXISTS", &watch.index[..]]);
+    let looked = Errand::default().call(&scope.link, &[(OpKind::Read, &request)]).await;
+    let is_there = looked.map_or(true, |reply| Cursor::new(&reply).next_integer() != Some(0));
+    if !is_there && fence_links(upstream, watch).await.is_ok() {
+        waiting.done();
+    }
+}
+
+/// The links of the database have heard of all that was done before.
+async fn fence_links(upstream: &Upstream, watch: &Watch) -> Result<(), Failure> {
+    let mut scopes = upstream.scopes();
+    scopes.retain(|scope| scope.database == watch.database);
+    Errand::default().fence(&scopes).await
 }
 
 // === impl Watcher ===
@@ -179,7 +210,6 @@ impl<'a> Watcher<'a> {
         let connecting = async {
             let mut connection = RawConnection::connect(&node.endpoint, times.connect_max, times.replies).await?;
             raw::set_up(&mut connection, &scope.identity, Protocol::Resp3, watch.database).await?;
-            raw::accepted(connection.call(["CLIENT", "TRACKING", "ON"]).await?)?;
             Ok(connection)
         };
         let connection = timeout(times.connect_max, connecting)
@@ -201,7 +231,11 @@ impl<'a> Watcher<'a> {
         })
     }
 
-    async fn work(&mut self, before: Before) -> Result<Rest, End> {
+    async fn work(&mut self, mut before: Before) -> Result<Rest, End> {
+        if let Some(rest) = self.look(&mut before).await? {
+            return Ok(rest);
+        }
+        self.call(["CLIENT", "TRACKING", "ON"]).await?;
         self.begin(before).await?;
         loop {
             if self.watch.takes_anew() {
@@ -211,8 +245,12 @@ impl<'a> Watcher<'a> {
             self.answer().await?;
             if self.sources > 0 {
                 self.idle_since = Instant::now();
-            } else if self.idle_since.elapsed() > IDLE_MAX && self.turns_off().await? {
-                return Ok(Rest::Idle);
+            } else if self.idle_since.elapsed() > IDLE_MAX {
+                let heard = self.watch.heard();
+                self.idle_since = Instant::now();
+                if !self.is_index_there().await? && self.turns_off(heard).await? {
+                    return Ok(Rest::Idle);
+                }
             }
             tokio::select! {
                 frame = self.connection.next_frame(&mut self.frame) => self.take_push(&frame?)?,
@@ -226,13 +264,48 @@ impl<'a> Watcher<'a> {
         }
     }
 
+    /// Looks whether anything depends on anything, until that is so, somebody wants it to be, or there is no more reason to.
+    async fn look(&mut self, before: &mut Before) -> Result<Option<Rest>, End> {
+        loop {
+            if self.watch.takes_anew() {
+                *before = Before::Unwatched;
+            }
+            if self.watch.has_orders() {
+                return Ok(None);
+            }
+            let heard = self.watch.heard();
+            let waiting = Claimed::of(self.watch);
+            if self.is_index_there().await? {
+                return Ok(None);
+            }
+            if !waiting.is_empty() {
+                fence_links(self.upstream, self.watch).await?;
+            }
+            waiting.done();
+            if self.turns_off(heard).await? {
+                return Ok(Some(Rest::Idle));
+            }
+            tokio::select! {
+                frame = self.connection.next_frame(&mut self.frame) => drop(frame?),
+                () = self.watch.stirred() => {}
+                () = sleep(TICK) => {}
+            }
+        }
+    }
+
+    async fn is_index_there(&mut self) -> Result<bool, End> {
+        let index = self.watch.index.clone();
+        let reply = self.call([b"EXISTS", &index[..]]).await?;
+        Ok(Cursor::new(&reply).next_integer() != Some(0))
+    }
+
     /// Reads what there is; sees to what may have happened before.
     async fn begin(&mut self, before: Before) -> Result<(), End> {
         self.read_index().await?;
         if self.sources > 0 && before != Before::Nothing {
             self.clear(before).await?;
         }
-        self.watch.stands(Standing::Watching);
+        self.watch.comes_to(Stage::Watching);
         Ok(())
     }
 
@@ -240,6 +313,8 @@ impl<'a> Watcher<'a> {
     async fn clear(&mut self, before: Before) -> Result<(), End> {
         let scope = self.scope()?;
         if before == Before::Unknown {
+            // A subscription that was lost with this connection is back in a moment.
+            let _: Result<(), _> = timeout(TICK, self.upstream.watches().settled()).await;
             let asked = self.upstream.ask_peers(&scope.identity, self.watch.database, About::Watching).await;
             if asked.unwrap_or(false) {
                 return Ok(());
@@ -312,9 +387,9 @@ impl<'a> Watcher<'a> {
 
     /// Works on all that was heard, and answers who waits for it.
     async fn answer(&mut self) -> Result<(), End> {
-        let waiting = Claimed(self.watch.take_waiting(), self.upstream.settings().times.reply_max);
-        if !waiting.0.is_empty() {
-            self.call(["PING"]).await?;
+        let waiting = Claimed::of(self.watch);
+        if !waiting.is_empty() {
+            self.catch_up().await?;
         }
         while let Some(heard) = self.heard.pop_front() {
             match heard {
@@ -334,10 +409,8 @@ impl<'a> Watcher<'a> {
                 }
             }
         }
-        if !self.is_fenced && !waiting.0.is_empty() {
-            let scopes: Vec<_> = self.upstream.scopes();
-            let here: Vec<_> = scopes.into_iter().filter(|scope| scope.database == self.watch.database).collect();
-            Errand::default().fence(&here).await?;
+        if !self.is_fenced && !waiting.is_empty() {
+            fence_links(self.upstream, self.watch).await?;
             self.is_fenced = true;
         }
         waiting.done();
@@ -377,14 +450,19 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// Turns the watch off, if the links of the database will be told when something is declared again.
-    async fn turns_off(&mut self) -> Result<bool, End> {
-        let heard = self.watch.heard();
+    /// Turns the watch off, if this process hears of what is declared from now on: the index was seen to be empty since
+    /// [`Watch::heard`] said `heard`.
+    async fn turns_off(&mut self, heard: u64) -> Result<bool, End> {
+        match self.watch.hearing() {
+            // Who was told of something between the look and this has been heard.
+            Hearing::Told => return Ok(self.watch.turn_off(heard)),
+            Hearing::Unsure => return Ok(false),
+            Hearing::Tracked => {}
+        }
         for scope in self.upstream.scopes().iter().filter(|scope| scope.database == self.watch.database) {
             let request = OwnedArgs::new([b"EXISTS", &self.watch.index[..]]);
             let reply = Errand::default().call(&scope.link, &[(OpKind::Read, &request)]).await?;
             if Cursor::new(&reply).next_integer() != Some(0) {
-                self.idle_since = Instant::now();
                 return Ok(false);
             }
         }
@@ -401,26 +479,45 @@ impl<'a> Watcher<'a> {
         Ok(raw::accepted(reply)?)
     }
 
-    /// Sends a request: its reply, an error reply too. What is heard in between is kept.
+    /// Sends a request: its reply, an error reply too. What is heard in between is kept. Asks again while a script keeps the
+    /// server busy.
     async fn send(&mut self, request: &[u8]) -> Result<Bytes, End> {
         let limit = self.upstream.settings().times.reply_max;
         let until = Instant::now() + limit;
         loop {
-            self.connection.put_request(request);
-            let reply = loop {
-                let left = until.saturating_duration_since(Instant::now());
-                let frame = timeout(left, self.connection.next_frame(&mut self.frame));
-                let frame = frame.await.map_err(|_| End::Silent(limit.as_millis()))??;
-                if frame.first() != Some(&b'>') {
-                    break frame;
-                }
-                self.take_push(&frame)?;
-            };
-            self.spoke = Instant::now();
+            let reply = self.ask(request, until).await?;
             if !reply.starts_with(b"-BUSY") {
                 return Ok(reply);
             }
+            if Instant::now() >= until {
+                return Err(End::Silent(limit.as_millis()));
+            }
             sleep(BUSY_WAIT).await;
+        }
+    }
+
+    /// Hears of all that has been done until now.
+    async fn catch_up(&mut self) -> Result<(), End> {
+        let until = Instant::now() + self.upstream.settings().times.reply_max;
+        let reply = self.ask(OwnedArgs::new(["PING"]).args().bytes(), until).await?;
+        if !reply.starts_with(b"-BUSY") {
+            raw::accepted(reply)?;
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self, request: &[u8], until: Instant) -> Result<Bytes, End> {
+        let limit = self.upstream.settings().times.reply_max;
+        self.connection.put_request(request);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let frame = timeout(left, self.connection.next_frame(&mut self.frame));
+            let frame = frame.await.map_err(|_| End::Silent(limit.as_millis()))??;
+            if frame.first() != Some(&b'>') {
+                self.spoke = Instant::now();
+                return Ok(frame);
+            }
+            self.take_push(&frame)?;
         }
     }
 
@@ -448,20 +545,30 @@ impl<'a> Watcher<'a> {
     }
 }
 
-/// Those who wait, in the hands of who works for them: if that is given up, they are told.
-struct Claimed(Vec<Waiting>, Duration);
+/// Those who wait, in the hands of who works for them: if that is given up, they go on waiting.
+struct Claimed<'w>(Vec<Waiting>, &'w Watch);
 
 // === impl Claimed ===
 
-impl Claimed {
+impl<'w> Claimed<'w> {
+    fn of(watch: &'w Watch) -> Self {
+        Self(watch.take_waiting(), watch)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn done(mut self) {
         std::mem::take(&mut self.0).into_iter().for_each(Waiting::done);
     }
 }
 
-impl Drop for Claimed {
+impl Drop for Claimed<'_> {
     fn drop(&mut self) {
-        std::mem::take(&mut self.0).into_iter().for_each(|waiting| waiting.fail(self.1));
+        if !self.0.is_empty() {
+            self.1.give_back(std::mem::take(&mut self.0));
+        }
     }
 }
 

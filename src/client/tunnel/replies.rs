@@ -175,7 +175,7 @@ impl Tunnel {
         std::mem::swap(&mut self.covered, &mut self.uncovered);
         let swap_over = self.owed.is_empty() && !self.state.in_multi;
         let seq = match self.swap.take_if(|_| swap_over) {
-            Some(swap) => core.start_wide_fence(&swap.finish(), OpKind::FenceAndResume),
+            Some(swap) => swap.start_fence(core),
             None if std::mem::take(&mut self.fence_widely) => {
                 core.start_wide_fence(&core.links_to_fence(true), OpKind::Fence)
             }

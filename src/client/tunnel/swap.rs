@@ -1,14 +1,16 @@
 //! SWAPDB and changes of rights: what changes whole databases, or what users may see, and sends no push.
 //!
 //! From before such a command is sent until its reply has been fenced, all partitions are suspended: nothing is answered
-//! from them and nothing is stored, and they begin anew, empty. Scopes that are made meanwhile are emptied with them.
+//! from them and nothing is stored, and they begin anew, empty. Scopes that are made meanwhile are emptied with them. Other
+//! Larders are told that databases were swapped, and do the same, before the client is.
 //!
 //! How it fails: if the client goes, or the connection is lost, before the answer, L1 stays suspended for `link.dead_ms`.
 
 use crate::client::core::{Core, fence_job};
-use crate::port::Seq;
+use crate::port::{Delivery, Seq};
 use crate::upstream::link::OpKind;
-use crate::upstream::scope::Scope;
+use crate::upstream::peers::About;
+use crate::upstream::scope::{Scope, Upstream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +26,7 @@ pub(super) enum Unpushed {
 /// L1 is suspended in all scopes until the databases have been swapped.
 pub(super) struct Swap {
     scopes: Vec<Arc<Scope>>,
-    upstream: Arc<crate::upstream::scope::Upstream>,
+    upstream: Arc<Upstream>,
     grace: Duration,
     what: Unpushed,
 }
@@ -44,9 +46,25 @@ impl Swap {
 
     /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there
     /// before.
-    pub(super) fn finish(mut self) -> Vec<Arc<Scope>> {
+    fn finish(mut self) -> Vec<Arc<Scope>> {
         self.what.tell(&self.upstream);
         with_later_scopes(std::mem::take(&mut self.scopes), &self.upstream)
+    }
+
+    /// Ends the suspension, by a fence behind which the client may be told.
+    pub(super) fn start_fence(self, core: &mut Core) -> Seq {
+        let (upstream, what) = (self.upstream.clone(), self.what);
+        let seq = core.start_wide_fence(&self.finish(), OpKind::FenceAndResume);
+        if what == Unpushed::Databases {
+            let port = core.await_one_more(seq);
+            upstream.clone().spawn(async move {
+                announce(&upstream).await;
+                if port.leave(Delivery::Fenced(seq)) {
+                    port.wake();
+                }
+            });
+        }
+        seq
     }
 }
 
@@ -54,9 +72,9 @@ impl Swap {
 
 impl Unpushed {
     /// What keys depend on, and what does, has changed with the databases.
-    fn tell(self, upstream: &crate::upstream::scope::Upstream) {
+    fn tell(self, upstream: &Upstream) {
         if self == Self::Databases {
-            upstream.watches().iter().for_each(|watch| watch.begin_anew());
+            upstream.watches().all().iter().for_each(|watch| watch.begin_anew());
         }
     }
 }
@@ -73,6 +91,9 @@ impl Drop for Swap {
         self.upstream.spawn(async move {
             tokio::time::sleep(grace).await;
             what.tell(&upstream);
+            if what == Unpushed::Databases {
+                announce(&upstream).await;
+            }
             let nobody = Arc::default();
             for scope in with_later_scopes(scopes, &upstream) {
                 scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
@@ -81,7 +102,15 @@ impl Drop for Swap {
     }
 }
 
-fn with_later_scopes(mut scopes: Vec<Arc<Scope>>, upstream: &crate::upstream::scope::Upstream) -> Vec<Arc<Scope>> {
+/// Tells other Larders that databases were swapped. What was done is done: one that does not confirm it is told of in the log.
+async fn announce(upstream: &Upstream) {
+    let asked = upstream.ask_peers(upstream.default_identity(), upstream.default_database(), About::Swap).await;
+    if let Err(failure) = asked {
+        tracing::warn!(cause = %failure, "another Larder may not know yet that databases were swapped");
+    }
+}
+
+fn with_later_scopes(mut scopes: Vec<Arc<Scope>>, upstream: &Upstream) -> Vec<Arc<Scope>> {
     for scope in upstream.scopes() {
         if !scopes.iter().any(|s| Arc::ptr_eq(s, &scope)) {
             scope.link.partition().suspend();

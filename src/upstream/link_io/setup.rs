@@ -1,8 +1,10 @@
 //! A link's connection, from the first byte until it may carry requests: greeting, what the server is, tracking.
 //!
-//! Almost the last step is a PING: a server that still loads its data greets like any other, and is not there yet. Until then
-//! nothing can be told by the connection, and what was left behind for stale answers may be used; then it goes, first. Last, the link asks whether keys depend on
-//! others (see [`crate::upstream::watch`]), and so is told when they begin to.
+//! A PING comes when the server is known: one that still loads its data greets like any other, and is not there yet. Then the
+//! link joins those who are asked by other Larders, and looks whether keys depend on others (see [`crate::upstream::watch`]): in
+//! this order, so that whatever is declared is either seen here or told of, and before tracking, so that the server does not
+//! note the look. Until the end nothing is told by the connection, and what was left behind for stale answers may be used; then it
+//! goes, first.
 
 use super::{LinkHandle, LinkPurpose};
 use crate::received::Received;
@@ -10,7 +12,7 @@ use crate::upstream::breaker::{ErrorKind, classify_error};
 use crate::upstream::link::{Caching, LinkCore};
 use crate::upstream::node::{Facts, Node};
 use crate::upstream::raw::{self, RawConnection, RawError};
-use crate::upstream::watch::Before;
+use crate::upstream::watch::{Before, Hearing};
 use bytes::Bytes;
 use larder_protocol::shape::Protocol;
 use std::sync::Arc;
@@ -34,7 +36,6 @@ pub(super) async fn connect(
         Err(error) => return Err(error),
     };
     learn(node, &mut connection, hello.clone()).await?;
-    let caching = caching(handle, &mut connection, hello.is_some()).await?;
     // A server that still loads its data, or has lost its master, greets like any other.
     let answer = connection.call(["PING"]).await?;
     if let Some(line) = answer.strip_prefix(b"-").map(|line| answer.slice_ref(line.trim_ascii_end()))
@@ -42,15 +43,21 @@ pub(super) async fn connect(
     {
         return Err(RawError::Refused(line));
     }
-    if caching == Caching::Tracked {
-        // The last call of all: pushes that come from now on are read by the core.
-        let index = connection.call([b"EXISTS", &handle.watch.index[..]]).await?;
-        if &index[..] == b":1\r\n" {
-            handle.watch.turn_on(Before::Unknown);
+    // Who is not told of changes cannot watch, and is not to be waited for.
+    if hello.is_some() {
+        if let Some(peers) = &purpose.peers {
+            peers.admit(handle, purpose.database).await;
+        }
+        match handle.watch.hearing() {
+            Hearing::Told => look(handle, &mut connection).await?,
+            Hearing::Unsure => handle.watch.turn_on(Before::Unknown),
+            Hearing::Tracked => {}
         }
     }
-    if let (Caching::Tracked, Some(peers)) = (caching, &purpose.peers) {
-        peers.admit(handle, purpose.database).await;
+    let caching = caching(handle, &mut connection, hello.is_some()).await?;
+    if caching == Caching::Tracked && handle.watch.hearing() == Hearing::Tracked {
+        // The last call of all: pushes that come from now on are read by the core.
+        look(handle, &mut connection).await?;
     }
     core.connected(caching, node.table());
     let caches = match caching {
@@ -60,6 +67,15 @@ pub(super) async fn connect(
     };
     handle.caches.store(caches, Ordering::Release);
     Ok(connection)
+}
+
+/// Turns the watch on if the index is there. (Who may not read it cannot watch either.)
+async fn look(handle: &LinkHandle, connection: &mut RawConnection) -> Result<(), RawError> {
+    let index = connection.call([b"EXISTS", &handle.watch.index[..]]).await?;
+    if &index[..] == b":1\r\n" {
+        handle.watch.turn_on(Before::Unknown);
+    }
+    Ok(())
 }
 
 fn speaks_no_resp3(line: &[u8]) -> bool {
