@@ -84,7 +84,9 @@ fn take_request(scanner: &mut RequestScanner, buf: &[u8], len: usize, authentica
     assert!(!args.is_empty() && owned.len() == args.len());
     assert!(args.len() <= LIMITS.args_max, "{} arguments", args.len());
     if is_array {
-        assert_eq!(args.bytes(), &buf[..len]);
+        // As it came, or with the line ends that it should have had.
+        assert_eq!(args.bytes().len(), len);
+        assert_eq!(scanner.is_encoded(), args.bytes() != &buf[..len]);
         assert!(len <= LIMITS.request_bytes_max, "a request of {len} bytes");
         assert!(owned.iter().all(|arg| arg.len() <= LIMITS.bulk_bytes_max), "an argument above the limit");
         assert!(authenticated || args.len() <= ARGS_UNAUTHENTICATED_MAX, "{} arguments", args.len());
@@ -93,9 +95,11 @@ fn take_request(scanner: &mut RequestScanner, buf: &[u8], len: usize, authentica
         assert!(owned.iter().map(Vec::len).sum::<usize>() < len, "an inline request has grown");
     }
     assert_round_trip(args);
+    assert!(args.bytes() == OwnedArgs::new(args.iter()).args().bytes(), "not well formed");
+    let is_encoded = scanner.is_encoded();
     let ranges = scanner.take_ranges();
     assert!(
-        !is_array || Args::new(buf, &ranges).iter().eq(owned.iter().map(Vec::as_slice)),
+        is_encoded || Args::new(buf, &ranges).iter().eq(owned.iter().map(Vec::as_slice)),
         "ranges that were moved out"
     );
     scanner.give_ranges(ranges);

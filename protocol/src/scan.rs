@@ -17,7 +17,7 @@ mod reply;
 mod request;
 
 pub use self::reply::{Advance, ReplyError, ReplyLimits, ReplyScanner};
-pub use self::request::{RequestError, RequestLimits, RequestScanner, Step};
+pub use self::request::{ENCODED_BYTES_MAX, RequestError, RequestLimits, RequestScanner, Step};
 
 /// A decimal number in the one form that redis-server accepts (`string2ll`), or `None`.
 pub fn strict_i64(text: &[u8]) -> Option<i64> {
@@ -96,6 +96,35 @@ mod tests {
         let mut long = b"*1\r\n$".to_vec();
         long.extend([b'1'; 300]);
         assert_eq!(text(&long), "Protocol error: too big bulk count string");
+    }
+
+    #[test]
+    fn wrong_line_ends_are_put_right() {
+        let request: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$10\r\n0123456789\r\n";
+        // The second byte of the end of each header, both of the end of each argument.
+        let ends = request.iter().enumerate().filter(|(_, byte)| matches!(byte, b'\r' | b'\n'));
+        let headers_cr = [2, 6, 15, 22];
+        for at in ends.map(|(at, _)| at).filter(|at| !headers_cr.contains(at)) {
+            let mut bad = request.to_vec();
+            bad[at] = b'X';
+            for cut in [1, bad.len()] {
+                let mut scanner = RequestScanner::new(RequestLimits::default());
+                let seen = (1..=bad.len()).filter(|n| n % cut == 0).map(|n| scanner.scan(&bad[..n]));
+                assert_eq!(seen.last(), Some(Ok(Step::Request { len: bad.len() })), "{at}");
+                assert!(scanner.is_encoded());
+                assert_eq!(scanner.args(&bad).bytes(), request, "{at}");
+                assert_eq!(scanner.args(&bad).iter().last(), Some(&b"0123456789"[..]));
+            }
+        }
+        let long =
+            |end: &str| format!("*1\r\n${ENCODED_BYTES_MAX}\r\n{}{end}", "x".repeat(ENCODED_BYTES_MAX)).into_bytes();
+        assert_eq!(scan_all(&long("XY"), &[]), Err(RequestError::LineEnd));
+        assert_eq!(scan_all(&long("\r\n"), &[]).map(|requests| requests.len()), Ok(1));
+        let mut scanner = RequestScanner::new(RequestLimits::default());
+        assert_eq!(scanner.scan(b"*0\rX"), Ok(Step::Nothing { len: 4 }));
+        assert_eq!(scanner.scan(request), Ok(Step::Request { len: request.len() }));
+        assert!(!scanner.is_encoded());
+        assert_eq!(scanner.args(request).bytes(), request);
     }
 
     #[test]

@@ -24,10 +24,9 @@ impl Io {
     pub(super) fn take_peeked(&mut self, len: usize) -> Option<Request> {
         let args = self.scanner.args(&self.pending);
         let ranges = args.ranges().to_vec();
-        let is_inline = self.pending.first() != Some(&b'*');
-        let inline = is_inline.then(|| Bytes::copy_from_slice(args.bytes()));
+        let encoded = self.scanner.is_encoded().then(|| Bytes::copy_from_slice(args.bytes()));
         let raw = self.pending.split_to(len).freeze();
-        Some(Request { bytes: inline.unwrap_or(raw), ranges })
+        Some(Request { bytes: encoded.unwrap_or(raw), ranges })
     }
 
     /// Takes the next whole request.

@@ -13,6 +13,7 @@ mod support;
 
 mod clients;
 mod fake;
+mod line_ends;
 mod upstream;
 
 use support::Larder;

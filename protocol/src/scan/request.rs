@@ -1,4 +1,9 @@
 //! Finds the ends of requests, RESP arrays and inline lines.
+//!
+//! redis-server 7.0 takes any byte behind the `\r` of a header, and any two behind an argument; Valkey 9 closes the connection
+//! unless they are `\r\n`. So that no client's bytes can end a connection that others share, the arguments of a request with
+//! other bytes there are encoded anew, as those of an inline request are: what [`RequestScanner::args`] shows is well formed
+//! for every server. A request of that kind above [`ENCODED_BYTES_MAX`] is refused, in Valkey's words.
 
 use super::inline::split_inline;
 use super::strict_i64;
@@ -28,6 +33,9 @@ impl Default for RequestLimits {
         }
     }
 }
+
+/// Longest request that is encoded anew because of its line ends: nobody means to send one, and it takes its memory twice.
+pub const ENCODED_BYTES_MAX: usize = 1024 * 1024;
 
 /// What a look at the buffer has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +84,9 @@ pub enum RequestError {
     /// The request as a whole is longer than the limit.
     #[error("Protocol error: request exceeds the limit of the query buffer")]
     RequestTooBig,
+    /// A long request with bytes that are no line end where one should be.
+    #[error("Protocol error: invalid CRLF in request")]
+    LineEnd,
     /// More than ten arguments before authentication, where it is required.
     #[error("Protocol error: unauthenticated multibulk length")]
     UnauthenticatedMultibulk,
@@ -94,8 +105,10 @@ pub struct RequestScanner {
     /// Bytes of the unfinished header or inline line that hold no line end.
     line_seen: usize,
     args: Vec<ArgRange>,
-    /// The arguments of an inline request, unquoted and encoded as a RESP array.
-    inline: Vec<u8>,
+    /// The arguments of an inline request, unquoted, or of one with wrong line ends, encoded as a RESP array.
+    encoded: Vec<u8>,
+    /// All lines of the array so far ended as they should.
+    ends_well: bool,
     authenticated: bool,
 }
 
@@ -111,9 +124,9 @@ enum RequestState {
         missing: usize,
         len: usize,
     },
-    /// The last step returned a whole request.
+    /// The last step returned a whole request; if it is `encoded`, its arguments stand there.
     Done {
-        inline: bool,
+        encoded: bool,
     },
 }
 
@@ -135,7 +148,8 @@ impl RequestScanner {
             seen: 0,
             line_seen: 0,
             args: Vec::new(),
-            inline: Vec::new(),
+            encoded: Vec::new(),
+            ends_well: true,
             authenticated: true,
         }
     }
@@ -189,9 +203,14 @@ impl RequestScanner {
     #[inline]
     pub fn args<'a>(&'a self, buf: &'a [u8]) -> Args<'a> {
         match self.state {
-            RequestState::Done { inline: true } => Args::new(&self.inline, &self.args),
+            RequestState::Done { encoded: true } => Args::new(&self.encoded, &self.args),
             _ => Args::new(buf.get(..self.seen).unwrap_or(buf), &self.args),
         }
+    }
+
+    /// True if [`RequestScanner::args`] borrows from the scanner and not from the buffer.
+    pub fn is_encoded(&self) -> bool {
+        self.state == RequestState::Done { encoded: true }
     }
 
     /// The ranges behind [`RequestScanner::args`], moved out so that the scanner can be left while they are in use.
@@ -211,8 +230,8 @@ impl RequestScanner {
         if self.args.capacity() > ARGS_KEPT_MAX && !self.is_midway() {
             self.args = Vec::new();
         }
-        if self.inline.capacity() > 0 && !self.is_midway() {
-            self.inline = Vec::new();
+        if self.encoded.capacity() > 0 && !self.is_midway() {
+            self.encoded = Vec::new();
         }
     }
 
@@ -220,6 +239,7 @@ impl RequestScanner {
         self.state = RequestState::Start;
         self.seen = 0;
         self.line_seen = 0;
+        self.ends_well = true;
         self.args.clear();
     }
 
@@ -229,8 +249,8 @@ impl RequestScanner {
     #[inline]
     fn whole(&mut self, buf: &[u8]) -> Option<usize> {
         let (count, mut at) = match *buf {
-            [b'*', a @ b'1'..=b'9', b'\r', _, ..] => (usize::from(a - b'0'), 4),
-            [b'*', a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', _, ..] => {
+            [b'*', a @ b'1'..=b'9', b'\r', b'\n', ..] => (usize::from(a - b'0'), 4),
+            [b'*', a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', b'\n', ..] => {
                 (usize::from(a - b'0') * 10 + usize::from(b - b'0'), 5)
             }
             _ => return None,
@@ -240,22 +260,22 @@ impl RequestScanner {
         }
         for _ in 0..count {
             // An argument is six bytes long at least.
-            let Some([b'$', a, b, c, d, _]) = buf.get(at..).and_then(|rest| rest.first_chunk()) else {
+            let Some([b'$', a, b, c, d, e]) = buf.get(at..).and_then(|rest| rest.first_chunk()) else {
                 return self.not_whole();
             };
-            let [a, b, c, d] = [*a, *b, *c, *d];
+            let [a, b, c, d, e] = [*a, *b, *c, *d, *e];
             let [x, y, z] = [a, b, c].map(|d| usize::from(d.wrapping_sub(b'0')));
-            let (len, body) = if b == b'\r' && x < 10 {
+            let (len, body) = if (b, c) == (b'\r', b'\n') && x < 10 {
                 (x, at + 4)
-            } else if c == b'\r' && x < 10 && y < 10 && x > 0 {
+            } else if (c, d) == (b'\r', b'\n') && x < 10 && y < 10 && x > 0 {
                 (x * 10 + y, at + 5)
-            } else if d == b'\r' && x < 10 && y < 10 && z < 10 && x > 0 {
+            } else if (d, e) == (b'\r', b'\n') && x < 10 && y < 10 && z < 10 && x > 0 {
                 (x * 100 + y * 10 + z, at + 6)
             } else {
                 return self.not_whole();
             };
             at = body + len + 2;
-            if at > buf.len() || len > self.limits.bulk_bytes_max {
+            if buf.get(at - 2..at) != Some(b"\r\n") || len > self.limits.bulk_bytes_max {
                 return self.not_whole();
             }
             self.args.push(ArgRange { start: body as u32, len: len as u32 });
@@ -264,7 +284,7 @@ impl RequestScanner {
             return self.not_whole();
         }
         self.seen = at;
-        self.state = RequestState::Done { inline: false };
+        self.state = RequestState::Done { encoded: false };
         Some(at)
     }
 
@@ -281,7 +301,7 @@ impl RequestScanner {
             Line::NotANumber { .. } => Err(RequestError::MultibulkLength),
             Line::Value { value, next } => {
                 if value <= 0 {
-                    self.state = RequestState::Done { inline: false };
+                    self.state = RequestState::Done { encoded: false };
                     return Ok(Some(Step::Nothing { len: next }));
                 }
                 let count = usize::try_from(value).map_err(|_| RequestError::MultibulkLength)?;
@@ -293,6 +313,7 @@ impl RequestScanner {
                 }
                 self.seen = next;
                 self.line_seen = 0;
+                self.note_end(buf, next)?;
                 self.state = RequestState::Header { missing: count };
                 Ok(None)
             }
@@ -320,6 +341,7 @@ impl RequestScanner {
                         Line::NotANumber { .. } => return Err(RequestError::BulkLength),
                         Line::Value { value, next } => {
                             let len = self.checked_bulk_len(value, next)?;
+                            self.note_end(buf, next)?;
                             self.seen = next;
                             self.line_seen = 0;
                             self.state = RequestState::Body { missing, len };
@@ -332,9 +354,13 @@ impl RequestScanner {
                         return Ok(Step::Incomplete { bytes_needed_min: end - buf.len() });
                     }
                     self.args.push(ArgRange { start: self.seen as u32, len: len as u32 });
+                    self.note_end(buf, end)?;
                     self.seen = end;
                     if missing == 1 {
-                        self.state = RequestState::Done { inline: false };
+                        if !self.ends_well {
+                            self.encode_anew(buf);
+                        }
+                        self.state = RequestState::Done { encoded: !self.ends_well };
                         return Ok(Step::Request { len: end });
                     }
                     self.state = RequestState::Header { missing: missing - 1 };
@@ -344,6 +370,12 @@ impl RequestScanner {
                 }
             }
         }
+    }
+
+    /// A line of the request ends in front of `next`.
+    fn note_end(&mut self, buf: &[u8], next: usize) -> Result<(), RequestError> {
+        self.ends_well &= buf.get(next - 2..next) == Some(b"\r\n");
+        if !self.ends_well && next > ENCODED_BYTES_MAX { Err(RequestError::LineEnd) } else { Ok(()) }
     }
 
     /// True if the line from `start` to `next` would have been refused had its last byte come later than the others:
@@ -382,26 +414,32 @@ impl RequestScanner {
         let line = &buf[..end];
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let words = split_inline(line).ok_or(RequestError::Quotes)?;
-        self.state = RequestState::Done { inline: true };
+        self.state = RequestState::Done { encoded: true };
         if words.is_empty() {
             return Ok(Step::Nothing { len: end + 1 });
         }
         if words.len() > self.limits.args_max {
             return Err(RequestError::MultibulkLength);
         }
-        self.encode_inline(&words);
+        self.args.clear();
+        self.encode(words.iter().map(Vec::as_slice));
         Ok(Step::Request { len: end + 1 })
     }
 
-    fn encode_inline(&mut self, words: &[Vec<u8>]) {
-        self.inline.clear();
-        self.args.clear();
-        self.inline.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
+    /// The arguments that were found in `buf`, encoded as they should have been.
+    fn encode_anew(&mut self, buf: &[u8]) {
+        let found = std::mem::take(&mut self.args);
+        self.encode(Args::new(buf, &found).iter());
+    }
+
+    fn encode<'a>(&mut self, words: impl ExactSizeIterator<Item = &'a [u8]>) {
+        self.encoded.clear();
+        self.encoded.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
         for word in words {
-            self.inline.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
-            self.args.push(ArgRange { start: self.inline.len() as u32, len: word.len() as u32 });
-            self.inline.extend_from_slice(word);
-            self.inline.extend_from_slice(b"\r\n");
+            self.encoded.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+            self.args.push(ArgRange { start: self.encoded.len() as u32, len: word.len() as u32 });
+            self.encoded.extend_from_slice(word);
+            self.encoded.extend_from_slice(b"\r\n");
         }
     }
 }
