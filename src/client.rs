@@ -447,14 +447,15 @@ impl Io {
     /// Notes how a pass ended and keeps what it left.
     fn settle(&mut self, pass: Pass, rest: &[u8]) {
         self.pending.extend_from_slice(rest);
+        // Whatever comes next: a client that has sent much is not to keep it.
+        if self.pending.is_empty() && self.pending.capacity() > 0 {
+            self.pending = BytesMut::new();
+        }
         self.lacks = 0;
         self.is_short = matches!(pass, Pass::Short(_));
         match pass {
             Pass::Short(lacks) => {
                 self.lacks = lacks;
-                if self.pending.is_empty() && self.pending.capacity() > 0 {
-                    self.pending = BytesMut::new();
-                }
                 self.scanner.shrink();
             }
             Pass::Stalled | Pass::Apart => self.state = Input::Stalled,

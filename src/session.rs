@@ -127,6 +127,8 @@ pub struct Session {
     batch_at: Time,
 }
 
+/// A batch of up to so many bytes leaves its buffer to the next.
+const BATCH_KEPT_BYTES_MAX: usize = 64 * 1024;
 /// Room for so many replies' times is kept from batch to batch.
 const WAITED_KEPT_MAX: usize = 32;
 
@@ -814,7 +816,12 @@ impl Batch {
 
     /// The requests as a job for `port`; the batch is empty then.
     pub fn take(&mut self, port: &std::sync::Arc<crate::port::Port>) -> Job {
-        Job { port: port.clone(), bytes: self.bytes.split().freeze(), ops: std::mem::take(&mut self.ops) }
+        let bytes = match self.bytes.len() {
+            // What is split off keeps the whole buffer alive until its rest is given back, too.
+            len if len > BATCH_KEPT_BYTES_MAX => std::mem::take(&mut self.bytes),
+            _ => self.bytes.split(),
+        };
+        Job { port: port.clone(), bytes: bytes.freeze(), ops: std::mem::take(&mut self.ops) }
     }
 
     fn push(&mut self, seq: Seq, request: &[u8], kind: OpKind) {

@@ -12,6 +12,7 @@ mod clients;
 mod compressed;
 mod databases;
 mod embedded;
+mod large;
 mod limits;
 mod monitor;
 mod outages;

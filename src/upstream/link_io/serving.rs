@@ -11,7 +11,7 @@ use crate::upstream::backoff::{Backoff, BackoffSettings};
 use crate::upstream::breaker::{FailureCause, Outcome, Ticket};
 use crate::upstream::link::{Frame, LinkCore, Violation};
 use crate::upstream::raw::{RawConnection, RawError};
-use bytes::Buf;
+use bytes::{Buf, BytesMut};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::PoisonError;
@@ -49,6 +49,8 @@ const TOUCH_KEYS_MAX: usize = 512;
 const TOUCH_TOTAL_MAX: usize = 100_000;
 /// Most keys that are touched at once: a burst of more would keep clients waiting.
 const TOUCH_BURST_MAX: usize = 8 * TOUCH_KEYS_MAX;
+/// The buffer of replies that were not longer than this is kept.
+const INPUT_KEPT_BYTES_MAX: usize = 512 * 1024;
 /// Bytes read from the upstream before the task lets others run.
 const READ_BURST_BYTES_MAX: usize = 1024 * 1024;
 
@@ -237,8 +239,10 @@ impl<'a> Serving<'a> {
 
     /// Hands all whole frames that have been received to the core.
     fn frames(&mut self, now: Time) -> Result<(), LinkEnd> {
+        let mut longest = 0;
         while let Some(len) = self.connection.frame_len()? {
             self.heed(now);
+            longest = longest.max(len);
             if len >= SHARED_BYTES_MIN {
                 let shared = self.connection.input().split_to(len).freeze();
                 self.core.frame(Frame { bytes: &shared, shared: Some(&shared) }, now)?;
@@ -247,6 +251,11 @@ impl<'a> Serving<'a> {
                 self.core.frame(Frame { bytes: &input[..len], shared: None }, now)?;
                 input.advance(len);
             }
+        }
+        if longest > INPUT_KEPT_BYTES_MAX {
+            // What is left is in the large reply's buffer, which would stay for as long as the link.
+            let input = self.connection.input();
+            *input = BytesMut::from(&input[..]);
         }
         Ok(())
     }
