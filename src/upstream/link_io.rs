@@ -12,7 +12,8 @@
 //! what has come with one call, hands replies on, and wakes each client once.
 //!
 //! While no connection can be made, jobs are refused at once with the cause; while the first attempt is under way they
-//! wait, at most `link.connect_ms_max`. A connection is a probe of the breaker when the circuit is open; if requests on
+//! wait, at most `link.connect_ms_max`; and as long as no server has been asked what it understands, clients are not read from
+//! either (what becomes of a request depends on it). A connection is a probe of the breaker when the circuit is open; if requests on
 //! a live connection have opened it (an upstream that does not answer), the task sends the probe itself.
 
 mod serving;
@@ -113,6 +114,8 @@ struct Queue {
     /// Clients that wait for room.
     waiting: Vec<Arc<Port>>,
     state: LinkState,
+    /// The first attempt is under way, and what the server understands is not known.
+    is_settling: bool,
     share: Share,
 }
 
@@ -141,7 +144,9 @@ impl LinkHandle {
     ) -> Arc<Self> {
         let state = LinkState::Connecting;
         let share = buffered.share();
-        let queue = Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, waiting: Vec::new(), state, share };
+        let is_settling = !node.facts().is_known;
+        let queue =
+            Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, waiting: Vec::new(), state, is_settling, share };
         Arc::new(Self {
             queue: Mutex::new(queue),
             node,
@@ -151,7 +156,7 @@ impl LinkHandle {
             is_reconfigured: AtomicBool::new(false),
             caches: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
-            is_full: AtomicBool::new(false),
+            is_full: AtomicBool::new(is_settling),
             is_up: AtomicBool::new(false),
             asked_to_move: AtomicBool::new(false),
             admissions: AtomicU64::new(0),
@@ -233,7 +238,7 @@ impl LinkHandle {
         queue.jobs.push(job);
         queue.tell();
         let full = queue.is_full(&self.times());
-        self.is_full.store(full, Ordering::Release);
+        self.is_full.store(full || queue.is_settling, Ordering::Release);
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
@@ -242,7 +247,7 @@ impl LinkHandle {
         Ok(())
     }
 
-    /// True if the queue takes more. Else `port` is woken when it does: a client whose requests find no room is not read
+    /// True if the queue takes more, and it is known what the server understands. Else `port` is woken when it does: a client whose requests find no room is not read
     /// from meanwhile. The bounds may be exceeded by one job of each client.
     #[inline]
     pub fn has_room(&self, port: &Arc<Port>) -> bool {
@@ -251,7 +256,7 @@ impl LinkHandle {
 
     fn has_room_again(&self, port: &Arc<Port>) -> bool {
         let mut queue = self.lock();
-        let full = queue.is_full(&self.times());
+        let full = queue.is_full(&self.times()) || queue.is_settling;
         if full && !queue.waiting.iter().any(|p| Arc::ptr_eq(p, port)) {
             queue.waiting.push(port.clone());
         }
@@ -359,6 +364,10 @@ impl LinkHandle {
         let mut queue = self.lock();
         if queue.state != LinkState::Closed {
             queue.state = state;
+        }
+        if std::mem::take(&mut queue.is_settling) {
+            self.is_full.store(queue.is_full(&self.times()), Ordering::Release);
+            queue.waiting.drain(..).for_each(|port| port.wake());
         }
         let Some(failure) = failure else { return };
         self.is_full.store(false, Ordering::Release);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Kind, Larder, Server, assert_same, encode, wait_until};
+use crate::support::{Client, Kind, Larder, Relay, Server, assert_same, encode, wait_until};
 use crate::{NIL2, NIL3, OK, assert_spared, bulk, wait_for_reply};
 
 /// The server itself counts whole milliseconds and still answers during the one in which a key expires; Larder must
@@ -442,4 +442,35 @@ fn reading_changes_nothing_at_the_upstream() {
         client.run(read);
     }
     assert_same("DEBUG DIGEST", &before, &direct.run("DEBUG DIGEST"));
+}
+
+/// What becomes of a request depends on what the server understands: the first ones wait until that is known.
+#[test]
+fn requests_right_after_the_start_wait_for_what_the_server_understands() {
+    let upstream = Server::redis(&[]);
+    let mut direct = upstream.client();
+    // None of these is known to redis-server 7.0: Larder knows them, and could answer some by itself.
+    for (n, line) in
+        ["CLIENT NO-TOUCH ON", "CLIENT CAPA redirect", "HPEXPIRE h 1 FIELDS 1 f", "CLIENT SETINFO LIB-NAME x", "GET k"]
+            .into_iter()
+            .enumerate()
+    {
+        let slow = Relay::start(upstream.address(), n as u64, Duration::from_millis(150));
+        let larder = Larder::behind(&slow, &[]);
+        for protocol in [2, 3] {
+            let mut client = Client::connect(larder.address());
+            let wanted = if protocol == 3 { Client::resp3(upstream.address()).run(line) } else { direct.run(line) };
+            // In one go with HELLO, which makes Larder wait for nothing.
+            let hello = if protocol == 3 { encode(&["HELLO", "3"]) } else { Vec::new() };
+            client.send_raw(&[hello, encode(&crate::support::words(line))].concat());
+            if protocol == 3 {
+                client.reply();
+            }
+            assert_eq!(client.reply(), wanted, "{line}");
+        }
+    }
+    // A server that is not there is said not to be, all the same.
+    let nowhere = Larder::before(std::net::SocketAddr::from(([127, 0, 0, 1], 1)), &[]);
+    assert!(nowhere.client().run("GET k").starts_with(b"-UPSTREAMDOWN"));
+    assert_eq!(nowhere.client().run("PING"), b"+PONG\r\n");
 }
