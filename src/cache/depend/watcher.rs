@@ -382,7 +382,7 @@ impl<'a> Watcher<'a> {
         let heard = self.watch.heard();
         for scope in self.upstream.scopes().iter().filter(|scope| scope.database == self.watch.database) {
             let request = OwnedArgs::new([b"EXISTS", &self.watch.index[..]]);
-            let reply = Errand::default().call(&scope.link, &[(OpKind::Read, &request)]).await?;
+            let reply = Errand::default().call(&scope.link, &[(OpKind::ReadTracked, &request)]).await?;
             if Cursor::new(&reply).next_integer() != Some(0) {
                 self.idle_since = Instant::now();
                 return Ok(false);

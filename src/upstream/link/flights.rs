@@ -1,6 +1,7 @@
 //! Flights: reads under way whose reply may be kept in L1 and shared.
 //!
-//! A flight is written as `PTTL k` (for each key), then the read. From the reply to the PTTL on, a change of the key makes
+//! A flight is written as `PTTL k` (for each key that is worth it), then the read; where the upstream tracks only what it is
+//! asked to (the module `tracking`), `CLIENT CACHING YES` stands in front of each PTTL. From the reply to the PTTL on, a change of the key makes
 //! the fill void; the deadline of the entry is the time before the PTTL was sent, plus its answer. An equal read of
 //! another client may join, if nothing that this client has sent stands behind the flight.
 //!
@@ -40,7 +41,8 @@ pub(super) struct FlightKey {
     pub(super) deadline: Option<Time>,
     pub(super) exists: bool,
     changes_seen: u64,
-    kind: FillKind,
+    /// As what it is to be kept; `None` for not at all.
+    kind: Option<FillKind>,
     /// [`crate::l1::Partition::peer_fills`] when the read was sent.
     peer_fills: u64,
 }
@@ -69,7 +71,7 @@ const REFRESHES_MAX: usize = 64;
 
 impl Flight {
     fn refreshes(&self) -> bool {
-        self.keys.first().is_some_and(|k| k.kind == FillKind::Refresh)
+        self.keys.first().is_some_and(|k| k.kind == Some(FillKind::Refresh))
     }
 }
 
@@ -98,9 +100,13 @@ impl LinkCore {
         if may_join && self.join(port, seq, &key, &request) {
             return;
         }
-        match self.admit(smallvec![key]) {
-            Some(keys) => self.take_off(Some((port, seq)), kind, request, keys, patience, now),
-            None => self.submit_one(port, seq, OpKind::Read, request, patience, now),
+        let first_hits = self.filler.partition().first_hits();
+        match self.admit(&key, first_hits, now) {
+            None => {
+                self.counts.not_admitted += 1;
+                self.send(port, seq, OpKind::Read, request, patience, now);
+            }
+            fill => self.take_off(Some((port, seq)), kind, request, smallvec![(key, fill)], patience, now),
         }
     }
 
@@ -112,7 +118,7 @@ impl LinkCore {
         }
         self.refreshing += 1;
         self.counts.refreshes += 1;
-        self.take_off(None, kind, request, smallvec![(key, FillKind::Refresh)], Patience::Waiting, now);
+        self.take_off(None, kind, request, smallvec![(key, Some(FillKind::Refresh))], Patience::Waiting, now);
     }
 
     pub(super) fn submit_fill_each(
@@ -124,29 +130,33 @@ impl LinkCore {
         patience: Patience,
         now: Time,
     ) {
-        let keys: SmallVec<[Bytes; 1]> = match self.scan(&request) {
-            Some(ranges) => ranges.iter().skip(1).map(|r| slice_of(&request, *r)).collect(),
-            None => SmallVec::new(),
-        };
-        match self.admit(keys) {
-            Some(keys) => self.take_off(Some((port, seq)), kind, request, keys, patience, now),
-            None => self.submit_one(port, seq, OpKind::Read, request, patience, now),
+        let mut keys: SmallVec<[(Bytes, Option<FillKind>); 1]> = SmallVec::new();
+        if let Some(ranges) = self.scan(&request) {
+            let first_hits = self.filler.partition().first_hits();
+            for range in ranges.iter().skip(1) {
+                let key = slice_of(&request, *range);
+                let fill = self.admit(&key, first_hits, now);
+                keys.push((key, fill));
+            }
+            self.scanner_gives_back(ranges);
         }
+        if keys.iter().all(|(_, fill)| fill.is_none()) {
+            self.counts.not_admitted += 1;
+            self.send(port, seq, OpKind::Read, request, patience, now);
+            return;
+        }
+        self.take_off(Some((port, seq)), kind, request, keys, patience, now);
     }
 
-    /// The keys of a miss with whether their entries are to be marked, if it is to be filled: it is if one key is worth it.
-    fn admit(&mut self, keys: SmallVec<[Bytes; 1]>) -> Option<SmallVec<[(Bytes, FillKind); 1]>> {
-        let first_hits = self.filler.partition().first_hits();
-        let mut is_worth_it = keys.is_empty();
-        let mut admitted = SmallVec::with_capacity(keys.len());
-        for key in keys {
-            let verdict = self.admission.admit(self.keys.hasher().hash_one(&key[..]), first_hits);
-            is_worth_it |= verdict != Verdict::Pass || self.filler.is_soft(&key);
-            let kind = if verdict == Verdict::FillFirst { FillKind::Marked } else { FillKind::Miss };
-            admitted.push((key, kind));
+    /// As what the reply to a miss of this key is to be kept, if it is worth that.
+    fn admit(&mut self, key: &[u8], first_hits: u64, now: Time) -> Option<FillKind> {
+        let verdict = self.admission.admit(self.keys.hasher().hash_one(key), first_hits);
+        self.suit_tracking(now);
+        match verdict {
+            Verdict::FillFirst => Some(FillKind::Marked),
+            Verdict::Fill => Some(FillKind::Miss),
+            Verdict::Pass => self.filler.is_soft(key).then_some(FillKind::Miss),
         }
-        self.counts.not_admitted += u64::from(!is_worth_it);
-        is_worth_it.then_some(admitted)
     }
 
     /// Shares the reply of an equal read that is under way, if the client's order allows it.
@@ -168,12 +178,12 @@ impl LinkCore {
         reader: Option<(&Arc<Port>, Seq)>,
         kind: OpKind,
         request: Bytes,
-        keys: SmallVec<[(Bytes, FillKind); 1]>,
+        keys: SmallVec<[(Bytes, Option<FillKind>); 1]>,
         patience: Patience,
         now: Time,
     ) {
         let partition = self.filler.partition();
-        let flight_key = |key: &Bytes, kind: FillKind| FlightKey {
+        let flight_key = |key: &Bytes, kind: Option<FillKind>| FlightKey {
             key: key.clone(),
             deadline: None,
             exists: true,
@@ -190,7 +200,8 @@ impl LinkCore {
             patience,
             sent_at: now,
         });
-        for (i, (key, _)) in keys.into_iter().enumerate() {
+        for (i, (key, _)) in keys.into_iter().enumerate().filter(|(_, (_, fill))| fill.is_some()) {
+            self.opt_in(now);
             let starts_at = self.put_about_key(PTTL, &key);
             self.expect(What::Pttl { flight, key: i }, starts_at, now);
             if let OpKind::Fill { asks_encoding: true, .. } | OpKind::Refresh { asks_encoding: true, .. } = kind {
@@ -221,6 +232,7 @@ impl LinkCore {
 
     /// The reply to a PTTL: from here on a change of the key makes the fill void.
     pub(super) fn pttl(&mut self, flight: usize, key: usize, frame: Frame<'_>) {
+        let is_tracked = self.take_tracked() || self.caching != Caching::Tracked;
         let Some(flight) = self.flights.get_mut(flight) else { return };
         let Some(k) = flight.keys.get_mut(key) else { return };
         let pttl = Cursor::new(frame.bytes).next();
@@ -244,6 +256,9 @@ impl LinkCore {
         if self.caching == Caching::Untracked {
             let bound = self.limits.untracked_ttl.map(|ttl| flight.sent_at.saturating_add(ttl));
             k.deadline = k.deadline.zip(bound).map(|(a, b)| a.min(b));
+        }
+        if !is_tracked {
+            k.deadline = None;
         }
         k.changes_seen = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
     }
@@ -305,11 +320,9 @@ impl LinkCore {
 
     fn keep_one(&mut self, flight: &Flight, command: CommandId, key_at: usize, frame: Frame<'_>, now: Time) {
         let Some(k) = flight.keys.first() else { return };
-        let Some(deadline) = self.fresh_until(k) else { return };
         let Some(ranges) = self.scan(&flight.request) else { return };
         let variant = Variant::new(command, Args::new(&flight.request, &ranges), key_at);
-        let filled = self.fill(k, variant, frame.bytes, deadline, now);
-        self.count_fill(filled, &k.key);
+        self.keep_as(k, variant, frame.bytes, now);
         self.scanner_gives_back(ranges);
     }
 
@@ -333,10 +346,7 @@ impl LinkCore {
                     None => return,
                 },
             };
-            if let Some(deadline) = self.fresh_until(k) {
-                let filled = self.fill(k, Variant::bare(command), element, deadline, now);
-                self.count_fill(filled, &k.key);
-            }
+            self.keep_as(k, Variant::bare(command), element, now);
         }
     }
 
@@ -359,14 +369,13 @@ impl LinkCore {
         k.deadline
     }
 
-    fn fill(&mut self, k: &FlightKey, variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
-        self.filler.fill_as(k.kind, &k.key, variant, reply, deadline, now)
-    }
-
-    fn count_fill(&mut self, filled: Filled, key: &Bytes) {
-        match filled {
+    /// Keeps what a key was read to hold, if it was to be kept and is still fresh.
+    fn keep_as(&mut self, k: &FlightKey, variant: Variant<'_>, reply: &[u8], now: Time) {
+        let Some(kind) = k.kind else { return };
+        let Some(deadline) = self.fresh_until(k) else { return };
+        match self.filler.fill_as(kind, &k.key, variant, reply, deadline, now) {
             Filled::Stored => self.counts.fills += 1,
-            Filled::TooBig => self.big_keys.push(Bytes::copy_from_slice(key)),
+            Filled::TooBig => self.big_keys.push(Bytes::copy_from_slice(&k.key)),
             Filled::Dead | Filled::Contradicted => {}
         }
     }

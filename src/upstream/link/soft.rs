@@ -98,7 +98,7 @@ impl LinkCore {
 
     /// The upstream has said whether a key that was softly deleted is missing still.
     pub(super) fn settled_softly(&mut self, key: &[u8], number: u64, frame: Frame<'_>) {
-        let is_missing = Cursor::new(frame.bytes).next() == Some(Item::Integer(-2));
+        let is_missing = self.take_tracked() && Cursor::new(frame.bytes).next() == Some(Item::Integer(-2));
         if !self.filler.settle_soft(key, number, is_missing) {
             self.feed.tell(Some(key), Cause::DataChanged);
         }
@@ -165,6 +165,7 @@ impl LinkCore {
     }
 
     fn ask_whether_missing(&mut self, key: Bytes, order: u64, now: Time) {
+        self.opt_in(now);
         let starts_at = self.put_about_key(PTTL, &key);
         self.expect(What::Settling { key, order }, starts_at, now);
     }
