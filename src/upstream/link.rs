@@ -28,13 +28,15 @@ mod aside;
 mod drops;
 mod flights;
 mod job;
+mod keys;
 mod soft;
 mod tracking;
 
 pub use self::aside::settle;
 pub use self::job::{Each, Job, Op, OpKind, SoftOrder};
 
-use self::flights::{Flight, KeyState};
+use self::flights::Flight;
+use self::keys::Keys;
 use self::tracking::Tracking;
 use crate::clock::Time;
 use crate::l1::{Cause, Filler};
@@ -156,7 +158,7 @@ pub struct LinkCore {
     /// How many of them refresh.
     refreshing: usize,
     /// Keys of the flights under way.
-    keys: HashMap<Bytes, KeyState, foldhash::fast::RandomState>,
+    keys: Keys,
     position: u64,
     in_flight_bytes: usize,
     outgoing: Outgoing,
@@ -286,7 +288,7 @@ impl LinkCore {
             expected: VecDeque::new(),
             flights: Slab::new(),
             refreshing: 0,
-            keys: HashMap::default(),
+            keys: Keys::default(),
             position: 0,
             in_flight_bytes: 0,
             outgoing: Outgoing::default(),
@@ -635,15 +637,11 @@ impl LinkCore {
         self.filler.empty(Cause::DataChanged);
         self.feed.tell(None, Cause::DataChanged);
         self.counts.emptied += 1;
-        for state in self.keys.values_mut() {
-            state.changes += 1;
-        }
+        self.keys.all_changed();
     }
 
     fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
-        if let Some(state) = self.keys.get_mut(key) {
-            state.changes += 1;
-        }
+        self.keys.changed(key);
         let removed = self.filler.remove(key, cause, now);
         // Afterwards: who acts upon the news must not find the entry.
         self.feed.tell(Some(key), cause);
