@@ -115,6 +115,8 @@ pub struct Partition {
     first_hits: AtomicU64,
     suspended: AtomicU32,
     peers: ArcSwap<Vec<Weak<Partition>>>,
+    /// False if there are none, which costs less to see than a look at them.
+    has_peers: AtomicBool,
     /// What it held when the feed was lost, while that may be answered.
     left: ArcSwapOption<Left>,
     /// What an operator has invalidated softly.
@@ -233,6 +235,7 @@ impl L1 {
             first_hits: AtomicU64::new(0),
             suspended: AtomicU32::new(0),
             peers: ArcSwap::default(),
+            has_peers: AtomicBool::new(false),
             left: ArcSwapOption::empty(),
             softs: Softs::default(),
             peer_fills: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -373,9 +376,18 @@ impl Partition {
 
     /// Sets the partitions of other users of the same database. While one of them holds another answer to the same read,
     /// this one is not filled with it: a client of this scope would be told at once what a client of that scope could
-    /// still be told to be otherwise. All their links run on one thread, so that looking and filling are one step.
+    /// still be told to be otherwise. All their links run on one thread, so that looking and filling are one step. One call at
+    /// a time.
     pub fn set_peers(&self, peers: Vec<Weak<Partition>>) {
+        let has_peers = !peers.is_empty();
+        self.has_peers.fetch_or(has_peers, Ordering::SeqCst);
         self.peers.store(Arc::new(peers));
+        self.has_peers.store(has_peers, Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn has_peers(&self) -> bool {
+        self.has_peers.load(Ordering::Acquire)
     }
 
     fn is_contradicted(&self, key: &[u8], variant: Variant<'_>, reply: &[u8]) -> bool {
@@ -386,23 +398,22 @@ impl Partition {
             // An entry without this variant may be older, too: nothing is known of it.
             held.is_some_and(|entry| is_theirs(entry) != Some(true))
         };
-        self.peers.load().iter().any(differs)
+        self.has_peers() && self.peers.load().iter().any(differs)
     }
 
     /// A number that grows when a peer is filled with this key; 0 without peers. A read that was sent before a peer was
     /// filled may be older than what clients of that peer have been answered since, even if the peer holds it no more: it
     /// is not to be kept.
     pub fn peer_fills(&self, key: &[u8]) -> u64 {
-        if self.peers.load().is_empty() { 0 } else { self.peer_fills[stripe_of(key)].load(Ordering::Relaxed) }
+        if self.has_peers() { self.peer_fills[stripe_of(key)].load(Ordering::Relaxed) } else { 0 }
     }
 
     fn tell_peers(&self, key: &[u8]) {
-        let peers = self.peers.load();
-        if peers.is_empty() {
+        if !self.has_peers() {
             return;
         }
         let stripe = stripe_of(key);
-        for peer in peers.iter().filter_map(Weak::upgrade) {
+        for peer in self.peers.load().iter().filter_map(Weak::upgrade) {
             peer.peer_fills[stripe].fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -556,7 +567,9 @@ impl Filler {
             return Filled::Contradicted;
         }
         // The upstream is there: what other users' scopes of this database have left behind is older than this.
-        self.partition.peers.load().iter().filter_map(Weak::upgrade).for_each(|peer| peer.drop_left());
+        if self.partition.has_peers() {
+            self.partition.peers.load().iter().filter_map(Weak::upgrade).for_each(|peer| peer.drop_left());
+        }
         let l1 = &self.partition.l1;
         let settings = l1.settings();
         l1.insight.sized(self.partition.scope, key, reply.len() as u64);

@@ -43,13 +43,15 @@ pub enum Mutation {
     SoftForEver,
     /// A push is taken for that of the deletion as long as it could be one.
     SoftNeverSettles,
+    /// A fill does not ask the upstream to track its key where the upstream tracks only what it is asked to.
+    OptInForgotten,
 }
 
 // === impl Mutation ===
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::WriteRemovesNothing,
         Self::FillOutrun,
         Self::NullPushIgnored,
@@ -68,6 +70,7 @@ impl Mutation {
         Self::SoftOverAChange,
         Self::SoftForEver,
         Self::SoftNeverSettles,
+        Self::OptInForgotten,
     ];
 
     /// The bug of this name, as `Debug` writes it.

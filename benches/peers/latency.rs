@@ -1,8 +1,9 @@
 //! Latency at a fixed rate, without coordinated omission.
 //!
 //! Requests are due at fixed moments, whatever became of those before. A request that is sent late, because replies were,
-//! counts from the moment at which it was due. One thread spins over all connections: no timer and no wake-up of the
-//! generator's own is part of what it measures (but for the calls that find nothing to read).
+//! counts from the moment at which it was due. One thread goes round over all connections: no timer of the
+//! generator's own is part of what it measures. When a round finds nothing to do it yields its core: the server behind a proxy may
+//! share that, and would wait for the generator's time to be over.
 
 use super::load::{CONNECTIONS, bulk_bytes, put_get};
 use hdrhistogram::Histogram;
@@ -47,7 +48,7 @@ pub(crate) fn measure(address: SocketAddr, pace: Pace) -> io::Result<Histogram<u
     let began = Instant::now();
     let (mut sent, mut outstanding, mut request) = (0_u64, 0_u64, Vec::new());
     while sent < total || outstanding > 0 {
-        let now = Instant::now();
+        let (now, before) = (Instant::now(), (sent, outstanding));
         while sent < total && began + interval * u32::try_from(sent).unwrap_or(u32::MAX) <= now {
             let due = began + interval * u32::try_from(sent).unwrap_or(u32::MAX);
             let at = usize::try_from(sent).unwrap_or(0) % lines.len();
@@ -59,6 +60,9 @@ pub(crate) fn measure(address: SocketAddr, pace: Pace) -> io::Result<Histogram<u
         }
         for line in lines.iter_mut().filter(|line| !line.due.is_empty()) {
             outstanding -= line.receive(bulk_bytes(pace.value_bytes), &mut histogram)?;
+        }
+        if (sent, outstanding) == before {
+            std::thread::yield_now();
         }
         if sent == total && now > began + interval * u32::try_from(total).unwrap_or(u32::MAX) + DRAIN_MAX {
             return Err(io::Error::other(format!("{outstanding} replies did not come")));

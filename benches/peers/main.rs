@@ -235,16 +235,17 @@ fn behind_times(system: &System) -> io::Result<Vec<stand::ThreadTime>> {
     system.behind.as_ref().map_or(Ok(Vec::new()), Process::times)
 }
 
-/// Half of what redis-server can do is asked of it, and of Larder.
+/// Half of what redis-server can do is asked of it, and of L1. A forward costs more than an answer, so of Larder forwarding half
+/// of what *it* can do is asked, and for comparison the same of redis-server once more.
 fn latencies(options: &Options, cores: Option<Cores>, report: &mut Report) -> io::Result<()> {
     let core = cores.map(|c| c.subject);
     let direct = redis(core)?;
     load::populate(direct.address, KEYS, SMALL_BYTES)?;
     let probe = Load { verb: Verb::Get, keys: KEYS, value_bytes: SMALL_BYTES, pipeline: 1, operations: 100_000 };
-    let most = load::random_keys(direct.address, probe, cores)?;
+    let half = |address| Ok::<_, io::Error>(load::random_keys(address, probe, cores)? / 2.0);
     let seconds = if options.quick { 1.0 } else { 5.0 };
-    let pace = Pace { keys: KEYS, value_bytes: SMALL_BYTES, per_second: most / 2.0, seconds };
-    let mut add = |system, address: SocketAddr| -> io::Result<()> {
+    let mut add = |system, address: SocketAddr, per_second| -> io::Result<()> {
+        let pace = Pace { keys: KEYS, value_bytes: SMALL_BYTES, per_second, seconds };
         let histogram = latency::measure(address, pace)?;
         let us = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
         let sample = Latency { p50_us: us(0.5), p99_us: us(0.99), p999_us: us(0.999), per_second: pace.per_second };
@@ -252,17 +253,23 @@ fn latencies(options: &Options, cores: Option<Cores>, report: &mut Report) -> io
         report.add_latency(system, sample);
         Ok(())
     };
-    add("redis-server", direct.address)?;
+    let rate = half(direct.address)?;
+    add("redis-server", direct.address, rate)?;
     drop(direct);
     let behind = redis(cores.map(|c| c.others))?;
     load::populate(behind.address, KEYS, SMALL_BYTES)?;
     let hits = larder_before(&options.larder, behind.address, core, &[])?;
     load::warm(hits.address, KEYS, SMALL_BYTES)?;
     load::warm(hits.address, KEYS, SMALL_BYTES)?;
-    add("larder, from L1", hits.address)?;
+    add("larder, from L1", hits.address, rate)?;
     drop(hits);
     let forwards = larder_before(&options.larder, behind.address, core, &["--set", "l1.enabled=false"])?;
-    add("larder, forwarding", forwards.address)
+    let rate = half(forwards.address)?;
+    add("larder, forwarding", forwards.address, rate)?;
+    drop((forwards, behind));
+    let direct = redis(core)?;
+    load::populate(direct.address, KEYS, SMALL_BYTES)?;
+    add("redis-server, at the rate of forwarding", direct.address, rate)
 }
 
 /// What two worker threads do for one: the CPU time that an operation costs with each, and how evenly the two are loaded.

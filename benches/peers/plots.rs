@@ -48,7 +48,7 @@ pub(crate) fn draw(report: &Report, directory: &Path) -> io::Result<()> {
             text: format!("{us:.0}"),
         })
     });
-    let title = "Latency of GET at half of redis-server's throughput, in microseconds";
+    let title = "Latency of GET at half of the most throughput, in microseconds";
     chart(&directory.join("latency.svg"), title, &bars.collect::<Vec<_>>()).map_err(|e| io::Error::other(e.to_string()))
 }
 

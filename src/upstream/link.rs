@@ -28,12 +28,16 @@ mod aside;
 mod drops;
 mod flights;
 mod job;
+mod keys;
 mod soft;
+mod tracking;
 
 pub use self::aside::settle;
 pub use self::job::{Each, Job, Op, OpKind, SoftOrder};
 
-use self::flights::{Flight, KeyState};
+use self::flights::Flight;
+use self::keys::Keys;
+use self::tracking::Tracking;
 use crate::clock::Time;
 use crate::l1::{Cause, Filler};
 use crate::mutation::{Mutation, is_planted};
@@ -136,6 +140,9 @@ pub struct LinkCounts {
     pub refreshes: u64,
 }
 
+/// What a read that is to be tracked is answered with if it is not.
+const NOT_TRACKED: Frame<'static> =
+    Frame { bytes: b"-ERR larder: the upstream does not track what it is asked to\r\n", shared: None };
 /// Failures that are kept for the breaker between two looks of the shell; more would not tell it more.
 const FAILURES_MAX: usize = 1024;
 
@@ -145,12 +152,13 @@ pub struct LinkCore {
     table: Arc<Table>,
     limits: LinkLimits,
     caching: Caching,
+    tracking: Tracking,
     expected: VecDeque<Expected>,
     flights: Slab<Flight>,
     /// How many of them refresh.
     refreshing: usize,
     /// Keys of the flights under way.
-    keys: HashMap<Bytes, KeyState, foldhash::fast::RandomState>,
+    keys: Keys,
     position: u64,
     in_flight_bytes: usize,
     outgoing: Outgoing,
@@ -202,6 +210,12 @@ enum What {
         order: u64,
     },
     Flight(usize),
+    /// `CLIENT TRACKING ON`, with OPTIN or without.
+    Switch {
+        opts_in: bool,
+    },
+    /// `CLIENT CACHING YES`.
+    OptIn,
     Fence {
         waiting: SmallVec<[(Arc<Port>, Seq); 1]>,
         resumes: u32,
@@ -228,6 +242,7 @@ impl What {
             Self::Pttl { .. } | Self::Settling { .. } => ("PTTL", kind == b':'),
             Self::Encoding { .. } => ("OBJECT ENCODING", matches!(kind, b'$' | b'+' | b'_')),
             Self::Fence { .. } => ("PING", frame.bytes == b"+PONG\r\n"),
+            Self::Switch { .. } | Self::OptIn => ("CLIENT", frame.bytes == b"+OK\r\n"),
             Self::Reply { .. } | Self::Flight(_) | Self::Ignored => return Ok(()),
         };
         // Any command may be refused.
@@ -269,10 +284,11 @@ impl LinkCore {
             table,
             limits,
             caching: Caching::Off,
+            tracking: Tracking::default(),
             expected: VecDeque::new(),
             flights: Slab::new(),
             refreshing: 0,
-            keys: HashMap::default(),
+            keys: Keys::default(),
             position: 0,
             in_flight_bytes: 0,
             outgoing: Outgoing::default(),
@@ -321,6 +337,7 @@ impl LinkCore {
             self.filler.partition().drop_left();
         }
         self.caching = caching;
+        self.tracking = Tracking::default();
         self.table = table;
         self.admission.reset();
     }
@@ -413,6 +430,7 @@ impl LinkCore {
         match expected.what {
             What::Reply { port, seq, request, kind, state } => {
                 self.in_flight_bytes -= request.len();
+                let frame = if kind == OpKind::ReadTracked && !self.take_tracked() { NOT_TRACKED } else { frame };
                 match kind {
                     OpKind::Write(_) if is_planted(Mutation::WriteRemovesNothing) => {}
                     OpKind::Write(command) => self.remove_keys_of(command, &request, now),
@@ -433,6 +451,8 @@ impl LinkCore {
             What::Encoding { flight } => self.encoding(flight, frame),
             What::Settling { key, order } => self.settled_softly(&key, order, frame),
             What::Flight(flight) => self.landed(flight, frame, now),
+            What::Switch { opts_in } => self.switched(opts_in, frame),
+            What::OptIn => self.opted_in(frame),
             What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
             What::Ignored => {}
         }
@@ -503,7 +523,8 @@ impl LinkCore {
                 What::Flight(flight) => self.lost_flight(flight, overtaken, &mut retries),
                 // What the fence was for, that L1 holds nothing older, is true of an empty L1.
                 What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
-                What::Pttl { .. } | What::Encoding { .. } | What::Settling { .. } | What::Ignored => {}
+                What::Pttl { .. } | What::Encoding { .. } | What::Settling { .. } => {}
+                What::Switch { .. } | What::OptIn | What::Ignored => {}
             }
         }
         self.flights.clear();
@@ -534,6 +555,10 @@ impl LinkCore {
             OpKind::Drop(cause) => self.drop_keys(port, seq, &request, cause, now),
             OpKind::DropAll(cause) => self.drop_all(port, seq, cause),
             OpKind::Soften(order) => self.soften_keys(port, seq, &request, order, now),
+            OpKind::ReadTracked => {
+                self.opt_in(now);
+                self.send(port, seq, kind, request, state, now);
+            }
             OpKind::UnlinkSoftly(order) => self.unlink_softly(port, seq, request, order, state, now),
             _ => {
                 self.send(port, seq, kind, request, state, now);
@@ -617,15 +642,11 @@ impl LinkCore {
         self.filler.empty(Cause::DataChanged);
         self.feed.tell(None, Cause::DataChanged);
         self.counts.emptied += 1;
-        for state in self.keys.values_mut() {
-            state.changes += 1;
-        }
+        self.keys.all_changed();
     }
 
     fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
-        if let Some(state) = self.keys.get_mut(key) {
-            state.changes += 1;
-        }
+        self.keys.changed(key);
         let removed = self.filler.remove(key, cause, now);
         // Afterwards: who acts upon the news must not find the entry.
         self.feed.tell(Some(key), cause);

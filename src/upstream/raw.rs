@@ -12,11 +12,14 @@ use bytes::{Bytes, BytesMut};
 use larder_protocol::args::OwnedArgs;
 use larder_protocol::scan::{ReplyError, ReplyLimits, ReplyScanner};
 use larder_protocol::shape::Protocol;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 /// Where the upstream listens. The name is resolved anew for each connection.
@@ -360,22 +363,14 @@ impl RawConnection {
 
     /// Reads more into the buffer.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, RawError>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx)).inspect_err(|_| self.broken = true)?;
-            let wanted = (self.scanner.bytes_needed_min() as usize).clamp(READ_BYTES_MIN, READ_BYTES_MAX);
-            self.input.reserve(wanted);
-            match self.stream.try_read_buf(&mut self.input) {
-                Ok(0) => {
-                    self.broken = true;
-                    return Poll::Ready(Err(RawError::Closed));
-                }
-                Ok(n) => return Poll::Ready(Ok(n)),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => {
-                    self.broken = true;
-                    return Poll::Ready(Err(e.into()));
-                }
-            }
+        let wanted = (self.scanner.bytes_needed_min() as usize).clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+        self.input.reserve(wanted);
+        // This read takes one that does not fill the buffer for the last: there is no other in vain to see that nothing is left.
+        let read = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx));
+        self.broken |= !matches!(read, Ok(1..));
+        match read? {
+            0 => Poll::Ready(Err(RawError::Closed)),
+            count => Poll::Ready(Ok(count)),
         }
     }
 

@@ -27,6 +27,11 @@ on_both_servers! {
         let scene = Scene::start("ten keys", kind, &[]);
         println!("ten keys, {kind:?}: {}", reads_keep_up(&scene, 10));
     },
+    // The same, where the upstream tracks only what fills ask for.
+    ten_keys_that_are_hammered_are_never_read_backwards_where_fills_opt_in: |kind| {
+        let scene = Scene::choosy("ten keys, choosy", kind);
+        println!("ten keys, choosy, {kind:?}: {}", reads_keep_up(&scene, 10));
+    },
     // The same with the server's threads for input and output, which must not change the order within a connection.
     threads_of_the_server_change_no_order: |kind| {
         let scene = Scene::start("threads", kind, &["--io-threads", "3"]);

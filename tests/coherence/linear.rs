@@ -34,15 +34,24 @@ pub(crate) enum Users {
 
 on_both_servers! {
     // Item 1.
-    all_clients_of_one_user_see_one_history_of_each_key: |kind| one_history_of_each_key(kind, Users::One),
-    all_clients_of_several_users_see_one_history_of_each_key: |kind| one_history_of_each_key(kind, Users::Several),
+    all_clients_of_one_user_see_one_history_of_each_key: |kind| {
+        one_history_of_each_key(Scene::start("linear, one user", kind, &[]), Users::One);
+    },
+    all_clients_of_several_users_see_one_history_of_each_key: |kind| {
+        one_history_of_each_key(Scene::start("linear, several users", kind, &[]), Users::Several);
+    },
+    where_fills_opt_in_clients_of_one_user_see_one_history: |kind| {
+        one_history_of_each_key(Scene::choosy("linear, choosy, one user", kind), Users::One);
+    },
+    where_fills_opt_in_clients_of_several_users_see_one_history: |kind| {
+        one_history_of_each_key(Scene::choosy("linear, choosy, several users", kind), Users::Several);
+    },
     an_mget_is_never_torn: mget_is_never_torn,
     // Item 2.
     an_optimistic_lock_loses_none: an_optimistic_lock_loses_no_update,
 }
 
-fn one_history_of_each_key(kind: Kind, users: Users) {
-    let mut scene = Scene::start(&format!("linear, {users:?}"), kind, &[]);
+fn one_history_of_each_key(mut scene: Scene, users: Users) {
     let (mut rounds, mut operations) = (0, 0);
     while scene.goes_on() {
         let history = round(&mut scene, rounds, users);
@@ -52,7 +61,7 @@ fn one_history_of_each_key(kind: Kind, users: Users) {
             panic!("round {rounds}: {e}");
         }
     }
-    println!("linear, {kind:?}, {users:?}: {operations} operations in {rounds} rounds");
+    println!("linear, {}, {users:?}: {operations} operations in {rounds} rounds", scene.run);
 }
 
 /// Eight clients at once, for a while or until all are done.

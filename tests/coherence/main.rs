@@ -39,8 +39,13 @@ use support::{Client, Kind, Larder, Relay, Rng, Server, run_seconds, seed};
 /// The largest delay of the relay, in each direction. A few milliseconds show nearly everything.
 const DELAY_MAX: Duration = Duration::from_millis(3);
 
+/// The admission filter is choosy from the beginning, so the link tracks by OPTIN.
+const CHOOSY: &[&str] = &["--set", "l1.admission='second-touch'"];
+
 /// An upstream, a relay that delays, and Larder behind it.
 struct Scene {
+    /// What is run, in front of which server.
+    run: String,
     upstream: Server,
     relay: Relay,
     larder: Larder,
@@ -53,13 +58,19 @@ impl Scene {
         Self::with(run, kind, flags, |relay| Larder::behind(relay, &[]))
     }
 
+    /// With a Larder that fills at a key's second miss, and has the upstream track only what it fills.
+    fn choosy(run: &str, kind: Kind) -> Self {
+        Self::with(run, kind, &[], |relay| Larder::behind(relay, CHOOSY))
+    }
+
     /// With a Larder of the test's own making.
     fn with(run: &str, kind: Kind, flags: &[&str], larder: impl FnOnce(&Relay) -> Larder) -> Self {
-        let mut rng = Rng::new(seed(&format!("{run}, {kind:?}"), None));
+        let run = format!("{run}, {kind:?}");
+        let mut rng = Rng::new(seed(&run, None));
         let upstream = Server::start(kind, flags);
         let relay = Relay::start(upstream.address(), rng.next(), DELAY_MAX);
         let larder = larder(&relay);
-        Self { upstream, relay, larder, rng, until: Instant::now() + run_seconds(2) }
+        Self { run, upstream, relay, larder, rng, until: Instant::now() + run_seconds(2) }
     }
 
     fn goes_on(&self) -> bool {

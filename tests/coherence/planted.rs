@@ -11,7 +11,7 @@ use crate::faults::{Stubborn, reads_and_writes};
 use crate::history::History;
 use crate::linear::{self, Users};
 use crate::support::{Kind, Larder, Relay, Value, encode, run_seconds};
-use crate::{Scene, catch_up};
+use crate::{CHOOSY, Scene, catch_up};
 
 /// How long a bug is looked for.
 const HUNT_SECONDS_MAX: u64 = 40;
@@ -26,6 +26,8 @@ const SHOWN_MAX: usize = 150;
 enum Hunt {
     /// Histories of many clients.
     Histories(Users),
+    /// The same, where only what is asked for is tracked.
+    Choosy,
     /// Histories while connections are cut.
     Losses,
     /// Pairs of keys, written together, read by MGET.
@@ -36,9 +38,10 @@ enum Hunt {
     Deadlines,
 }
 
-const HUNTS: [Hunt; 6] = [
+const HUNTS: [Hunt; 7] = [
     Hunt::Histories(Users::One),
     Hunt::Histories(Users::Several),
+    Hunt::Choosy,
     Hunt::Losses,
     Hunt::Pairs,
     Hunt::Expiry,
@@ -55,6 +58,7 @@ fn hunt_for(bug: Mutation) -> Option<Hunt> {
         | Mutation::FillFromRequester
         | Mutation::JoinAnywhere => Hunt::Histories(Users::One),
         Mutation::OtherScopesUnfenced => Hunt::Histories(Users::Several),
+        Mutation::OptInForgotten => Hunt::Choosy,
         Mutation::KeptOverReconnect => Hunt::Losses,
         Mutation::HeldUnchecked => Hunt::Pairs,
         Mutation::DeadlineIgnored => Hunt::Expiry,
@@ -99,9 +103,10 @@ fn planted_bugs_are_caught_at_the_wire() {
 /// Looks for a violation: how many operations it took, and what it was.
 fn search(hunt: Hunt, bug: Option<Mutation>, at_most: Duration, at: usize) -> (u64, Option<String>) {
     let kind = if at.is_multiple_of(2) { Kind::Redis } else { Kind::Valkey };
+    let flags = if hunt == Hunt::Choosy { CHOOSY } else { &[] };
     let larder = |relay: &Relay| match bug {
-        Some(bug) => Larder::planted(relay, &[], &format!("{bug:?}")),
-        None => Larder::behind(relay, &[]),
+        Some(bug) => Larder::planted(relay, flags, &format!("{bug:?}")),
+        None => Larder::behind(relay, flags),
     };
     let run = format!("{hunt:?}, {}", bug.map_or("no bug".to_owned(), |bug| format!("{bug:?}")));
     let mut scene = Scene::with(&run, kind, &[], larder);
@@ -110,6 +115,7 @@ fn search(hunt: Hunt, bug: Option<Mutation>, at_most: Duration, at: usize) -> (u
     while began.elapsed() < at_most {
         let (more, caught) = match hunt {
             Hunt::Histories(users) => checked(linear::round(&mut scene, rounds, users)),
+            Hunt::Choosy => checked(linear::round(&mut scene, rounds, Users::One)),
             Hunt::Losses => checked(losses(&mut scene)),
             Hunt::Pairs => pairs(&mut scene),
             Hunt::Expiry => expiry(&mut scene, rounds),

@@ -124,6 +124,10 @@ impl Link {
         self.inner.borrow().softened.iter().filter(|(softened, _)| *softened == key).map(|(_, until)| *until).max()
     }
 
+    pub(crate) fn set_limits(&self, limits: LinkLimits) {
+        self.inner.borrow_mut().core.set_limits(limits);
+    }
+
     pub(crate) fn expire_soft(&self, now: Time) {
         self.inner.borrow_mut().core.expire_soft(now);
     }

@@ -1,6 +1,7 @@
-//! The model server: string keys in two databases, default-mode tracking, expiry that lags, eviction.
+//! The model server: string keys in two databases, tracking in the default mode and by OPTIN, expiry that lags, eviction.
 //!
-//! What was measured on real servers and holds here: every read command tracks the keys that it names, missing ones too; a
+//! What was measured on real servers and holds here: every read command tracks the keys that it names, missing ones too (with
+//! OPTIN only the one behind CLIENT CACHING YES; what was tracked before a switch stays so); a
 //! modification sends one push to each connection that tracks the key, whatever its database, and untracks it; a push to
 //! another connection stands in that connection's output at the moment of the modification, one to the own connection
 //! behind the reply; a key that has expired is deleted, and pushed, when somebody looks at it or the server comes round to
@@ -35,6 +36,10 @@ pub(crate) struct Conn {
     database: usize,
     resp3: bool,
     tracks: bool,
+    /// It tracks only what CLIENT CACHING YES asks for.
+    opts_in: bool,
+    /// The next command's keys have been asked for.
+    has_opted: bool,
     /// False once the server has closed it.
     pub(crate) is_open: bool,
     /// Bytes on their way to the server, and those that have arrived and are no whole request yet.
@@ -59,6 +64,14 @@ pub(crate) struct Server {
     tracking: Vec<BTreeSet<ConnId>>,
     pub(crate) conns: Vec<Conn>,
     pub(crate) now_ms: u64,
+    pub(crate) refuses: Refuses,
+}
+
+/// Which parts of CLIENT the links' users may not call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Refuses {
+    pub(crate) tracking: bool,
+    pub(crate) caching: bool,
 }
 
 /// The connection of direct writers: it tracks nothing and nobody reads what it is answered.
@@ -74,6 +87,7 @@ impl Server {
             tracking: vec![BTreeSet::new(); KEYS],
             conns: Vec::new(),
             now_ms: 0,
+            refuses: Refuses::default(),
         };
         for database in 0..DATABASES {
             server.connect(Owner::Gone, database, true, false);
@@ -87,6 +101,8 @@ impl Server {
             database,
             resp3,
             tracks,
+            opts_in: false,
+            has_opted: false,
             is_open: true,
             up: BytesMut::new(),
             input: BytesMut::new(),
@@ -134,6 +150,7 @@ impl Server {
         let name: &[u8] = &words[0];
         let reply = match name {
             b"PING" => b"+PONG\r\n".to_vec(),
+            b"CLIENT" => self.client(id, words),
             b"PTTL" => self.pttl(id, database * KEYS, key_index(&words[1])),
             b"GET" | b"MGET" | b"EXISTS" | b"STRLEN" | b"GETRANGE" | b"TOUCH" => {
                 evaluate(words, resp3, |key| self.look(id, database * KEYS + key).map(|s| s.value))
@@ -145,7 +162,10 @@ impl Server {
             }
         };
         trace!("  server v{} conn {}: {} -> {}", self.history.now, id.0, show(request), show(&reply));
-        if self.conns[id.0].tracks
+        let conn = &mut self.conns[id.0];
+        let has_opted = if name == b"CLIENT" { false } else { std::mem::take(&mut conn.has_opted) };
+        if conn.tracks
+            && (has_opted || !conn.opts_in)
             && matches!(name, b"PTTL" | b"GET" | b"MGET" | b"EXISTS" | b"STRLEN" | b"GETRANGE" | b"TOUCH")
         {
             for key in keys_of(words) {
@@ -160,6 +180,23 @@ impl Server {
         if std::mem::take(&mut conn.own_null_push) {
             conn.down.extend_from_slice(NULL_PUSH);
         }
+    }
+
+    fn client(&mut self, id: ConnId, words: &Words) -> Vec<u8> {
+        let conn = &mut self.conns[id.0];
+        let option: &[u8] = words.get(3).map_or(b"", |word| word);
+        let agreed = match (&words[1][..], option) {
+            (b"TRACKING", b"" | b"OPTIN") if !self.refuses.tracking => {
+                conn.opts_in = option == b"OPTIN";
+                true
+            }
+            (b"CACHING", _) if conn.opts_in && !self.refuses.caching => {
+                conn.has_opted = true;
+                true
+            }
+            _ => false,
+        };
+        if agreed { b"+OK\r\n".to_vec() } else { b"-NOPERM not this\r\n".to_vec() }
     }
 
     fn pttl(&mut self, id: ConnId, base: usize, key: Option<usize>) -> Vec<u8> {

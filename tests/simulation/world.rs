@@ -19,7 +19,7 @@ use crate::client::{Around, Client, Judge, Kind};
 use crate::history::{DATABASES, KEY_NAMES, KEYS, STRINGS, Words, show_words};
 use crate::link::{Link, Purpose};
 use crate::rng::Rng;
-use crate::server::{ConnId, Owner, Server};
+use crate::server::{ConnId, Owner, Refuses, Server};
 use crate::trace;
 
 /// What a run was and did.
@@ -60,6 +60,10 @@ struct Character {
     refresh_ahead: f64,
     /// How long what they invalidate is answered at most, in milliseconds.
     soft_ms_max: u64,
+    /// One in so many steps of Larder's own is another rule for what is filled, and with it another mode of tracking.
+    admissions: u64,
+    /// One in so many steps of the server is a change of what users may do about tracking; 0 for never.
+    rights: u64,
     /// Whether links move while a client's request is looked at.
     has_threads: bool,
 }
@@ -67,6 +71,7 @@ struct Character {
 pub(crate) struct World {
     rng: Rng,
     character: Character,
+    limits: LinkLimits,
     now: Time,
     server: Server,
     links: Vec<Link>,
@@ -151,6 +156,8 @@ impl Character {
             softenings: [0, 4, 1][rng.index(3)],
             refresh_ahead: [0.0, 0.1, 0.5][rng.index(3)],
             soft_ms_max: [2, 30, 1000][rng.index(3)],
+            admissions: [0, 1, 10][rng.index(3)],
+            rights: [0, 0, 0, 5][rng.index(4)],
         }
     }
 }
@@ -202,6 +209,7 @@ impl World {
         let clients = clients.collect();
         Self {
             character,
+            limits,
             now: Time::ZERO,
             server: Server::new(),
             links,
@@ -387,6 +395,9 @@ impl World {
         if self.happens(self.character.evictions / 10) {
             self.server.untrack(slot % KEYS);
         }
+        if self.happens(self.character.rights) {
+            self.server.refuses = Refuses { tracking: self.rng.one_in(2), caching: self.rng.one_in(2) };
+        }
     }
 
     /// A writer elsewhere does a few things at once. One that has flushed everything often fills it again.
@@ -413,6 +424,10 @@ impl World {
         }
         if self.happens(self.character.softenings) {
             self.soften(link);
+        }
+        if self.happens(self.character.admissions) {
+            let admission = [Admission::Always, Admission::SecondTouch][self.rng.index(2)];
+            self.links[link].set_limits(LinkLimits { admission, ..self.limits });
         }
         if self.rng.one_in(5) {
             self.links[link].expire_soft(self.now);

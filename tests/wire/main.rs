@@ -8,6 +8,7 @@ mod support;
 
 mod access;
 mod blocking;
+mod choosy;
 mod clients;
 mod compressed;
 mod databases;

@@ -461,7 +461,7 @@ impl<'a> Watcher<'a> {
         }
         for scope in self.upstream.scopes().iter().filter(|scope| scope.database == self.watch.database) {
             let request = OwnedArgs::new([b"EXISTS", &self.watch.index[..]]);
-            let reply = Errand::default().call(&scope.link, &[(OpKind::Read, &request)]).await?;
+            let reply = Errand::default().call(&scope.link, &[(OpKind::ReadTracked, &request)]).await?;
             if Cursor::new(&reply).next_integer() != Some(0) {
                 return Ok(false);
             }

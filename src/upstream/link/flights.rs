@@ -1,6 +1,7 @@
 //! Flights: reads under way whose reply may be kept in L1 and shared.
 //!
-//! A flight is written as `PTTL k` (for each key), then the read. From the reply to the PTTL on, a change of the key makes
+//! A flight is written as `PTTL k` (for each key that is worth it), then the read; where the upstream tracks only what it is
+//! asked to (the module `tracking`), `CLIENT CACHING YES` stands in front of each PTTL. From the reply to the PTTL on, a change of the key makes
 //! the fill void; the deadline of the entry is the time before the PTTL was sent, plus its answer. An equal read of
 //! another client may join, if nothing that this client has sent stands behind the flight.
 //!
@@ -14,11 +15,11 @@ use crate::mutation::{Mutation, is_planted};
 use crate::port::{Delivery, Failure, Port, Seq};
 use crate::upstream::admission::Verdict;
 use bytes::Bytes;
-use larder_protocol::args::{ArgRange, Args};
+use larder_protocol::args::Args;
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::table::CommandId;
-use smallvec::{SmallVec, smallvec};
-use std::hash::BuildHasher;
+use smallvec::SmallVec;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,19 +37,23 @@ pub(super) struct Flight {
 
 #[derive(Debug)]
 pub(super) struct FlightKey {
-    pub(super) key: Bytes,
+    /// Where it stands in the request, and where its state is kept; `None` if it is not worth keeping.
+    at: Range<u32>,
+    place: Option<usize>,
     pub(super) deadline: Option<Time>,
     pub(super) exists: bool,
     changes_seen: u64,
-    kind: FillKind,
+    /// As what it is to be kept; `None` for not at all.
+    kind: Option<FillKind>,
     /// [`crate::l1::Partition::peer_fills`] when the read was sent.
     peer_fills: u64,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct KeyState {
-    pub(super) flights: SmallVec<[usize; 2]>,
-    pub(super) changes: u64,
+/// A key that is about to be read: where it stands in the request, its hash, and as what it is to be kept.
+struct Wanted {
+    at: Range<u32>,
+    hash: u64,
+    kind: Option<FillKind>,
 }
 
 /// What a PTTL begins with.
@@ -68,8 +73,13 @@ const REFRESHES_MAX: usize = 64;
 // === impl Flight ===
 
 impl Flight {
+    /// The name of one of its keys.
+    pub(super) fn key(&self, k: &FlightKey) -> &[u8] {
+        slice_of(&self.request, &k.at)
+    }
+
     fn refreshes(&self) -> bool {
-        self.keys.first().is_some_and(|k| k.kind == FillKind::Refresh)
+        self.keys.first().is_some_and(|k| k.kind == Some(FillKind::Refresh))
     }
 }
 
@@ -91,28 +101,40 @@ impl LinkCore {
         patience: Patience,
         now: Time,
     ) {
-        let Some(key) = argument(&request, key_at) else {
+        let Some(at) = argument(&request, key_at) else {
             // Not a request as the session makes them: send it on and keep nothing.
             return self.submit_one(port, seq, OpKind::Read, request, patience, now);
         };
-        if may_join && self.join(port, seq, &key, &request) {
+        let key = slice_of(&request, &at);
+        let hash = self.keys.hash(key);
+        if may_join && self.join(port, seq, hash, key, &request) {
             return;
         }
-        match self.admit(smallvec![key]) {
-            Some(keys) => self.take_off(Some((port, seq)), kind, request, keys, patience, now),
-            None => self.submit_one(port, seq, OpKind::Read, request, patience, now),
+        let first_hits = self.filler.partition().first_hits();
+        match self.admit(hash, key, first_hits, now) {
+            None => {
+                self.counts.not_admitted += 1;
+                self.send(port, seq, OpKind::Read, request, patience, now);
+            }
+            kind_of_fill => {
+                let wanted = Wanted { at, hash, kind: kind_of_fill };
+                self.take_off(Some((port, seq)), kind, request, [wanted], patience, now);
+            }
         }
     }
 
     /// Reads a key again before its entry ends; not if it is being read already, nor beyond the bound.
     pub(super) fn submit_refresh(&mut self, kind: OpKind, request: Bytes, key_at: usize, now: Time) {
-        let Some(key) = argument(&request, key_at).filter(|_| self.keeps()) else { return };
-        if self.refreshing >= REFRESHES_MAX || self.keys.contains_key(&key[..]) {
+        let Some(at) = argument(&request, key_at).filter(|_| self.keeps()) else { return };
+        let key = slice_of(&request, &at);
+        let hash = self.keys.hash(key);
+        if self.refreshing >= REFRESHES_MAX || self.keys.find(hash, key).is_some() {
             return;
         }
         self.refreshing += 1;
         self.counts.refreshes += 1;
-        self.take_off(None, kind, request, smallvec![(key, FillKind::Refresh)], Patience::Waiting, now);
+        let wanted = Wanted { at, hash, kind: Some(FillKind::Refresh) };
+        self.take_off(None, kind, request, [wanted], Patience::Waiting, now);
     }
 
     pub(super) fn submit_fill_each(
@@ -124,34 +146,40 @@ impl LinkCore {
         patience: Patience,
         now: Time,
     ) {
-        let keys: SmallVec<[Bytes; 1]> = match self.scan(&request) {
-            Some(ranges) => ranges.iter().skip(1).map(|r| slice_of(&request, *r)).collect(),
-            None => SmallVec::new(),
-        };
-        match self.admit(keys) {
-            Some(keys) => self.take_off(Some((port, seq)), kind, request, keys, patience, now),
-            None => self.submit_one(port, seq, OpKind::Read, request, patience, now),
+        let mut wanted: SmallVec<[Wanted; 1]> = SmallVec::new();
+        if let Some(ranges) = self.scan(&request) {
+            let first_hits = self.filler.partition().first_hits();
+            for range in ranges.iter().skip(1) {
+                let at = range.start..range.start + range.len;
+                let key = slice_of(&request, &at);
+                let hash = self.keys.hash(key);
+                let kind = self.admit(hash, key, first_hits, now);
+                wanted.push(Wanted { at, hash, kind });
+            }
+            self.scanner_gives_back(ranges);
         }
+        if wanted.iter().all(|key| key.kind.is_none()) {
+            self.counts.not_admitted += 1;
+            self.send(port, seq, OpKind::Read, request, patience, now);
+            return;
+        }
+        self.take_off(Some((port, seq)), kind, request, wanted, patience, now);
     }
 
-    /// The keys of a miss with whether their entries are to be marked, if it is to be filled: it is if one key is worth it.
-    fn admit(&mut self, keys: SmallVec<[Bytes; 1]>) -> Option<SmallVec<[(Bytes, FillKind); 1]>> {
-        let first_hits = self.filler.partition().first_hits();
-        let mut is_worth_it = keys.is_empty();
-        let mut admitted = SmallVec::with_capacity(keys.len());
-        for key in keys {
-            let verdict = self.admission.admit(self.keys.hasher().hash_one(&key[..]), first_hits);
-            is_worth_it |= verdict != Verdict::Pass || self.filler.is_soft(&key);
-            let kind = if verdict == Verdict::FillFirst { FillKind::Marked } else { FillKind::Miss };
-            admitted.push((key, kind));
+    /// As what the reply to a miss of this key is to be kept, if it is worth that.
+    fn admit(&mut self, hash: u64, key: &[u8], first_hits: u64, now: Time) -> Option<FillKind> {
+        let verdict = self.admission.admit(hash, first_hits);
+        self.suit_tracking(now);
+        match verdict {
+            Verdict::FillFirst => Some(FillKind::Marked),
+            Verdict::Fill => Some(FillKind::Miss),
+            Verdict::Pass => self.filler.is_soft(key).then_some(FillKind::Miss),
         }
-        self.counts.not_admitted += u64::from(!is_worth_it);
-        is_worth_it.then_some(admitted)
     }
 
     /// Shares the reply of an equal read that is under way, if the client's order allows it.
-    fn join(&mut self, port: &Arc<Port>, seq: Seq, key: &Bytes, request: &Bytes) -> bool {
-        let Some(state) = self.keys.get(&key[..]) else { return false };
+    fn join(&mut self, port: &Arc<Port>, seq: Seq, hash: u64, key: &[u8], request: &Bytes) -> bool {
+        let Some(state) = self.keys.find(hash, key) else { return false };
         let sent_to = port.link_position();
         let in_order = |f: &Flight| f.position >= sent_to || is_planted(Mutation::JoinAnywhere);
         let equal = |f: &&Flight| f.patience != Patience::ToldOfTimeout && f.request == *request && in_order(f);
@@ -168,44 +196,49 @@ impl LinkCore {
         reader: Option<(&Arc<Port>, Seq)>,
         kind: OpKind,
         request: Bytes,
-        keys: SmallVec<[(Bytes, FillKind); 1]>,
+        wanted: impl IntoIterator<Item = Wanted>,
         patience: Patience,
         now: Time,
     ) {
-        let partition = self.filler.partition();
-        let flight_key = |key: &Bytes, kind: FillKind| FlightKey {
-            key: key.clone(),
-            deadline: None,
-            exists: true,
-            changes_seen: 0,
-            peer_fills: partition.peer_fills(key),
-            kind,
-        };
-        let flight = self.flights.insert(Flight {
-            request: request.clone(),
-            kind,
-            keys: keys.iter().map(|(key, kind)| flight_key(key, *kind)).collect(),
-            waiting: reader.into_iter().map(|(port, seq)| (port.clone(), seq)).collect(),
-            position: 0,
-            patience,
-            sent_at: now,
-        });
-        for (i, (key, _)) in keys.into_iter().enumerate() {
-            let starts_at = self.put_about_key(PTTL, &key);
-            self.expect(What::Pttl { flight, key: i }, starts_at, now);
-            if let OpKind::Fill { asks_encoding: true, .. } | OpKind::Refresh { asks_encoding: true, .. } = kind {
-                let starts_at = self.put_about_key(b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n$", &key);
-                self.expect(What::Encoding { flight }, starts_at, now);
+        let number = self.flights.vacant_key();
+        let mut keys: SmallVec<[FlightKey; 1]> = SmallVec::new();
+        for (i, Wanted { at, hash, kind: kind_of_fill }) in wanted.into_iter().enumerate() {
+            let (mut place, mut peer_fills) = (None, 0);
+            if kind_of_fill.is_some() {
+                let key = slice_of(&request, &at);
+                peer_fills = self.filler.partition().peer_fills(key);
+                place = Some(self.keys.take_off(hash, request.slice_ref(key), number));
+                self.ask_about(number, i, kind, key, now);
             }
-            self.keys.entry(key).or_default().flights.push(flight);
+            let kind = kind_of_fill;
+            keys.push(FlightKey { at, place, deadline: None, exists: true, changes_seen: 0, kind, peer_fills });
         }
         let starts_at = self.put_shared(&request);
         self.in_flight_bytes += request.len();
-        self.expect(What::Flight(flight), starts_at, now);
+        self.expect(What::Flight(number), starts_at, now);
         let position = self.position;
-        self.flights[flight].position = position;
         if let Some((port, _)) = reader {
             port.set_link_position(position);
+        }
+        self.flights.insert(Flight {
+            request,
+            kind,
+            keys,
+            waiting: reader.into_iter().map(|(port, seq)| (port.clone(), seq)).collect(),
+            position,
+            patience,
+            sent_at: now,
+        });
+    }
+
+    /// Asks what is to be known of a key in front of its read: when it ends, and how it is encoded if that matters.
+    fn ask_about(&mut self, flight: usize, key: usize, kind: OpKind, name: &[u8], now: Time) {
+        self.opt_in(now);
+        let starts_at = self.put_about_key(PTTL, name);
+        self.expect(What::Pttl { flight, key }, starts_at, now);
+        if let OpKind::Fill { asks_encoding: true, .. } | OpKind::Refresh { asks_encoding: true, .. } = kind {
+            let starts_at = self.put_about_key(b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n$", name);
+            self.expect(What::Encoding { flight }, starts_at, now);
         }
     }
 
@@ -221,6 +254,7 @@ impl LinkCore {
 
     /// The reply to a PTTL: from here on a change of the key makes the fill void.
     pub(super) fn pttl(&mut self, flight: usize, key: usize, frame: Frame<'_>) {
+        let is_tracked = self.take_tracked() || self.caching != Caching::Tracked;
         let Some(flight) = self.flights.get_mut(flight) else { return };
         let Some(k) = flight.keys.get_mut(key) else { return };
         let pttl = Cursor::new(frame.bytes).next();
@@ -245,7 +279,10 @@ impl LinkCore {
             let bound = self.limits.untracked_ttl.map(|ttl| flight.sent_at.saturating_add(ttl));
             k.deadline = k.deadline.zip(bound).map(|(a, b)| a.min(b));
         }
-        k.changes_seen = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
+        if !is_tracked {
+            k.deadline = None;
+        }
+        k.changes_seen = k.place.map_or(0, |place| self.keys.changes(place));
     }
 
     /// The reply to OBJECT ENCODING: only a hash that cannot have field TTLs may be kept, or a key that is not there.
@@ -268,11 +305,8 @@ impl LinkCore {
             self.keep(&flight_state, frame, now);
         }
         for k in &flight_state.keys {
-            if let Some(state) = self.keys.get_mut(&k.key[..]) {
-                state.flights.retain(|f| *f != flight);
-                if state.flights.is_empty() {
-                    self.keys.remove(&k.key[..]);
-                }
+            if let Some(place) = k.place {
+                self.keys.land(place, flight);
             }
         }
         for (port, seq) in &flight_state.waiting {
@@ -305,11 +339,12 @@ impl LinkCore {
 
     fn keep_one(&mut self, flight: &Flight, command: CommandId, key_at: usize, frame: Frame<'_>, now: Time) {
         let Some(k) = flight.keys.first() else { return };
-        let Some(deadline) = self.fresh_until(k) else { return };
+        if key_at == 1 && flight.request.starts_with(b"*2\r\n") {
+            return self.keep_as(flight, k, Variant::bare(command), frame.bytes, now);
+        }
         let Some(ranges) = self.scan(&flight.request) else { return };
         let variant = Variant::new(command, Args::new(&flight.request, &ranges), key_at);
-        let filled = self.fill(k, variant, frame.bytes, deadline, now);
-        self.count_fill(filled, &k.key);
+        self.keep_as(flight, k, variant, frame.bytes, now);
         self.scanner_gives_back(ranges);
     }
 
@@ -333,38 +368,34 @@ impl LinkCore {
                     None => return,
                 },
             };
-            if let Some(deadline) = self.fresh_until(k) {
-                let filled = self.fill(k, Variant::bare(command), element, deadline, now);
-                self.count_fill(filled, &k.key);
-            }
+            self.keep_as(flight, k, Variant::bare(command), element, now);
         }
     }
 
     /// The deadline of a key that was read, unless it changed since its PTTL was answered, or another user's partition
     /// was filled with it since it was asked for: its clients may have been answered what is newer than this. That a key is
     /// missing which was softly deleted is not kept either: who may have the value of before would find that.
-    fn fresh_until(&mut self, k: &FlightKey) -> Option<Time> {
-        if !k.exists && self.filler.is_missed(&k.key) {
+    fn fresh_until(&mut self, k: &FlightKey, place: usize, key: &[u8]) -> Option<Time> {
+        if !k.exists && self.filler.is_missed(key) {
             return None;
         }
-        if self.filler.partition().peer_fills(&k.key) != k.peer_fills {
+        if self.filler.partition().peer_fills(key) != k.peer_fills {
             self.counts.fills_outrun += 1;
             return None;
         }
-        let changes = self.keys.get(&k.key[..]).map_or(0, |s| s.changes);
-        if changes != k.changes_seen && !is_planted(Mutation::FillOutrun) {
+        if self.keys.changes(place) != k.changes_seen && !is_planted(Mutation::FillOutrun) {
             self.counts.fills_outrun += 1;
             return None;
         }
         k.deadline
     }
 
-    fn fill(&mut self, k: &FlightKey, variant: Variant<'_>, reply: &[u8], deadline: Time, now: Time) -> Filled {
-        self.filler.fill_as(k.kind, &k.key, variant, reply, deadline, now)
-    }
-
-    fn count_fill(&mut self, filled: Filled, key: &Bytes) {
-        match filled {
+    /// Keeps what a key was read to hold, if it was to be kept and is still fresh.
+    fn keep_as(&mut self, flight: &Flight, k: &FlightKey, variant: Variant<'_>, reply: &[u8], now: Time) {
+        let Some((kind, place)) = k.kind.zip(k.place) else { return };
+        let key = flight.key(k);
+        let Some(deadline) = self.fresh_until(k, place, key) else { return };
+        match self.filler.fill_as(kind, key, variant, reply, deadline, now) {
             Filled::Stored => self.counts.fills += 1,
             Filled::TooBig => self.big_keys.push(Bytes::copy_from_slice(key)),
             Filled::Dead | Filled::Contradicted => {}
@@ -389,19 +420,29 @@ impl LinkCore {
     }
 }
 
-/// Argument `at` of a request as sessions make them, without looking at those behind it.
-fn argument(request: &Bytes, at: usize) -> Option<Bytes> {
-    let mut cursor = Cursor::new(request);
-    cursor.next_count()?;
-    for _ in 0..at {
-        cursor.next_bytes()?;
+/// Where argument `at` of a request stands, as sessions make them, without looking at those behind it.
+fn argument(request: &[u8], at: usize) -> Option<Range<u32>> {
+    let number = |kind: u8, from: usize| {
+        let digits = request.get(from..)?.strip_prefix(&[kind])?.iter().take_while(|byte| byte.is_ascii_digit());
+        let (len, value) = digits.fold((0, 0_u32), |(len, value), digit| {
+            (len + 1, value.saturating_mul(10).saturating_add(u32::from(digit - b'0')))
+        });
+        Some((from + 1 + len + 2, value as usize))
+    };
+    let (mut next, count) = number(b'*', 0)?;
+    if at >= count {
+        return None;
     }
-    let key = cursor.next_bytes()?;
-    Some(request.slice_ref(key))
+    for _ in 0..at {
+        let (start, len) = number(b'$', next)?;
+        next = start + len + 2;
+    }
+    let (start, len) = number(b'$', next)?;
+    (start + len <= request.len()).then_some(start as u32..(start + len) as u32)
 }
 
-fn slice_of(request: &Bytes, range: ArgRange) -> Bytes {
-    request.slice(range.start as usize..range.start as usize + range.len as usize)
+fn slice_of<'a>(request: &'a [u8], at: &Range<u32>) -> &'a [u8] {
+    &request[at.start as usize..at.end as usize]
 }
 
 fn memmem(text: &[u8], wanted: &[u8]) -> bool {

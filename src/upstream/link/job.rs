@@ -38,6 +38,8 @@ pub struct Op {
 pub enum OpKind {
     /// A read whose reply is not kept.
     Read,
+    /// A read of Larder's own: the upstream is to tell when its keys change. An error if it will not.
+    ReadTracked,
     /// A read of one key whose reply is to be kept. `key_at` is the argument that holds the key.
     Fill {
         /// The command.
@@ -122,7 +124,7 @@ impl Job {
 impl OpKind {
     /// True if the request can be sent twice without harm.
     pub fn is_read(self) -> bool {
-        matches!(self, Self::Read | Self::Fill { .. } | Self::FillEach(_) | Self::Refresh { .. })
+        matches!(self, Self::Read | Self::ReadTracked | Self::Fill { .. } | Self::FillEach(_) | Self::Refresh { .. })
     }
 
     /// The same for who waits for the reply: a read may have joined a refresh.

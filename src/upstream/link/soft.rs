@@ -71,7 +71,7 @@ impl LinkCore {
         let Some(ranges) = self.scan(request) else { return };
         for key in Args::new(request, &ranges).iter().skip(1) {
             if is_done {
-                self.changed(key);
+                self.keys.changed(key);
                 self.filler.remove_but_soft(key, cause, now);
                 self.filler.deleted_softly(key, number);
             } else {
@@ -89,7 +89,7 @@ impl LinkCore {
             None => return,
         };
         for key in keys {
-            self.changed(&key);
+            self.keys.changed(&key);
             if self.soften(&key, how, now) == Softened::Soft {
                 self.ask_whether_missing(key, number, now);
             }
@@ -98,7 +98,7 @@ impl LinkCore {
 
     /// The upstream has said whether a key that was softly deleted is missing still.
     pub(super) fn settled_softly(&mut self, key: &[u8], number: u64, frame: Frame<'_>) {
-        let is_missing = Cursor::new(frame.bytes).next() == Some(Item::Integer(-2));
+        let is_missing = self.take_tracked() && Cursor::new(frame.bytes).next() == Some(Item::Integer(-2));
         if !self.filler.settle_soft(key, number, is_missing) {
             self.feed.tell(Some(key), Cause::DataChanged);
         }
@@ -109,7 +109,7 @@ impl LinkCore {
         if !self.filler.is_settling(key) {
             return self.remove(key, Cause::DataChanged, now);
         }
-        self.changed(key);
+        self.keys.changed(key);
         let removed = self.filler.remove_but_soft(key, Cause::DataChanged, now);
         self.feed.tell(Some(key), Cause::DataChanged);
         removed
@@ -139,12 +139,13 @@ impl LinkCore {
         }
         let is_refresh = matches!(flight.kind, OpKind::Fill { .. } | OpKind::FillEach(_) | OpKind::Refresh { .. });
         for k in &flight.keys {
+            let key = flight.key(k);
             for (port, _) in &flight.waiting {
-                self.tell_of(port, &k.key);
+                self.tell_of(port, key);
             }
             match is_refresh {
-                true if is_error => self.filler.refresh_failed(&k.key),
-                true if k.exists || !self.filler.is_missed(&k.key) => self.end_softness(&k.key),
+                true if is_error => self.filler.refresh_failed(key),
+                true if k.exists || !self.filler.is_missed(key) => self.end_softness(key),
                 _ => {}
             }
         }
@@ -165,6 +166,7 @@ impl LinkCore {
     }
 
     fn ask_whether_missing(&mut self, key: Bytes, order: u64, now: Time) {
+        self.opt_in(now);
         let starts_at = self.put_about_key(PTTL, &key);
         self.expect(What::Settling { key, order }, starts_at, now);
     }
@@ -178,13 +180,6 @@ impl LinkCore {
     fn end_softness(&mut self, key: &[u8]) {
         if self.filler.end_soft(key) {
             self.feed.tell(Some(key), Cause::DataChanged);
-        }
-    }
-
-    /// What was asked about a key before this position is not kept.
-    fn changed(&mut self, key: &[u8]) {
-        if let Some(state) = self.keys.get_mut(key) {
-            state.changes += 1;
         }
     }
 }
