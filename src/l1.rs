@@ -378,6 +378,11 @@ impl Partition {
         self.peers.store(Arc::new(peers));
     }
 
+    /// True if there are partitions of other users of the same database.
+    pub(crate) fn has_peers(&self) -> bool {
+        !self.peers.load().is_empty()
+    }
+
     fn is_contradicted(&self, key: &[u8], variant: Variant<'_>, reply: &[u8]) -> bool {
         let differs = |peer: &Weak<Partition>| {
             let held = peer.upgrade().and_then(|peer| peer.peek(key));
@@ -393,7 +398,7 @@ impl Partition {
     /// filled may be older than what clients of that peer have been answered since, even if the peer holds it no more: it
     /// is not to be kept.
     pub fn peer_fills(&self, key: &[u8]) -> u64 {
-        if self.peers.load().is_empty() { 0 } else { self.peer_fills[stripe_of(key)].load(Ordering::Relaxed) }
+        if self.peers.load().is_empty() { 0 } else { self.peer_fills[stripe_of(key, PEER_FILL_STRIPES)].load(Ordering::Relaxed) }
     }
 
     fn tell_peers(&self, key: &[u8]) {
@@ -401,7 +406,7 @@ impl Partition {
         if peers.is_empty() {
             return;
         }
-        let stripe = stripe_of(key);
+        let stripe = stripe_of(key, PEER_FILL_STRIPES);
         for peer in peers.iter().filter_map(Weak::upgrade) {
             peer.peer_fills[stripe].fetch_add(1, Ordering::Relaxed);
         }
@@ -663,8 +668,9 @@ impl Drop for Filler {
     }
 }
 
-fn stripe_of(key: &[u8]) -> usize {
-    (foldhash::fast::FixedState::default().hash_one(key) % PEER_FILL_STRIPES as u64) as usize
+/// Which of `groups` of keys a key is in.
+fn stripe_of(key: &[u8], groups: usize) -> usize {
+    (foldhash::fast::FixedState::default().hash_one(key) % groups as u64) as usize
 }
 
 impl Hash for Slot {

@@ -43,13 +43,15 @@ pub enum Mutation {
     SoftForEver,
     /// A push is taken for that of the deletion as long as it could be one.
     SoftNeverSettles,
+    /// A write that does not come by the link of a soft key leaves it, unless a push tells of it.
+    SoftOverWritesElsewhere,
 }
 
 // === impl Mutation ===
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::WriteRemovesNothing,
         Self::FillOutrun,
         Self::NullPushIgnored,
@@ -68,6 +70,7 @@ impl Mutation {
         Self::SoftOverAChange,
         Self::SoftForEver,
         Self::SoftNeverSettles,
+        Self::SoftOverWritesElsewhere,
     ];
 
     /// The bug of this name, as `Debug` writes it.
