@@ -71,6 +71,8 @@ pub(crate) enum Kind {
     /// A read whose client is in a state in which it has a connection of its own.
     ReadApart,
     Write,
+    /// A write whose client is in such a state.
+    WriteApart,
     /// Moves the client to another scope.
     Enter(usize),
 }
@@ -154,6 +156,14 @@ impl Wake for Flag {
 
 const IN_FLIGHT_MAX: usize = 12;
 const TURNS_MAX: usize = 8;
+
+// === impl Kind ===
+
+impl Kind {
+    fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::WriteApart)
+    }
+}
 
 // === impl Client ===
 
@@ -357,11 +367,19 @@ impl Client {
         let name: &[u8] = &asked.words[0];
         let reaches = |scope: &usize| match asked.kind {
             _ if *scope == self.scope => true,
-            Kind::Write if matches!(name, b"FLUSHALL" | b"EVAL") => true,
+            _ if asked.kind.writes() => true,
             // What was only read can be contradicted by the scopes of other users of the database, too.
             _ => around.links[*scope].purpose.database == asked.database,
         };
         let scopes: Vec<usize> = (0..around.links.len()).filter(reaches).collect();
+        // Nobody knows what a script has done.
+        let keys = if matches!(name, b"FLUSHALL" | b"EVAL") { Vec::new() } else { keys_of(&asked.words) };
+        for link in around.links.iter().filter(|_| asked.kind.writes()) {
+            match &keys[..] {
+                [] => link.partition.written_elsewhere(None, around.now),
+                keys => keys.iter().for_each(|key| link.partition.written_elsewhere(Some(KEY_NAMES[*key]), around.now)),
+            }
+        }
         self.apart = self.start_fence(around, &scopes, reply);
         self.flag.0.store(true, Ordering::Relaxed);
     }
@@ -371,7 +389,7 @@ impl Client {
         self.conn = None;
         self.received.clear();
         if matches!(self.apart, Apart::Sent) {
-            if self.asked[self.asked.len() - self.untaken - 1].kind == Kind::Write {
+            if self.asked[self.asked.len() - self.untaken - 1].kind.writes() {
                 links.iter().for_each(Link::drop_all);
             }
             let answer = b"-UPSTREAMLOST connection lost\r\n".to_vec();
@@ -618,7 +636,7 @@ impl Judge {
         match asked.kind {
             Kind::Enter(_) if answer == b"+OK\r\n" => Ok(()),
             Kind::Enter(_) => Err("not the answer to a change of scope".into()),
-            Kind::Write => self.write(asked, answer, seen, server),
+            Kind::Write | Kind::WriteApart => self.write(asked, answer, seen, server),
             Kind::Read | Kind::ReadApart => self.read(asked, answer, seen, protocol, around),
         }
     }
@@ -629,7 +647,7 @@ impl Judge {
         if !self.faults || !answer.starts_with(b"-UPSTREAM") {
             return Err("an error that nothing explains".into());
         }
-        if asked.kind == Kind::Write {
+        if asked.kind.writes() {
             let request = encode(&asked.words);
             if server.history.executions(&request).len() > 1 {
                 return Err("a write was executed twice".into());

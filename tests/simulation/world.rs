@@ -613,10 +613,12 @@ impl World {
                 vec![b"PEXPIRE".to_vec(), self.key(), self.ttl(), tag]
             }
             19 => vec![b"PUBLISH".to_vec(), b"channel".to_vec(), tag],
-            20 | 21 => self.pairs(&[b"EVAL", b"script", b"0"]),
+            20 => self.pairs(&[b"EVAL", b"script", b"0"]),
+            21 => self.pairs(&[b"EVAL", b"delete", b"0"]),
             _ => self.pairs(&[b"MSET"]),
         };
-        (words, Kind::Write)
+        let is_apart = words[0] != b"PUBLISH" && self.rng.one_in(8);
+        (words, if is_apart { Kind::WriteApart } else { Kind::Write })
     }
 
     fn key(&mut self) -> Vec<u8> {
