@@ -398,7 +398,11 @@ impl Partition {
     /// filled may be older than what clients of that peer have been answered since, even if the peer holds it no more: it
     /// is not to be kept.
     pub fn peer_fills(&self, key: &[u8]) -> u64 {
-        if self.peers.load().is_empty() { 0 } else { self.peer_fills[stripe_of(key, PEER_FILL_STRIPES)].load(Ordering::Relaxed) }
+        if self.peers.load().is_empty() {
+            0
+        } else {
+            self.peer_fills[stripe_of(key, PEER_FILL_STRIPES)].load(Ordering::Relaxed)
+        }
     }
 
     fn tell_peers(&self, key: &[u8]) {

@@ -100,8 +100,18 @@ enum Source {
     L1,
     /// What a loss has left behind.
     Left,
-    /// What was softly invalidated, if only for some of its keys.
+    /// What was softly invalidated, if only for some of its keys; the upstream was asked for none.
     Soft,
+    /// As `Soft`, and the upstream was asked for others.
+    SoftInPart,
+}
+
+// === impl Source ===
+
+impl Source {
+    fn is_soft(self) -> bool {
+        matches!(self, Self::Soft | Self::SoftInPart)
+    }
 }
 
 /// What a client has been told.
@@ -331,7 +341,7 @@ impl Client {
             self.asked[at].source = if is_stale { Source::Left } else { Source::L1 };
         }
         if flow == Flow::Taken && around.counters.soft.value() > soft_before {
-            self.asked[at].source = Source::Soft;
+            self.asked[at].source = if self.batch.len() == before { Source::Soft } else { Source::SoftInPart };
         }
         flow
     }
@@ -745,7 +755,7 @@ impl Judge {
                 span(*slot).deadline_ms.is_none_or(|deadline| server.now_ms <= deadline + age_max + 1)
             };
             let lives = match asked.source {
-                Source::Upstream => true,
+                Source::Upstream | Source::SoftInPart => true,
                 Source::L1 | Source::Soft => slots.iter().all(alive),
                 Source::Left => slots.iter().all(lives_on),
             };
@@ -759,7 +769,7 @@ impl Judge {
             evaluate(&asked.words, resp3, |key| span(asked.database * KEYS + key).value.clone()) == answer
         };
         let fitting = history.least(&slots, lower, fits);
-        if asked.source == Source::Soft {
+        if asked.source.is_soft() {
             let softly = self.softly(asked, answer, seen, protocol, around);
             if softly.is_ok() || fitting.is_none() {
                 return softly;
@@ -775,7 +785,7 @@ impl Judge {
                     Source::Upstream => "",
                     Source::L1 => ", from L1,",
                     Source::Left => ", from what a loss has left behind,",
-                    Source::Soft => ", softly,",
+                    Source::Soft | Source::SoftInPart => ", softly,",
                 }
             ));
         };
@@ -813,7 +823,10 @@ impl Judge {
         let lower = |nth: usize| seen.slots[asked.database * KEYS + keys[nth]].max(asked.written[nth]);
         let spans: Vec<_> =
             (0..keys.len()).map(|nth| history.since(asked.database * KEYS + keys[nth], lower(nth))).collect();
-        let alive = |span: &Span| span.deadline_ms.is_none_or(|deadline| around.server.now_ms <= deadline);
+        // What the upstream was asked for was alive when it answered.
+        let alive = |span: &Span| {
+            asked.source == Source::SoftInPart || span.deadline_ms.is_none_or(|end| around.server.now_ms <= end)
+        };
         let mut chosen = vec![0; keys.len()];
         loop {
             let span_of = |key: usize| {

@@ -256,7 +256,9 @@ mod tests {
         assert_eq!(reach("KEYS *"), Reach::Nothing);
         assert_eq!(reach("SET k v"), keys(&["k"]));
         assert_eq!(reach("BLPOP a b 0"), keys(&["a", "b"]));
-        for line in ["EVAL return(1) 0", "FCALL f 0", "FLUSHALL", "SWAPDB 0 1", "MOVE k 1", "NOSUCHCOMMAND k", "DEBUG RELOAD"] {
+        for line in
+            ["EVAL return(1) 0", "FCALL f 0", "FLUSHALL", "SWAPDB 0 1", "MOVE k 1", "NOSUCHCOMMAND k", "DEBUG RELOAD"]
+        {
             assert_eq!(reach(line), Reach::Anything, "{line}");
         }
         for line in ["CONFIG GET *", "EVAL_RO return(1) 0", "SCRIPT LOAD return(1)", "INFO", "ACL LIST"] {
