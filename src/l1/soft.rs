@@ -23,6 +23,7 @@ use super::entry::{Found, Slot};
 use super::{Cause, Filler, Hit, Partition, Variant, stripe_of};
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
+use larder_protocol::glob::{self, Case};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -185,9 +186,19 @@ impl Partition {
             }
             None => {
                 keys.written.fill(Some(now));
-                keys.end_deleted();
+                // Of what was not deleted, every change is told.
+                keys.end_all(|_, soft| soft.how.standing != Standing::Kept);
             }
         }
+        self.softs.publish(&keys);
+    }
+
+    /// An operator invalidates the keys that match a glob pattern, and not softly.
+    pub fn end_soft_matching(&self, pattern: &[u8], now: Time) {
+        let mut keys = self.softs.lock();
+        // A script under way may have deleted some of them.
+        keys.written.fill(Some(now));
+        keys.end_all(|key, _| glob::matches(pattern, key, Case::Sensitive));
         self.softs.publish(&keys);
     }
 
@@ -388,11 +399,11 @@ impl Keys {
         }
     }
 
-    /// The same for all that was deleted upstream. Of what was not, every change is told.
-    fn end_deleted(&mut self) {
-        let deleted = self.entries.iter().filter(|(_, soft)| soft.how.standing != Standing::Kept);
-        let deleted: Vec<Box<[u8]>> = deleted.map(|(key, _)| key.clone()).collect();
-        deleted.iter().for_each(|key| self.end(key));
+    /// The same for all keys for which `ends` is true.
+    fn end_all(&mut self, ends: impl Fn(&[u8], &SoftEntry) -> bool) {
+        let ending = self.entries.iter().filter(|(key, soft)| ends(key, soft));
+        let ending: Vec<Box<[u8]>> = ending.map(|(key, _)| key.clone()).collect();
+        ending.iter().for_each(|key| self.end(key));
     }
 
     fn remove(&mut self, key: &[u8]) -> bool {
