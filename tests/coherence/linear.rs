@@ -303,15 +303,15 @@ impl Recorder {
                 6 | 7 => Fickle::Set { database, key, value, muted: rng.one_in(2) },
                 8 => Fickle::Take(database, key),
                 9 => Fickle::Transaction { database, set: key, value, get: two.to_owned() },
-                10 => Fickle::Other(encode(&["HELLO", rng.pick(&["2", "3"])])),
+                10 => Fickle::Other(encode(&["HELLO", *rng.pick(&["2", "3"])])),
                 11 | 12 if !Larder::is_plain() => {
-                    Fickle::Other(encode(&["CACHE", "READ", rng.pick(&["STRICT", "BYPASS", "CACHED", "CACHED"])]))
+                    Fickle::Other(encode(&["CACHE", "READ", *rng.pick(&["STRICT", "BYPASS", "CACHED", "CACHED"])]))
                 }
                 13 => {
                     database = 1 - database;
                     Fickle::Other(encode(&["SELECT", &database.to_string()]))
                 }
-                14 if self.user.is_some() => Fickle::Other(encode(&["AUTH", rng.pick(&["alice", "bob"]), "pw"])),
+                14 if self.user.is_some() => Fickle::Other(encode(&["AUTH", *rng.pick(&["alice", "bob"]), "pw"])),
                 15 if rng.one_in(3) => {
                     database = 0;
                     Fickle::Other(encode(&["RESET"]))

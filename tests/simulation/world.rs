@@ -154,7 +154,7 @@ impl Character {
             flushes: 1000,
             ttl_ms_max: 1000,
             softenings: 2,
-            soft_ms_max: 1000,
+            soft_ms_max: if self.soft_ms_max > 2 { 1000 } else { 5 },
             deletions: 2,
             apart: 2,
             ..self
