@@ -385,8 +385,9 @@ impl Partition {
         self.has_peers.store(has_peers, Ordering::SeqCst);
     }
 
+    /// True if there are partitions of other users of the same database.
     #[inline]
-    fn has_peers(&self) -> bool {
+    pub(crate) fn has_peers(&self) -> bool {
         self.has_peers.load(Ordering::Acquire)
     }
 
@@ -405,14 +406,17 @@ impl Partition {
     /// filled may be older than what clients of that peer have been answered since, even if the peer holds it no more: it
     /// is not to be kept.
     pub fn peer_fills(&self, key: &[u8]) -> u64 {
-        if self.has_peers() { self.peer_fills[stripe_of(key)].load(Ordering::Relaxed) } else { 0 }
+        match self.has_peers() {
+            true => self.peer_fills[stripe_of(key, PEER_FILL_STRIPES)].load(Ordering::Relaxed),
+            false => 0,
+        }
     }
 
     fn tell_peers(&self, key: &[u8]) {
         if !self.has_peers() {
             return;
         }
-        let stripe = stripe_of(key);
+        let stripe = stripe_of(key, PEER_FILL_STRIPES);
         for peer in self.peers.load().iter().filter_map(Weak::upgrade) {
             peer.peer_fills[stripe].fetch_add(1, Ordering::Relaxed);
         }
@@ -676,8 +680,9 @@ impl Drop for Filler {
     }
 }
 
-fn stripe_of(key: &[u8]) -> usize {
-    (foldhash::fast::FixedState::default().hash_one(key) % PEER_FILL_STRIPES as u64) as usize
+/// Which of `groups` of keys a key is in.
+fn stripe_of(key: &[u8], groups: usize) -> usize {
+    (foldhash::fast::FixedState::default().hash_one(key) % groups as u64) as usize
 }
 
 impl Hash for Slot {

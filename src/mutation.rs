@@ -45,13 +45,15 @@ pub enum Mutation {
     SoftNeverSettles,
     /// A fill does not ask the upstream to track its key where the upstream tracks only what it is asked to.
     OptInForgotten,
+    /// A write that does not come by the link of a soft key leaves it, unless a push tells of it.
+    SoftOverWritesElsewhere,
 }
 
 // === impl Mutation ===
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::WriteRemovesNothing,
         Self::FillOutrun,
         Self::NullPushIgnored,
@@ -71,6 +73,7 @@ impl Mutation {
         Self::SoftForEver,
         Self::SoftNeverSettles,
         Self::OptInForgotten,
+        Self::SoftOverWritesElsewhere,
     ];
 
     /// The bug of this name, as `Debug` writes it.

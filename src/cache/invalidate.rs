@@ -75,6 +75,21 @@ pub(super) async fn invalidate(
     let (Some(upstream), Some(scope)) = (caller.upstream(), &caller.scope) else {
         return invalidate_embedded(caller, target, reach).await;
     };
+    let invalidated = invalidate_upstream(caller, upstream, scope, target, reach, soft_ms).await;
+    if soft_ms.is_none() {
+        end_softness(caller, upstream, scope, target, reach);
+    }
+    invalidated
+}
+
+async fn invalidate_upstream(
+    caller: &Caller,
+    upstream: &Arc<Upstream>,
+    scope: &Arc<Scope>,
+    target: Target<'_>,
+    reach: Reach,
+    soft_ms: Option<u32>,
+) -> Result<Invalidated, Failure> {
     match (target, reach) {
         (Target::Keys(keys), Reach::Everywhere) => {
             let mut deletion = Deletion::begin(caller, upstream, scope, Cause::Manual, soft_ms)?;
@@ -117,6 +132,21 @@ pub(super) async fn invalidate(
         (Target::All, Reach::Local) => {
             Errand::default().drop_all(&scope.link, Cause::Manual).await;
             Ok(Invalidated::All)
+        }
+    }
+}
+
+/// What was softly deleted before is found neither upstream nor in L1, nor does the index still know its tags: it is ended here. Keys
+/// that are named, and everything, end by the orders to drop them.
+fn end_softness(caller: &Caller, upstream: &Upstream, scope: &Arc<Scope>, target: Target<'_>, reach: Reach) {
+    let others = if reach == Reach::Everywhere { upstream.others(scope, Some(scope.database)) } else { Vec::new() };
+    let now = caller.shared.clock.now();
+    for scope in others.iter().chain([scope]) {
+        let partition = scope.link.partition();
+        match target {
+            Target::Pattern { glob, .. } => partition.end_soft_matching(glob, now),
+            Target::Tags(..) => partition.written_elsewhere(None, now),
+            Target::Keys(_) | Target::All => {}
         }
     }
 }

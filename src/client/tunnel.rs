@@ -81,8 +81,6 @@ pub(super) struct Tunnel {
     fence_widely: bool,
     patience: Patience,
     times: ReplyTimes,
-    /// True if it matters what a lost request may have changed: stale answers are allowed.
-    heeds_reach: bool,
     /// Replies that came as they should, not yet told to the breaker.
     answered: u32,
     /// What is queued so far.
@@ -168,8 +166,7 @@ impl Connection {
             return Err(End::Closed);
         }
         borrowed.lease(Some(self.core.client.address));
-        let heeds_reach = self.core.shared.policies.load().stale_if_error_longest().is_some();
-        let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.reply_times(), heeds_reach);
+        let mut tunnel = Tunnel::new(borrowed, scope, table, self.core.shared.reply_times());
         let Some(first) = self.number_first(&mut tunnel, first).await else { return Ok(()) };
         self.core.client.upstream_id.store(upstream_id, Ordering::Release);
         tunnel.put_name(&self.core);
@@ -503,7 +500,7 @@ enum Fed {
 // === impl Tunnel ===
 
 impl Tunnel {
-    fn new(connection: Borrowed, scope: Arc<Scope>, table: Arc<Table>, times: ReplyTimes, heeds_reach: bool) -> Self {
+    fn new(connection: Borrowed, scope: Arc<Scope>, table: Arc<Table>, times: ReplyTimes) -> Self {
         Self {
             connection,
             scope,
@@ -517,7 +514,6 @@ impl Tunnel {
             fence_widely: false,
             patience: Patience::new(times.exclusive_max),
             times,
-            heeds_reach,
             answered: 0,
             transaction: Transaction::default(),
             swap: None,
@@ -590,8 +586,12 @@ impl Tunnel {
         }
     }
 
-    /// What the requests that are owed a reply may have changed must not be answered stale, as if they had not.
+    /// What the requests that are owed a reply may have changed must not be answered stale, as if they had not. (What is soft
+    /// meanwhile is not concerned: nobody has been told that they were executed.)
     fn doubt(&mut self, core: &Core) {
+        if core.shared.policies.load().stale_if_error_longest().is_none() {
+            return;
+        }
         let reaches = self.owed.iter_mut().map(|owed| std::mem::take(&mut owed.reach));
         let (keys, scopes) = match (reaches.fold(Reach::Nothing, Reach::and), core.upstream()) {
             (Reach::Nothing, _) | (_, None) => return,
@@ -652,7 +652,7 @@ impl Tunnel {
                     self.swap = Swap::begin(core, what);
                 }
             }
-            What::Reply | What::Blocking if self.heeds_reach => owed.reach = Reach::of(&self.table, request.args()),
+            What::Reply | What::Blocking => owed.reach = Reach::of(&self.table, request.args()),
             _ => {}
         }
         // What is refused here never gets there.

@@ -12,19 +12,22 @@
 //!   ([`Filler::tell_soft`], which comes before the reply is handed on): no client sees the old value again.
 //! * What is here belongs to the partition as it was when it was softened: when that is emptied or suspended, whatever for,
 //!   nothing is found here any more.
-//! * Only the task of the link adds and changes; other threads look, and take the one leave to refresh a key.
+//! * Whoever has written to a key by another way than the link ends its softness before anybody is told of the write
+//!   ([`Partition::written_elsewhere`]): of a deletion of what is gone already no push tells.
+//! * Only the task of the link adds and changes; other threads look, take the one leave to refresh a key, and end.
 //!
 //! Bounds: [`SOFT_KEYS_MAX`] keys, and a [`SOFT_SIZE_PART`]th of L1 in bytes; [`TOLD_MAX`] clients are remembered for a
 //! key. What exceeds them is invalidated as if `SOFT` had not been said.
 
 use super::entry::{Found, Slot};
-use super::{Cause, Filler, Hit, Partition, Variant};
+use super::{Cause, Filler, Hit, Partition, Variant, stripe_of};
 use crate::clock::Time;
 use crate::mutation::{Mutation, is_planted};
+use larder_protocol::glob::{self, Case};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// Keys of one partition that are soft at a time.
@@ -33,6 +36,9 @@ const SOFT_KEYS_MAX: usize = 65_536;
 const SOFT_SIZE_PART: u64 = 4;
 /// Clients that may have been told of a soft key before it ends for all.
 const TOLD_MAX: usize = 64;
+/// Writes by other ways are remembered in so many groups of keys: keys of one group are taken for each other, where the reply of
+/// a script names what it has softened.
+const WRITTEN_STRIPES: usize = 32;
 /// What has ended is taken out so often at most.
 const SWEEP_PAUSE: Duration = Duration::from_millis(50);
 
@@ -92,7 +98,7 @@ pub enum Softened {
 /// The soft keys of a partition.
 #[derive(Debug, Default)]
 pub(super) struct Softs {
-    /// How many there are: looked at without the lock.
+    /// How many there are, with those whose end is still to be told: looked at without the lock.
     count: AtomicUsize,
     keys: Mutex<Keys>,
 }
@@ -101,6 +107,10 @@ pub(super) struct Softs {
 struct Keys {
     entries: HashMap<Box<[u8]>, SoftEntry, foldhash::fast::RandomState>,
     bytes: u64,
+    /// What others have ended, for the link's task to tell of.
+    ended: Vec<Box<[u8]>>,
+    /// When keys of each group were last written to by another way than the link.
+    written: [Option<Time>; WRITTEN_STRIPES],
     /// When it was last looked for what has ended.
     swept_at: Time,
 }
@@ -160,6 +170,42 @@ impl Partition {
         let keys = self.softs.lock();
         keys.entries.get(hit.key()).is_some_and(|soft| soft.entry.is(&hit.entry) && soft.is_for(self, by, now))
     }
+
+    /// A request that has not come by the link may have written to `key`, or to whatever it liked (`None`). Its reply was there at
+    /// `now`, and has been told to nobody yet. What it has changed the link will hear; that it has deleted what had been
+    /// deleted softly before, it will not.
+    pub fn written_elsewhere(&self, key: Option<&[u8]>, now: Time) {
+        if is_planted(Mutation::SoftOverWritesElsewhere) {
+            return;
+        }
+        let mut keys = self.softs.lock();
+        match key {
+            Some(key) => {
+                keys.written[stripe_of(key, WRITTEN_STRIPES)] = Some(now);
+                keys.end(key);
+            }
+            None => {
+                keys.written.fill(Some(now));
+                // Of what was not deleted, every change is told.
+                keys.end_all(|_, soft| soft.how.standing != Standing::Kept);
+            }
+        }
+        self.softs.publish(&keys);
+    }
+
+    /// An operator invalidates the keys that match a glob pattern, and not softly.
+    pub fn end_soft_matching(&self, pattern: &[u8], now: Time) {
+        let mut keys = self.softs.lock();
+        // A script under way may have deleted some of them.
+        keys.written.fill(Some(now));
+        keys.end_all(|key, _| glob::matches(pattern, key, Case::Sensitive));
+        self.softs.publish(&keys);
+    }
+
+    /// The same in the partitions of other users of the same database, for a write whose reply this one's link has read.
+    pub(crate) fn tell_peers_of_write(&self, key: &[u8], now: Time) {
+        self.peers.load().iter().filter_map(Weak::upgrade).for_each(|peer| peer.written_elsewhere(Some(key), now));
+    }
 }
 
 // === impl Filler (soft) ===
@@ -179,7 +225,7 @@ impl Filler {
         }
         let mut keys = partition.softs.lock();
         let bytes_max = partition.l1.settings().size_bytes_max / SOFT_SIZE_PART;
-        if keys.entries.len() >= SOFT_KEYS_MAX || keys.bytes + entry.bytes() > bytes_max {
+        if keys.is_overtaken(key, how) || keys.len() >= SOFT_KEYS_MAX || keys.bytes + entry.bytes() > bytes_max {
             return Softened::Gone;
         }
         keys.bytes += entry.bytes();
@@ -259,6 +305,18 @@ impl Filler {
         removed
     }
 
+    /// Keys whose softness others have ended since the last call.
+    pub fn take_ended(&mut self) -> Vec<Box<[u8]>> {
+        let softs = &self.partition().softs;
+        if softs.count.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        let mut keys = softs.lock();
+        let ended = std::mem::take(&mut keys.ended);
+        softs.publish(&keys);
+        ended
+    }
+
     /// Takes out what has ended by time: the keys, each with why it had been invalidated.
     pub fn expire_soft(&mut self, now: Time) -> Vec<(Box<[u8]>, Cause)> {
         let softs = &self.partition().softs;
@@ -305,13 +363,14 @@ impl Softs {
         if self.count.load(Ordering::Acquire) > 0 {
             let mut keys = self.lock();
             keys.entries = HashMap::default();
+            keys.ended = Vec::new();
             keys.bytes = 0;
             self.publish(&keys);
         }
     }
 
     fn publish(&self, keys: &Keys) {
-        self.count.store(keys.entries.len(), Ordering::Release);
+        self.count.store(keys.len(), Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, Keys> {
@@ -322,6 +381,31 @@ impl Softs {
 // === impl Keys ===
 
 impl Keys {
+    fn len(&self) -> usize {
+        self.entries.len() + self.ended.len()
+    }
+
+    /// True if `key` was perhaps written to, by another way than the link, since a script was sent whose reply now says that it
+    /// has deleted it. (What is softened before its deletion is sent is found here by whoever writes to it.)
+    fn is_overtaken(&self, key: &[u8], how: Softening) -> bool {
+        let written = self.written[stripe_of(key, WRITTEN_STRIPES)];
+        matches!(how.standing, Standing::Unsure(_)) && written.is_some_and(|at| at >= how.since)
+    }
+
+    /// Ends the softness of `key`; that is still to be told.
+    fn end(&mut self, key: &[u8]) {
+        if self.remove(key) {
+            self.ended.push(key.into());
+        }
+    }
+
+    /// The same for all keys for which `ends` is true.
+    fn end_all(&mut self, ends: impl Fn(&[u8], &SoftEntry) -> bool) {
+        let ending = self.entries.iter().filter(|(key, soft)| ends(key, soft));
+        let ending: Vec<Box<[u8]>> = ending.map(|(key, _)| key.clone()).collect();
+        ending.iter().for_each(|key| self.end(key));
+    }
+
     fn remove(&mut self, key: &[u8]) -> bool {
         let removed = self.entries.remove(key);
         self.bytes -= removed.as_ref().map_or(0, |soft| soft.entry.bytes());

@@ -576,6 +576,7 @@ impl LinkCore {
     }
 
     fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, resumes: bool, now: Time) {
+        self.tell_of_ended();
         let nothing_is_older = self.filler.partition().is_empty() && self.flights.is_empty();
         if nothing_is_older && !resumes || is_planted(Mutation::FenceDropped) {
             self.leave(port, Delivery::Fenced(seq));
@@ -654,7 +655,8 @@ impl LinkCore {
     }
 
     fn remove_keys_of(&mut self, command: CommandId, request: &Bytes, now: Time) {
-        if self.filler.partition().is_empty() && self.keys.is_empty() {
+        let partition = self.filler.partition();
+        if partition.is_empty() && self.keys.is_empty() && !partition.has_peers() {
             return;
         }
         let Some(ranges) = self.scan(request) else { return };
@@ -662,7 +664,7 @@ impl LinkCore {
         let table = self.table.clone();
         let Some(command) = table.command(command) else { return };
         for key_at in command.keys(args) {
-            let removed = self.remove(args.arg(key_at), Cause::DataChanged, now);
+            let removed = self.written(args.arg(key_at), Cause::DataChanged, now);
             self.counts.dropped_by_write += u64::from(removed);
         }
         self.scanner_gives_back(ranges);

@@ -1,6 +1,7 @@
 //! Whatever changes a key, by whatever command and from wherever: L1 says afterwards what the upstream says.
 //!
-//! After a change through Larder at once; after a change elsewhere as soon as a fence has been passed.
+//! After a change through Larder at once, for other users and in other databases, too; after a change elsewhere as soon as a
+//! fence has been passed.
 
 use std::time::{Duration, Instant};
 
@@ -65,17 +66,36 @@ const CHANGES: &[Change] = &[
     change(&["ZADD k 1 a"], &["BZPOPMIN k 1"]),
     change(&["SADD l a b", "SET k old"], &["SUNIONSTORE k l"]),
     change(&["SET l new", "SET k old"], &["BITOP AND k l"]),
+    change(&["SET k old PX 100000"], &["PERSIST k"]),
+    change(&["SET k old PX 100000"], &["GETEX k PERSIST"]),
+    change(&["SET k old"], &["PEXPIRE k 100000 NX"]),
+    change(&["SET k old"], &["MULTI", "RENAME k m", "COPY m k", "GETDEL m", "EXEC"]),
+    change(&["SET k old"], &["MULTI", "EXPIRE k 0", "EXEC"]),
+    Change { only_through: true, ..change(&["SET k old"], &["MULTI", "MOVE k 1", "SWAPDB 0 1", "EXEC"]) },
+    change(&["XADD k 1-1 f v"], &["XTRIM k MAXLEN 0"]),
     change(&["SET k old"], &["DEBUG RELOAD"]),
 ];
 
 /// In each database.
-const CHECKS: &[&str] = &["GET k", "GET m", "EXISTS k m", "MGET k m", "TYPE k", "STRLEN m", "LRANGE k 0 -1", "ZCARD k"];
+const CHECKS: &[&str] = &[
+    "GET k",
+    "GET m",
+    "EXISTS k m",
+    "MGET k m",
+    "TYPE k",
+    "STRLEN m",
+    "LRANGE k 0 -1",
+    "ZCARD k",
+    "EXPIRETIME k",
+    "XLEN k",
+];
 
 fn known_changes(kind: Kind) {
     let scene = Scene::start("changes", kind, &["--appendonly", "yes"]);
     // What counts is behind a fence, or an answer: delays would only make it last.
     scene.relay.delay(Duration::from_micros(500));
     let other = Server::start(kind, &[]);
+    scene.upstream.client().ok(&["ACL", "SETUSER", "alice", "on", ">pw", "~*", "&*", "+@all"]);
     let mut done = 0;
     for change in CHANGES {
         for through in [false, true] {
@@ -91,10 +111,11 @@ fn known_changes(kind: Kind) {
 
 fn make(scene: &Scene, other: &Server, change: &Change, through: bool) {
     let mut direct = [scene.upstream.client(), scene.upstream.client()];
-    let mut readers = [scene.larder.client(), scene.larder.client3()];
+    let mut readers = [scene.larder.client(), scene.larder.client3(), scene.larder.client()];
     let mut writer = if through { scene.larder.client() } else { scene.upstream.client() };
     direct[1].ok(&["SELECT", "1"]);
     readers[1].ok(&["SELECT", "1"]);
+    readers[2].ok(&["AUTH", "alice", "pw"]);
     // A client that wants no idle times touched has what it reads kept like any other. (Not known before Redis 7.2.)
     readers[0].cmd(&["CLIENT", "NO-TOUCH", "ON"]);
     direct[0].ok(&["FLUSHALL"]);
@@ -124,15 +145,16 @@ fn make(scene: &Scene, other: &Server, change: &Change, through: bool) {
         let reply = if at_other { other.client().cmd(&args) } else { writer.cmd(&args) };
         assert!(!reply.starts_with(b"-"), "{line}: {}", show(&reply));
     }
-    for (database, (reader, direct)) in readers.iter_mut().zip(&mut direct).enumerate() {
+    for (nth, reader) in readers.iter_mut().enumerate() {
+        let database = nth % 2;
         if !through {
             catch_up(reader);
         }
         for check in CHECKS {
-            let (seen, there) = (reader.ask(check), direct.ask(check));
+            let (seen, there) = (reader.ask(check), direct[database].ask(check));
             assert_eq!(
                 seen, there,
-                "{check} in database {database} after {:?}, through Larder: {through}",
+                "{check} for reader {nth} in database {database} after {:?}, through Larder: {through}",
                 change.change
             );
         }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::history::{Call, History, Op};
-use crate::support::{Client, Kind, Rng, Value, encode};
+use crate::support::{Client, Kind, Larder, Rng, Value, encode};
 use crate::{Scene, assert_not_before, number, on_both_servers};
 
 const CLIENTS: usize = 8;
@@ -19,6 +19,8 @@ struct Recorder {
     id: usize,
     /// What stands before the key in the history: another database holds another key.
     database: u64,
+    protocol: u8,
+    user: Option<&'static str>,
     /// Written values are unique: this counts them.
     written: i64,
     began: Instant,
@@ -102,15 +104,18 @@ pub(crate) fn round(scene: &mut Scene, round: u64, users: Users) -> History {
 fn recorder(scene: &Scene, id: usize, began: Instant, users: Users) -> Recorder {
     let protocol = if id.is_multiple_of(2) { 2 } else { 3 };
     let mut client = Client::speaking(protocol, scene.larder.address());
-    match id {
-        _ if users == Users::One => {}
-        4 | 5 => client.ok(&["AUTH", "alice", "pw"]),
-        6 => client.ok(&["AUTH", "bob", "pw"]),
-        _ => {}
+    let user = match id {
+        _ if users == Users::One => None,
+        4 | 5 => Some("alice"),
+        6 => Some("bob"),
+        _ => Some("default"),
+    };
+    if let Some(user) = user {
+        client.ok(&["AUTH", user, "pw"]);
     }
     let database = u64::from(id == 7);
     client.ok(&["SELECT", &database.to_string()]);
-    Recorder { client, id, database, written: 0, began, history: History::default() }
+    Recorder { client, id, database, protocol, user, written: 0, began, history: History::default() }
 }
 
 // === impl Recorder ===
@@ -134,6 +139,7 @@ impl Recorder {
             15 => self.transaction(&one, &two),
             16 => self.script(&one),
             17 => self.set_in_another_database(&one),
+            18 => self.fickle_pipeline(rng, &one, &two),
             _ => self.pipeline(rng, &one, &two),
         }
     }
@@ -274,6 +280,128 @@ enum Step<'a> {
     Get(&'a str),
     Set(&'a str, i64),
     Mget([&'a str; 2]),
+}
+
+/// Requests that belong together in a pipeline, among which the client changes what it is.
+enum Fickle {
+    /// `GET`, in this database.
+    Get(u64, String),
+    /// `SET`, in this database; its reply is not sent if `muted`.
+    Set { database: u64, key: String, value: i64, muted: bool },
+    /// `GETDEL`.
+    Take(u64, String),
+    /// `MULTI`, `SET`, `GET`, `EXEC`.
+    Transaction { database: u64, set: String, value: i64, get: String },
+    /// Something with a reply that tells of no key.
+    Other(Vec<u8>),
+}
+
+// === impl Recorder (fickle) ===
+
+impl Recorder {
+    /// A pipeline in which the client changes its protocol, its user, its database, where its reads are answered from, and whether
+    /// replies are sent; in the end it is what it was.
+    fn fickle_pipeline(&mut self, rng: &mut Rng, one: &str, two: &str) {
+        let mut database = self.database;
+        let mut plan = Vec::new();
+        for _ in 0..4 + rng.below(8) {
+            let key = if rng.one_in(2) { one } else { two }.to_owned();
+            let value = self.fresh();
+            plan.push(match rng.below(16) {
+                0..=5 => Fickle::Get(database, key),
+                6 | 7 => Fickle::Set { database, key, value, muted: rng.one_in(2) },
+                8 => Fickle::Take(database, key),
+                9 => Fickle::Transaction { database, set: key, value, get: two.to_owned() },
+                10 => Fickle::Other(encode(&["HELLO", *rng.pick(&["2", "3"])])),
+                11 | 12 if !Larder::is_plain() => {
+                    Fickle::Other(encode(&["CACHE", "READ", *rng.pick(&["STRICT", "BYPASS", "CACHED", "CACHED"])]))
+                }
+                13 => {
+                    database = 1 - database;
+                    Fickle::Other(encode(&["SELECT", &database.to_string()]))
+                }
+                14 if self.user.is_some() => Fickle::Other(encode(&["AUTH", *rng.pick(&["alice", "bob"]), "pw"])),
+                15 if rng.one_in(3) => {
+                    database = 0;
+                    Fickle::Other(encode(&["RESET"]))
+                }
+                _ => Fickle::Get(database, key),
+            });
+        }
+        plan.extend(self.user.map(|user| Fickle::Other(encode(&["AUTH", user, "pw"]))));
+        plan.push(Fickle::Other(encode(&["HELLO", &self.protocol.to_string()])));
+        plan.push(Fickle::Other(encode(&["SELECT", &self.database.to_string()])));
+        if !Larder::is_plain() {
+            plan.push(Fickle::Other(encode(&["CACHE", "READ", "CACHED"])));
+        }
+        let called = self.now();
+        self.client.send_raw(&plan.iter().flat_map(Fickle::encode).collect::<Vec<u8>>());
+        let mut done = Vec::new();
+        for step in &plan {
+            let replies = (0..step.replies()).map(|_| Value::parse(&self.client.reply())).collect::<Vec<_>>();
+            done.extend(step.done(&replies));
+        }
+        // What was muted is known to be done when the last reply has come.
+        for (database, key, op) in done {
+            self.note_in(database, &key, op, called);
+        }
+    }
+}
+
+// === impl Fickle ===
+
+impl Fickle {
+    fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Get(_, key) => encode(&["GET", key]),
+            Self::Set { key, value, muted, .. } => {
+                let skip = if *muted { encode(&["CLIENT", "REPLY", "SKIP"]) } else { Vec::new() };
+                [skip, encode(&["SET", key, &value.to_string()])].concat()
+            }
+            Self::Take(_, key) => encode(&["GETDEL", key]),
+            Self::Transaction { set, value, get, .. } => [
+                encode(&["MULTI"]),
+                encode(&["SET", set, &value.to_string()]),
+                encode(&["GET", get]),
+                encode(&["EXEC"]),
+            ]
+            .concat(),
+            Self::Other(request) => request.clone(),
+        }
+    }
+
+    fn replies(&self) -> usize {
+        match self {
+            Self::Set { muted: true, .. } => 0,
+            Self::Transaction { .. } => 4,
+            _ => 1,
+        }
+    }
+
+    /// What it has done, by its replies.
+    fn done(&self, replies: &[Value]) -> Vec<(u64, String, Op)> {
+        match self {
+            Self::Get(database, key) => vec![(*database, key.clone(), Op::Read(replies[0].int_or_null()))],
+            Self::Set { database, key, value, .. } => vec![(*database, key.clone(), Op::Write(*value))],
+            Self::Take(database, key) => {
+                let there = replies[0].int_or_null();
+                // Read and deleted at once: the one as the other in itself.
+                vec![
+                    (*database, key.clone(), Op::Read(there)),
+                    (*database, key.clone(), Op::Delete(Some(there.is_some()))),
+                ]
+            }
+            Self::Transaction { database, set, value, get } => {
+                let read = replies[3].items()[1].int_or_null();
+                vec![(*database, set.clone(), Op::Write(*value)), (*database, get.clone(), Op::Read(read))]
+            }
+            Self::Other(request) => {
+                let refused = matches!(replies[0], Value::Error(_));
+                assert!(!refused, "{}: {:?}", request.escape_ascii(), replies[0]);
+                Vec::new()
+            }
+        }
+    }
 }
 
 // === impl Step ===

@@ -71,6 +71,8 @@ pub(crate) enum Kind {
     /// A read whose client is in a state in which it has a connection of its own.
     ReadApart,
     Write,
+    /// A write whose client is in such a state.
+    WriteApart,
     /// Moves the client to another scope.
     Enter(usize),
 }
@@ -98,8 +100,18 @@ enum Source {
     L1,
     /// What a loss has left behind.
     Left,
-    /// What was softly invalidated, if only for some of its keys.
+    /// What was softly invalidated, if only for some of its keys; the upstream was asked for none.
     Soft,
+    /// As `Soft`, and the upstream was asked for others.
+    SoftInPart,
+}
+
+// === impl Source ===
+
+impl Source {
+    fn is_soft(self) -> bool {
+        matches!(self, Self::Soft | Self::SoftInPart)
+    }
 }
 
 /// What a client has been told.
@@ -154,6 +166,14 @@ impl Wake for Flag {
 
 const IN_FLIGHT_MAX: usize = 12;
 const TURNS_MAX: usize = 8;
+
+// === impl Kind ===
+
+impl Kind {
+    fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::WriteApart)
+    }
+}
 
 // === impl Client ===
 
@@ -321,7 +341,7 @@ impl Client {
             self.asked[at].source = if is_stale { Source::Left } else { Source::L1 };
         }
         if flow == Flow::Taken && around.counters.soft.value() > soft_before {
-            self.asked[at].source = Source::Soft;
+            self.asked[at].source = if self.batch.len() == before { Source::Soft } else { Source::SoftInPart };
         }
         flow
     }
@@ -357,11 +377,19 @@ impl Client {
         let name: &[u8] = &asked.words[0];
         let reaches = |scope: &usize| match asked.kind {
             _ if *scope == self.scope => true,
-            Kind::Write if matches!(name, b"FLUSHALL" | b"EVAL") => true,
+            _ if asked.kind.writes() => true,
             // What was only read can be contradicted by the scopes of other users of the database, too.
             _ => around.links[*scope].purpose.database == asked.database,
         };
         let scopes: Vec<usize> = (0..around.links.len()).filter(reaches).collect();
+        // Nobody knows what a script has done.
+        let keys = if matches!(name, b"FLUSHALL" | b"EVAL") { Vec::new() } else { keys_of(&asked.words) };
+        for link in around.links.iter().filter(|_| asked.kind.writes()) {
+            match &keys[..] {
+                [] => link.partition.written_elsewhere(None, around.now),
+                keys => keys.iter().for_each(|key| link.partition.written_elsewhere(Some(KEY_NAMES[*key]), around.now)),
+            }
+        }
         self.apart = self.start_fence(around, &scopes, reply);
         self.flag.0.store(true, Ordering::Relaxed);
     }
@@ -371,7 +399,7 @@ impl Client {
         self.conn = None;
         self.received.clear();
         if matches!(self.apart, Apart::Sent) {
-            if self.asked[self.asked.len() - self.untaken - 1].kind == Kind::Write {
+            if self.asked[self.asked.len() - self.untaken - 1].kind.writes() {
                 links.iter().for_each(Link::drop_all);
             }
             let answer = b"-UPSTREAMLOST connection lost\r\n".to_vec();
@@ -618,7 +646,7 @@ impl Judge {
         match asked.kind {
             Kind::Enter(_) if answer == b"+OK\r\n" => Ok(()),
             Kind::Enter(_) => Err("not the answer to a change of scope".into()),
-            Kind::Write => self.write(asked, answer, seen, server),
+            Kind::Write | Kind::WriteApart => self.write(asked, answer, seen, server),
             Kind::Read | Kind::ReadApart => self.read(asked, answer, seen, protocol, around),
         }
     }
@@ -629,7 +657,7 @@ impl Judge {
         if !self.faults || !answer.starts_with(b"-UPSTREAM") {
             return Err("an error that nothing explains".into());
         }
-        if asked.kind == Kind::Write {
+        if asked.kind.writes() {
             let request = encode(&asked.words);
             if server.history.executions(&request).len() > 1 {
                 return Err("a write was executed twice".into());
@@ -727,7 +755,7 @@ impl Judge {
                 span(*slot).deadline_ms.is_none_or(|deadline| server.now_ms <= deadline + age_max + 1)
             };
             let lives = match asked.source {
-                Source::Upstream => true,
+                Source::Upstream | Source::SoftInPart => true,
                 Source::L1 | Source::Soft => slots.iter().all(alive),
                 Source::Left => slots.iter().all(lives_on),
             };
@@ -741,7 +769,7 @@ impl Judge {
             evaluate(&asked.words, resp3, |key| span(asked.database * KEYS + key).value.clone()) == answer
         };
         let fitting = history.least(&slots, lower, fits);
-        if asked.source == Source::Soft {
+        if asked.source.is_soft() {
             let softly = self.softly(asked, answer, seen, protocol, around);
             if softly.is_ok() || fitting.is_none() {
                 return softly;
@@ -757,7 +785,7 @@ impl Judge {
                     Source::Upstream => "",
                     Source::L1 => ", from L1,",
                     Source::Left => ", from what a loss has left behind,",
-                    Source::Soft => ", softly,",
+                    Source::Soft | Source::SoftInPart => ", softly,",
                 }
             ));
         };
@@ -795,7 +823,10 @@ impl Judge {
         let lower = |nth: usize| seen.slots[asked.database * KEYS + keys[nth]].max(asked.written[nth]);
         let spans: Vec<_> =
             (0..keys.len()).map(|nth| history.since(asked.database * KEYS + keys[nth], lower(nth))).collect();
-        let alive = |span: &Span| span.deadline_ms.is_none_or(|deadline| around.server.now_ms <= deadline);
+        // What the upstream was asked for was alive when it answered.
+        let alive = |span: &Span| {
+            asked.source == Source::SoftInPart || span.deadline_ms.is_none_or(|end| around.server.now_ms <= end)
+        };
         let mut chosen = vec![0; keys.len()];
         loop {
             let span_of = |key: usize| {

@@ -219,6 +219,7 @@ impl Server {
                 self.put(id, base + key_of(&words[1]), words[2].as_slice().into(), deadline);
                 b"+OK\r\n".to_vec()
             }
+            b"EVAL" if words[1] == b"delete" => self.delete(id, base, &keys_of(words)).0,
             b"MSET" | b"EVAL" => {
                 self.history.now += 1;
                 let pairs = if name == b"MSET" { &words[1..] } else { &words[3..] };

@@ -40,6 +40,10 @@ struct Character {
     keys: usize,
     depth_max: usize,
     writes_in_ten: u64,
+    /// One in so many writes is a DEL, beside those that are anyway; 0 for none.
+    deletions: u64,
+    /// One in so many writes goes by a connection of its own.
+    apart: u64,
     /// One in so many steps; 0 for never.
     losses: u64,
     direct_writes: u64,
@@ -139,8 +143,34 @@ pub(crate) fn run(seed: u64, looks: Looks) -> Result<Figures, String> {
 
 impl Character {
     fn new(rng: &mut Rng) -> Self {
+        let character = Self::of_all_kinds(rng);
+        if rng.one_in(4) { character.that_softens(rng) } else { character }
+    }
+
+    /// Softness shows where a few keys are read by many and deleted again and again, and little else happens.
+    fn that_softens(self, rng: &mut Rng) -> Self {
+        Self {
+            keys: 1 + rng.index(2),
+            writes_in_ten: 1 + rng.below(2),
+            losses: [0, 500][rng.index(2)],
+            direct_writes: 0,
+            evictions: 0,
+            has_timeouts: false,
+            flushes: 1000,
+            ttl_ms_max: 1000,
+            softenings: 2,
+            soft_ms_max: if self.soft_ms_max > 2 { 1000 } else { 5 },
+            deletions: 2,
+            apart: 2,
+            ..self
+        }
+    }
+
+    fn of_all_kinds(rng: &mut Rng) -> Self {
         Self {
             keys: 1 + rng.index(KEYS),
+            deletions: [0, 2][rng.index(2)],
+            apart: [8, 2][rng.index(2)],
             depth_max: 1 + rng.index(10),
             writes_in_ten: rng.below(5),
             losses: [0, 0, 50, 100, 500][rng.index(5)],
@@ -613,7 +643,8 @@ impl World {
         if self.rng.one_in(self.character.flushes) {
             return (vec![b"FLUSHALL".to_vec(), tag], Kind::Write);
         }
-        let words: Words = match self.rng.below(25) {
+        let kind = if self.happens(self.character.deletions) { 10 } else { self.rng.below(25) };
+        let words: Words = match kind {
             0..=6 => vec![b"SET".to_vec(), self.string(), self.value(0)],
             7..=9 => {
                 vec![b"SET".to_vec(), self.string(), self.value(0), b"PX".to_vec(), self.ttl()]
@@ -628,10 +659,12 @@ impl World {
                 vec![b"PEXPIRE".to_vec(), self.key(), self.ttl(), tag]
             }
             19 => vec![b"PUBLISH".to_vec(), b"channel".to_vec(), tag],
-            20 | 21 => self.pairs(&[b"EVAL", b"script", b"0"]),
+            20 => self.pairs(&[b"EVAL", b"script", b"0"]),
+            21 => self.pairs(&[b"EVAL", b"delete", b"0"]),
             _ => self.pairs(&[b"MSET"]),
         };
-        (words, Kind::Write)
+        let is_apart = words[0] != b"PUBLISH" && self.rng.one_in(self.character.apart);
+        (words, if is_apart { Kind::WriteApart } else { Kind::Write })
     }
 
     fn key(&mut self) -> Vec<u8> {

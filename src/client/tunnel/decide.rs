@@ -140,10 +140,8 @@ impl Tunnel {
     pub(super) fn queue(&mut self, request: &Request, numbered: Numbered) {
         let at = self.transaction.queued;
         self.transaction.queued += 1;
-        if self.heeds_reach {
-            let so_far = std::mem::take(&mut self.transaction.reach);
-            self.transaction.reach = so_far.and(Reach::of(&self.table, request.args()));
-        }
+        let so_far = std::mem::take(&mut self.transaction.reach);
+        self.transaction.reach = so_far.and(Reach::of(&self.table, request.args()));
         let Resolved::Known(command) = self.table.resolve(request.args()) else { return };
         self.transaction.swaps = self.transaction.swaps.max(changes_without_push(&command.name));
         match &*command.name {

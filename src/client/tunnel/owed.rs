@@ -4,6 +4,7 @@
 //! Only looks at requests and the table; nothing here is sent.
 
 use super::transaction::Transaction;
+use crate::client::core::Core;
 use crate::client::tracking::Change;
 use crate::port::CatchUp;
 use crate::upstream::scope::ReplyTimes;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use larder_protocol::args::Args;
 use larder_protocol::scan::strict_i64;
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Flags, Resolved, Table};
+use larder_protocol::table::{Categories, Class, Command, Flags, Origin, Resolved, Table};
 use std::time::Duration;
 
 /// Who is ready to wait for so long waits for ever: no clock could be set to much later moments.
@@ -25,7 +26,7 @@ pub(super) struct Owed {
     pub writes: bool,
     /// How long it may take; `None` if it may take as long as it takes.
     pub within: Option<Duration>,
-    /// What it may have changed if its reply is lost.
+    /// What it may have changed, whether its reply comes or is lost.
     pub reach: Reach,
 }
 
@@ -59,6 +60,9 @@ pub(super) enum What {
     /// Nothing comes from the upstream: Larder's own answer, in its place.
     Answer(Bytes),
 }
+
+/// Keys that are remembered for the requests of a transaction; with more it may have changed anything.
+const REACH_KEYS_MAX: usize = 4096;
 
 /// What a request may change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,8 +113,27 @@ impl Reach {
                     false => Self::Keys(keys),
                 }
             }
+            Class::Exclusive if is_about_the_server(command) => Self::Nothing,
             Class::Exclusive => Self::Anything,
             _ => Self::Nothing,
+        }
+    }
+
+    /// The reply has come, and is fenced next: what the request may have changed is soft no more. A push tells of changes;
+    /// none does of a key that was deleted again. Names count in all databases, as they do for the server's tracking.
+    pub(super) fn end_softness(&self, core: &Core) {
+        let keys: &[Bytes] = match self {
+            Self::Nothing => return,
+            Self::Keys(keys) => keys,
+            Self::Anything => &[],
+        };
+        let now = core.shared.clock.now();
+        for scope in core.upstream().iter().flat_map(|upstream| upstream.scopes()) {
+            let partition = scope.link.partition();
+            match keys {
+                [] => partition.written_elsewhere(None, now),
+                keys => keys.iter().for_each(|key| partition.written_elsewhere(Some(key), now)),
+            }
         }
     }
 
@@ -118,13 +141,23 @@ impl Reach {
     pub(super) fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::Nothing, reach) | (reach, Self::Nothing) => reach,
-            (Self::Keys(mut keys), Self::Keys(more)) => {
+            (Self::Keys(mut keys), Self::Keys(more)) if keys.len() + more.len() <= REACH_KEYS_MAX => {
                 keys.extend(more);
                 Self::Keys(keys)
             }
             _ => Self::Anything,
         }
     }
+}
+
+/// True for administration that neither changes a key nor runs what could.
+fn is_about_the_server(command: &Command) -> bool {
+    let runs_scripts = command.categories.contains(Categories::SCRIPTING) && !command.key_specs.is_empty();
+    let container = command.name.split('|').next().unwrap_or_default();
+    command.origin == Origin::Builtin
+        && !runs_scripts
+        && !command.flags.intersects(Flags::WRITE | Flags::MAY_REPLICATE | Flags::MODULE)
+        && !matches!(container, "debug" | "module")
 }
 
 /// How long the reply to a request may take. Who blocks has said how long by itself, and gets a grace on top; a script,
@@ -223,9 +256,17 @@ mod tests {
         assert_eq!(reach("KEYS *"), Reach::Nothing);
         assert_eq!(reach("SET k v"), keys(&["k"]));
         assert_eq!(reach("BLPOP a b 0"), keys(&["a", "b"]));
-        for line in ["EVAL return(1) 0", "FLUSHALL", "SWAPDB 0 1", "MOVE k 1", "NOSUCHCOMMAND k"] {
+        for line in
+            ["EVAL return(1) 0", "FCALL f 0", "FLUSHALL", "SWAPDB 0 1", "MOVE k 1", "NOSUCHCOMMAND k", "DEBUG RELOAD"]
+        {
             assert_eq!(reach(line), Reach::Anything, "{line}");
         }
+        for line in ["CONFIG GET *", "EVAL_RO return(1) 0", "SCRIPT LOAD return(1)", "INFO", "ACL LIST"] {
+            assert_eq!(reach(line), Reach::Nothing, "{line}");
+        }
+        let many = || Reach::Keys(vec![Bytes::from_static(b"k"); REACH_KEYS_MAX]);
+        assert_eq!(many().and(Reach::Nothing), many());
+        assert_eq!(many().and(keys(&["a"])), Reach::Anything);
         assert_eq!(keys(&["a"]).and(Reach::Nothing).and(keys(&["b"])), keys(&["a", "b"]));
         assert_eq!(keys(&["a"]).and(Reach::Anything), Reach::Anything);
     }

@@ -66,6 +66,9 @@ impl Tunnel {
             _ => {}
         }
         let Some(owed) = self.owed.front_mut() else { return };
+        if first && fenced {
+            owed.reach.end_softness(core);
+        }
         if let (What::Select(database), b'+') = (&owed.what, piece.kind) {
             core.selected_in_transaction = *database;
             self.has_selected = true;

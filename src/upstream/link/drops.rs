@@ -41,7 +41,7 @@ impl LinkCore {
     pub(super) fn remove_named(&mut self, frame: Frame<'_>, cause: Cause, now: Time) {
         let Some((cursor, count)) = named(frame) else { return };
         for key in keys_of(cursor, count) {
-            self.remove(key, cause, now);
+            self.written(key, cause, now);
         }
     }
 

@@ -151,11 +151,26 @@ impl LinkCore {
         }
     }
 
+    /// Others have ended the softness of keys: who listens is told before whoever waits for a fence.
+    pub(super) fn tell_of_ended(&mut self) {
+        for key in self.filler.take_ended() {
+            self.feed.tell(Some(&key), Cause::DataChanged);
+        }
+    }
+
     /// Ends what may be answered as stale no longer.
     pub fn expire_soft(&mut self, now: Time) {
+        self.tell_of_ended();
         for (key, cause) in self.filler.expire_soft(now) {
             self.feed.tell(Some(&key), cause);
         }
+    }
+
+    /// A write of `key` by this link is about to be acknowledged: the key leaves L1, and is soft for no user of the database.
+    pub(super) fn written(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
+        let removed = self.remove(key, cause, now);
+        self.filler.partition().tell_peers_of_write(key, now);
+        removed
     }
 
     fn soften(&mut self, key: &[u8], how: Softening, now: Time) -> Softened {
