@@ -5,7 +5,11 @@
 //! Each round sets `--keys` keys with one tag, measures what `GET` costs for a while (the normal), then invalidates the tag
 //! and measures again until the reply has come. Half of the clients that measure ask the upstream directly, half ask
 //! through Larder past its L1, each `--rate` times a second, so that neither machine nor server is saturated by the
-//! measuring. The medians over the rounds are what counts: a single round on a busy machine says little.
+//! measuring. The medians over the rounds are what counts: a single round on a busy machine says little; with a real-time
+//! priority (`chrt -r 5`) for the servers, Larder and this, the rest of the machine's work hardly shows.
+//!
+//! Then the control: as many plain keys are deleted by one client at the upstream, `--control-keys` in an `UNLINK`, one after the
+//! other in about the time that the invalidation took. What others notice of that is the server's own.
 //!
 //! The exit status is 1 if the number of keys that were invalidated is not the number of those that were set, or one of
 //! them is still there.
@@ -52,6 +56,9 @@ struct Options {
     /// Seconds of measuring before each invalidation
     #[arg(long, default_value_t = 5)]
     normal_seconds: u64,
+    /// Keys in one UNLINK of the control; 0 for none
+    #[arg(long, default_value_t = 16)]
+    control_keys: usize,
     /// Several tags on each key, of which the others stay
     #[arg(long, default_value_t = 1)]
     tags: usize,
@@ -64,6 +71,7 @@ struct Latencies(Vec<u64>);
 struct Round {
     normal: Latencies,
     during: Latencies,
+    control: Option<Latencies>,
     deleted: i64,
     left: i64,
 }
@@ -86,9 +94,18 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let (larder, upstream) = (address(&options.larder), address(&options.upstream));
     let rounds: Vec<Round> = (0..options.rounds).map(|n| round(&options, larder, upstream, n)).collect();
-    let mut ratios: Vec<f64> = rounds.iter().map(|r| ratio(r, 0.99)).collect();
-    ratios.sort_unstable_by(f64::total_cmp);
-    println!("median over the rounds: p99 while the keys go is {:.2} times the normal", ratios[ratios.len() / 2]);
+    println!("medians over the rounds, p50 and p99 of GET in microseconds:");
+    let line = |what: &str, of: &dyn Fn(&Round) -> Option<&Latencies>| {
+        let quantiles = |q| rounds.iter().filter_map(|round| Some(of(round)?.quantile(q) as f64)).collect();
+        let ratios = rounds.iter().filter_map(|round| Some(ratio(of(round)?, &round.normal))).collect();
+        let (p50, p99, ratio) = (median(quantiles(0.5)), median(quantiles(0.99)), median(ratios));
+        println!("{what:<24} p50 {p50:>6} p99 {p99:>6}, p99 of a round / its normal {ratio:.2}");
+    };
+    line("normal", &|round| Some(&round.normal));
+    line("while the tag goes", &|round| Some(&round.during));
+    if options.control_keys > 0 {
+        line("while plain keys go", &|round| round.control.as_ref());
+    }
     let sound = rounds.iter().all(|round| round.deleted == options.keys as i64 && round.left == 0);
     if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -98,8 +115,14 @@ fn address(text: &str) -> SocketAddr {
     found.unwrap_or_else(|| panic!("no address: {text}"))
 }
 
-fn ratio(round: &Round, q: f64) -> f64 {
-    round.during.quantile(q) as f64 / round.normal.quantile(q).max(1) as f64
+/// The 99th percentile, beside the normal one.
+fn ratio(during: &Latencies, normal: &Latencies) -> f64 {
+    during.quantile(0.99) as f64 / normal.quantile(0.99).max(1) as f64
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn round(options: &Options, larder: SocketAddr, upstream: SocketAddr, n: usize) -> Round {
@@ -115,7 +138,8 @@ fn round(options: &Options, larder: SocketAddr, upstream: SocketAddr, n: usize) 
     });
     let first_and_last = [0, options.keys / 2, options.keys - 1].map(key);
     let left = client.value(&["EXISTS", &first_and_last[0], &first_and_last[1], &first_and_last[2]]).int();
-    let round = Round { normal, during, deleted, left };
+    let control = (options.control_keys > 0).then(|| control(options, larder, upstream, took));
+    let round = Round { normal, during, control, deleted, left };
     println!(
         "round {n}: {deleted} keys in {:.2} s; GET p50 {} us (normal {}), p99 {} us (normal {}), p99.9 {} us (normal {})",
         took.as_secs_f64(),
@@ -127,6 +151,25 @@ fn round(options: &Options, larder: SocketAddr, upstream: SocketAddr, n: usize) 
         round.normal.quantile(0.999),
     );
     round
+}
+
+/// The latencies of GET while as many plain keys are deleted directly, within about the same time.
+fn control(options: &Options, larder: SocketAddr, upstream: SocketAddr, within: Duration) -> Latencies {
+    let mut direct = Client::connect(upstream);
+    let keys: Vec<String> = (0..options.keys).map(|n| format!("plain:{n}")).collect();
+    for batch in keys.chunks(BATCH_KEYS) {
+        let requests: Vec<u8> = batch.iter().flat_map(|key| encode(&["SET", key, "a value of a few bytes"])).collect();
+        direct.pipeline(&requests, batch.len());
+    }
+    measure(options, larder, upstream, || {
+        let began = Instant::now();
+        for (n, batch) in keys.chunks(options.control_keys).enumerate() {
+            let words: Vec<&str> = std::iter::once("UNLINK").chain(batch.iter().map(String::as_str)).collect();
+            direct.value(&words).int();
+            let due = within.mul_f64((n + 1) as f64 * options.control_keys as f64 / options.keys as f64);
+            std::thread::sleep(due.saturating_sub(began.elapsed()));
+        }
+    })
 }
 
 fn key(n: usize) -> String {

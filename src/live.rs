@@ -246,6 +246,41 @@ mod tests {
         }
     }
 
+    /// Each place reads a setting in what [`merged`] has made; one that is not taken over there would change nothing.
+    #[test]
+    fn every_changeable_setting_reaches_what_is_in_force_and_no_other_does() {
+        let settings = settings();
+        let resolved = config::resolve(&Sources::default()).unwrap();
+        // Values other than the default, where doubling it does not make one.
+        let other = |key: &str| match key {
+            "l1.admission" => Some("always"),
+            "l1.refresh_ahead" => Some("0.8"),
+            "breaker.failure_rate_max" | "breaker.slow_rate_max" => Some("0.25"),
+            "log.level" => Some("warn"),
+            "policy" => Some("[{ match = 'a*', stale_if_error_ms_max = 5 }]"),
+            "breaker.open_ms_min" => Some("1500"),
+            "link.reconnect_ms_min" => Some("60"),
+            _ => None,
+        };
+        for key in CHANGEABLE {
+            let setting = settings.iter().find(|s| s.key == *key).unwrap();
+            let tried = other(key).map(|value| vec![value.to_owned()]).unwrap_or_else(|| {
+                ["3", "77", "1234", "4kb", "3mb", "5000", "90000", "3gb"].map(str::to_owned).to_vec()
+            });
+            let changes = tried.iter().filter_map(|value| checked(&settings, setting.key, value).ok());
+            let reached = changes.map(|(config, _)| merged(&resolved.config, config)).any(|now| now != resolved.config);
+            assert!(reached, "{key} is the same whatever is set");
+        }
+        // What cannot change does not, even if it got here.
+        for key in settings.iter().map(|s| s.key).filter(|key| !CHANGEABLE.contains(key)) {
+            for value in ["3", "true", "false", "3mb", "127.0.0.1:1", "x", "everyone", "local", "json", "[]"] {
+                if let Ok((config, _)) = checked(&settings, key, value) {
+                    assert_eq!(merged(&resolved.config, config), resolved.config, "{key} = {value}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_parser_of_the_file_decides() {
         let settings = settings();

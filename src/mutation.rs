@@ -1,10 +1,11 @@
-//! Bugs that can be planted in the cores, to show that the simulation, and the checker of recorded histories, find them.
+//! Bugs that can be planted, in the cores and in what the CACHE command promises, to show that the simulation, and the checkers
+//! of recorded histories, find them.
 //!
 //! Only a build with the feature `mutations` can plant one; in any other [`is_planted`] is the constant `false` and
 //! costs nothing. One bug at a time: in the thread that plants it, or in the whole process, named at its start by the
 //! environment variable `PLANTED_BUG`.
 
-/// A bug in a core, one for each rule that coherence rests on.
+/// A bug, one for each rule that coherence rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
     /// The keys of a write stay in L1 when its reply is handed on; only the push that follows removes them.
@@ -47,12 +48,26 @@ pub enum Mutation {
     OptInForgotten,
     /// A write that does not come by the link of a soft key leaves it, unless a push tells of it.
     SoftOverWritesElsewhere,
+    /// An invalidation by tags is answered before other Larders have heard of it.
+    PeersUnasked,
+    /// It is answered when it is certain what goes, and not when it has gone.
+    LeftUndeleted,
+    /// A value gets only the first of its tags.
+    TagLost,
+    /// The reply to a write does not wait for what follows from it for keys that depend on its keys.
+    WriteUnsettled,
+    /// The reply to `CACHE SET`, and to `CACHE INVALIDATE`, does not.
+    CacheUnsettled,
 }
 
 // === impl Mutation ===
 
 impl Mutation {
-    /// Every bug.
+    /// Those of the CACHE command, about tags and dependencies.
+    pub const OF_CACHE: [Self; 5] =
+        [Self::PeersUnasked, Self::LeftUndeleted, Self::TagLost, Self::WriteUnsettled, Self::CacheUnsettled];
+
+    /// Every bug in the cores of session, link and L1.
     pub const ALL: [Self; 20] = [
         Self::WriteRemovesNothing,
         Self::FillOutrun,
@@ -78,7 +93,7 @@ impl Mutation {
 
     /// The bug of this name, as `Debug` writes it.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|mutation| format!("{mutation:?}") == name)
+        Self::ALL.into_iter().chain(Self::OF_CACHE).find(|mutation| format!("{mutation:?}") == name)
     }
 }
 

@@ -28,12 +28,14 @@
 
 pub(super) mod embedded;
 pub(super) mod invalidate;
+mod pace;
 pub(in crate::cache) mod script;
 pub(crate) mod sweep;
 
 use self::script::Script;
 use super::Caller;
 use super::reply::Reply;
+use crate::mutation::{Mutation, is_planted};
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
@@ -143,7 +145,10 @@ pub(in crate::cache) fn sorted_reply(mut names: Vec<&[u8]>) -> Vec<u8> {
 
 impl<'a> Index<'a> {
     async fn set(&mut self, set: &TaggedSet<'_>) -> Result<Vec<u8>, Failure> {
-        let tags: Vec<&[u8]> = set.tags.iter().flat_map(KeyList::iter).collect();
+        let mut tags: Vec<&[u8]> = set.tags.iter().flat_map(KeyList::iter).collect();
+        if is_planted(Mutation::TagLost) {
+            tags.truncate(1);
+        }
         let (condition, equal): (&[u8], &[u8]) = match set.condition {
             Condition::Always => (b"always", b""),
             Condition::IfMissing => (b"nx", b""),

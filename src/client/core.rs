@@ -8,6 +8,7 @@ use crate::insight::ScopeId;
 use crate::l1::{Cause, Partition};
 use crate::metrics::Counters;
 use crate::monitors::{self, Watching};
+use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::Outgoing;
 use crate::pause::Mode;
 use crate::port::{CatchUp, Delivery, Failure, Seq, Taken};
@@ -590,7 +591,8 @@ impl Core {
             return self.session.fencing(seq, 0);
         };
         let others = upstream.others(&scope, Some(scope.database));
-        let watch = Some(scope.link.watch()).filter(|watch| told == Told::Change && watch.is_on());
+        let settles = told == Told::Change && !is_planted(Mutation::WriteUnsettled);
+        let watch = Some(scope.link.watch()).filter(|watch| settles && watch.is_on());
         self.session.fencing(seq, others.len() as u32 + u32::from(watch.is_some()));
         for other in others {
             other.link.submit_fence(fence_job(&self.client.port, seq, OpKind::Fence));

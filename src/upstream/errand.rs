@@ -4,6 +4,7 @@
 //! the link like all others. One that is dropped half-way leaves nothing behind: replies go to a box that nobody opens.
 
 use crate::l1::Cause;
+use crate::mutation::{Mutation, is_planted};
 use crate::port::{Delivery, Failure, Port, Seq, Taken};
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::link_io::LinkHandle;
@@ -150,7 +151,7 @@ impl Errand {
     /// # Errors
     /// It was not in time.
     pub(crate) async fn settle(&mut self, watch: &Watch) -> Result<(), Failure> {
-        if !watch.is_on() {
+        if !watch.is_on() || is_planted(Mutation::CacheUnsettled) {
             return Ok(());
         }
         self.seq_last += 1;

@@ -1,6 +1,6 @@
 //! Dependencies: declared, shown, released; what goes with what, who hears of it, and what becomes of the index.
 
-use crate::support::Client;
+use crate::support::{Client, encode, words};
 use crate::{Kind, Lagging, Larder, OK, Server, Value, error_of, is_in_l1, wait_until};
 use std::time::Duration;
 
@@ -488,5 +488,43 @@ fn a_wide_and_deep_family_goes_as_a_whole() {
             assert_eq!(changed.run(&format!("SET root {round}")), OK);
             assert!(upstream.client().ask("KEYS *child*").items().is_empty(), "round {round}");
         }
+    }
+}
+
+/// A change of one key takes thousands with it; the Larder at work is killed in the middle of that. Restarted, it ends what was begun;
+/// so does another one, which has not heard of the change itself (it keeps nothing, and so is told of nothing).
+#[test]
+fn dependents_that_a_killed_larder_leaves_are_deleted_by_its_restart_or_by_another() {
+    const CHILDREN: usize = 900;
+    for (kind, restarts) in [(Kind::Redis, true), (Kind::Valkey, true), (Kind::Redis, false), (Kind::Valkey, false)] {
+        let upstream = Server::start(kind, &[]);
+        let killed = Larder::start(Some(&upstream), &[]);
+        let other = Larder::start(Some(&upstream), &[&BRISK[..], &["--set", "l1.enabled=false"]].concat());
+        let mut client = killed.client();
+        let mut declare = |line: &dyn Fn(usize) -> String| {
+            let requests: Vec<u8> = (0..CHILDREN).flat_map(|n| encode(&words(&line(n)))).collect();
+            client.pipeline(&requests, CHILDREN)
+        };
+        declare(&|n| format!("SET child:{n} v"));
+        declare(&|n| format!("SET grandchild:{n} v"));
+        for line in [&(|n| format!("CACHE DEPEND child:{n} ON 1 root")) as &dyn Fn(usize) -> String, &|n| {
+            format!("CACHE DEPEND grandchild:{n} ON 1 child:{n}")
+        }] {
+            assert!(declare(line).iter().all(|reply| reply == b":1\r\n"));
+        }
+        let there = |direct: &mut Client| {
+            let keys = direct.ask("KEYS *child:*");
+            keys.items().iter().filter(|key| !key.text().starts_with("larder:")).count()
+        };
+        let mut direct = upstream.client();
+        assert_eq!(there(&mut direct), 2 * CHILDREN);
+        client.send(&["SET", "root", "changed"]);
+        wait_until("it has begun to delete", || there(&mut direct) < 2 * CHILDREN);
+        drop(killed);
+        let remaining = there(&mut direct);
+        assert!(remaining > 100, "{kind:?}: {remaining} were left");
+        let _ends = if restarts { Larder::start(Some(&upstream), &[]) } else { other };
+        wait_until("it is ended", || there(&mut direct) == 0);
+        assert_eq!(direct.ask("GET root").text(), "changed");
     }
 }

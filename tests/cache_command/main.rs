@@ -6,6 +6,7 @@ mod support;
 
 mod breaker;
 mod config;
+mod config_effects;
 mod depend;
 mod depend_first;
 mod depend_histories;
@@ -15,6 +16,8 @@ mod invalidate;
 mod jobs;
 mod leases;
 mod listing;
+#[cfg(feature = "mutations")]
+mod planted;
 mod reads;
 mod refresh;
 mod seen;
@@ -57,8 +60,16 @@ struct Lagging {
 
 impl Lagging {
     fn start(upstream: &Server, seed: u64, flags: &[&str]) -> Self {
+        Self::with(upstream, seed, flags, None)
+    }
+
+    /// With a bug planted in both. Only a build with the feature `mutations` has any.
+    fn with(upstream: &Server, seed: u64, flags: &[&str], bug: Option<&str>) -> Self {
         let relays = [seed, seed + 1].map(|seed| Relay::start(upstream.address(), seed, DELAY_MAX));
-        let larders = [0, 1].map(|n| Larder::behind(&relays[n], flags));
+        let larders = [0, 1].map(|n| match bug {
+            Some(bug) => Larder::planted(&relays[n], flags, bug),
+            None => Larder::behind(&relays[n], flags),
+        });
         Self { larders, _relays: relays }
     }
 

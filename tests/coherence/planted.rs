@@ -67,6 +67,12 @@ fn hunt_for(bug: Mutation) -> Option<Hunt> {
         Mutation::LeftOverReconnect | Mutation::LostWriteLeft | Mutation::LeftInSpiteOfNews | Mutation::LeftForEver => {
             return None;
         }
+        // Of the CACHE command: tests/cache_command/planted.rs looks for them.
+        Mutation::PeersUnasked
+        | Mutation::LeftUndeleted
+        | Mutation::TagLost
+        | Mutation::WriteUnsettled
+        | Mutation::CacheUnsettled => return None,
         Mutation::SoftToTheTold | Mutation::SoftOverAChange | Mutation::SoftForEver | Mutation::SoftNeverSettles => {
             return None;
         }

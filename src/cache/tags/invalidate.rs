@@ -9,9 +9,11 @@
 //! How it fails: whatever ends this after the commit point, a lost connection, a caller that goes, the end of the process, the
 //! rest is deleted by the sweeper of some Larder when the claim is over.
 
+use super::pace::{self, Pace};
 use super::script;
 use crate::cache::Caller;
 use crate::cache::jobs::Job;
+use crate::mutation::{Mutation, is_planted};
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
 use crate::upstream::link::OpKind;
@@ -22,16 +24,13 @@ use larder_protocol::args::OwnedArgs;
 use larder_protocol::cache::{KeyList, Matching};
 use larder_protocol::cursor::Cursor;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Keys that one step deletes at most: a small part of a millisecond of the upstream's time.
-pub(in crate::cache) const STEP_KEYS: &[u8] = b"16";
+/// Keys that one step deletes at most, as scripts read it.
+pub(in crate::cache) const STEP_KEYS: &[u8] = b"4";
+const _: () = assert!(STEP_KEYS.len() == 1 && (STEP_KEYS[0] - b'0') as usize == pace::STEP_KEYS);
 /// How long an invalidation is left to who has begun it.
 pub(in crate::cache) const CLAIM_MS: &[u8] = b"10000";
-/// Shortest and longest rest between two steps.
-const REST_MIN: Duration = Duration::from_millis(1);
-const REST_MAX: Duration = Duration::from_millis(100);
 /// Keys that are looked at in one step of a search for members.
 const SEARCH_STEP: &[u8] = b"512";
 /// Bytes of tags that a job shows.
@@ -91,6 +90,9 @@ async fn delete(
     let left = cursor.next_count().unwrap_or(0);
     let ids: Vec<&[u8]> = (0..left).map_while(|_| cursor.next_bytes()).collect();
     for id in ids {
+        if is_planted(Mutation::LeftUndeleted) {
+            break;
+        }
         delete_aside(&mut errand, scope, prefix, id, kind, Some(job)).await?;
         if scope.link.watch().is_on() && !id.starts_with(b"dep:") {
             let dependents = [b"dep:", id].concat();
@@ -109,21 +111,26 @@ pub(in crate::cache) async fn delete_aside(
     kind: OpKind,
     job: Option<&Job>,
 ) -> Result<u64, Failure> {
-    let mut total = 0;
+    let (mut total, mut pace) = (0, Pace::default());
     loop {
-        let began = Instant::now();
-        let reply = script::STEP.run(errand, &scope.link, kind, None, &[prefix, id, CLAIM_MS, STEP_KEYS]).await?;
+        let (began, keys) = (Instant::now(), pace.keys().to_string());
+        let args = [prefix, id, CLAIM_MS, keys.as_bytes()];
+        let reply = script::STEP.run(errand, &scope.link, kind, None, &args).await?;
         let mut cursor = Cursor::new(&reply);
         cursor.next_count();
         let deleted = cursor.next_integer().map_or(0, i64::unsigned_abs);
+        let has_ended = cursor.next_integer() != Some(0);
+        let taken = cursor.next_integer().map_or(0, i64::unsigned_abs);
         if let Some(job) = job {
             job.advance(deleted);
         }
         total += deleted;
-        if cursor.next_integer() != Some(0) {
+        if has_ended {
             return Ok(total);
         }
-        sleep(began.elapsed().clamp(REST_MIN, REST_MAX)).await;
+        if let Some(rest) = pace.after_step(began.elapsed(), taken) {
+            sleep(rest).await;
+        }
     }
 }
 
@@ -133,6 +140,9 @@ async fn fence(upstream: &Upstream, scope: &Arc<Scope>) -> Result<(), Failure> {
     let mut scopes = upstream.others(scope, Some(scope.database));
     scopes.push(scope.clone());
     Errand::default().fence(&scopes).await?;
+    if is_planted(Mutation::PeersUnasked) {
+        return Ok(());
+    }
     upstream.fence_peers(&scope.identity, scope.database).await
 }
 

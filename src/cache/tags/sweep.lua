@@ -4,20 +4,22 @@ local known, jobs = redis.call('ZCARD', P .. 'due'), redis.call('ZCARD', P .. 'j
 if known == 0 and jobs == 0 then return { 1, 0, 0, 0, '' } end
 local lock = redis.call('GET', P .. 'sweeper')
 if lock and lock ~= ARGV[2] then return { 0, 0, 0, 0, '' } end
-local at, recheck, gone, step = now(), tonumber(ARGV[5]), 0, tonumber(ARGV[6])
+local at, recheck, step = now(), tonumber(ARGV[5]), tonumber(ARGV[6])
 redis.call('SET', P .. 'sweeper', ARGV[2], 'PX', ARGV[3])
 local due = redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', at, 'LIMIT', 0, step)
+local dead, later = {}, {}
 for _, key in ipairs(due) do
   local left = redis.call('PTTL', key)
   -- Who has a lease may set it yet, and has said before on what it depends.
   if left == -2 then left = redis.call('PTTL', P .. 'l:' .. key) end
   if left == -2 then
-    forget(key)
-    gone = gone + 1
+    dead[#dead + 1] = key
   else
-    schedule(key, left, recheck)
+    later[#later + 1], later[#later + 2] = when(left, recheck), key
   end
 end
+if #dead > 0 then forget(dead, has_dependents()) end
+if #later > 0 then redis.call('ZADD', P .. 'due', unpack(later)) end
 local job = redis.call('ZRANGEBYSCORE', P .. 'jobs', '-inf', at, 'LIMIT', 0, 1)[1] or ''
 if job ~= '' then redis.call('ZADD', P .. 'jobs', at + tonumber(ARGV[4]), job) end
-return { 1, #due, gone, known - gone, job }
+return { 1, #due, #dead, known - #dead, job }
