@@ -63,9 +63,11 @@ fn hunt_for(bug: Mutation) -> Option<Hunt> {
         Mutation::LeftOverReconnect | Mutation::LostWriteLeft | Mutation::LeftInSpiteOfNews | Mutation::LeftForEver => {
             return None;
         }
-        Mutation::SoftToTheTold | Mutation::SoftOverAChange | Mutation::SoftForEver | Mutation::SoftNeverSettles => {
-            return None;
-        }
+        Mutation::SoftToTheTold
+        | Mutation::SoftOverAChange
+        | Mutation::SoftForEver
+        | Mutation::SoftNeverSettles
+        | Mutation::SoftOverWritesElsewhere => return None,
     })
 }
 
