@@ -535,6 +535,49 @@ mod tests {
     }
 
     #[test]
+    fn a_write_by_another_way_ends_it_and_that_is_still_to_be_told() {
+        let (p, mut f) = filled();
+        f.soften(b"k", how(Standing::Deleting(7)), at(10));
+        f.soften(b"dying", how(Standing::Kept), at(10));
+        p.written_elsewhere(Some(b"other"), at(11));
+        assert!(f.is_soft(b"k") && f.take_ended().is_empty());
+        p.written_elsewhere(None, at(11));
+        assert!(!f.is_soft(b"k") && f.is_soft(b"dying"), "of what was not deleted every change is told");
+        assert!(p.read_soft(b"k", get(), ONE, at(12)).is_none() && p.read_soft(b"k", get(), TWO, at(12)).is_none());
+        p.written_elsewhere(Some(b"dying"), at(11));
+        assert!(p.has_soft(), "the end is to be told");
+        assert_eq!(f.take_ended(), [Box::from(&b"k"[..]), Box::from(&b"dying"[..])]);
+        assert!(!p.has_soft() && f.take_ended().is_empty());
+        f.fill(b"k", get(), b"$1\r\nv\r\n", Time::MAX, at(12));
+        f.soften(b"k", how(Standing::Kept), at(13));
+        p.end_soft_matching(b"[ab]*", at(13));
+        assert!(f.is_soft(b"k"));
+        p.end_soft_matching(b"[jk]*", at(13));
+        assert!(!f.is_soft(b"k"));
+    }
+
+    /// The script was executed first, and its reply is read last: nobody may be answered what the write has acknowledged to be gone.
+    #[test]
+    fn what_was_written_while_a_script_was_under_way_is_not_softened_by_it() {
+        for (sent_at, softened) in [(19, Softened::Gone), (20, Softened::Gone), (21, Softened::Soft)] {
+            for key in [Some(&b"k"[..]), None] {
+                let (p, mut f) = filled();
+                p.written_elsewhere(key, at(20));
+                let how = Softening { since: at(sent_at), ..how(Standing::Unsure(7)) };
+                assert_eq!(f.soften(b"k", how, at(30)), softened, "{sent_at}");
+                assert!(p.facts(b"k").is_none());
+            }
+        }
+        let (p, mut f) = filled();
+        p.written_elsewhere(Some(b"k"), at(20));
+        assert_eq!(
+            f.soften(b"k", how(Standing::Deleting(7)), at(30)),
+            Softened::Soft,
+            "that deletion is still to come"
+        );
+    }
+
+    #[test]
     fn goes_with_the_partition_a_suspension_and_a_removal() {
         type End = fn(&Partition, &mut Filler);
         let ends: [End; 4] = [

@@ -73,9 +73,11 @@ fn hunt_for(bug: Mutation) -> Option<Hunt> {
         | Mutation::TagLost
         | Mutation::WriteUnsettled
         | Mutation::CacheUnsettled => return None,
-        Mutation::SoftToTheTold | Mutation::SoftOverAChange | Mutation::SoftForEver | Mutation::SoftNeverSettles => {
-            return None;
-        }
+        Mutation::SoftToTheTold
+        | Mutation::SoftOverAChange
+        | Mutation::SoftForEver
+        | Mutation::SoftNeverSettles
+        | Mutation::SoftOverWritesElsewhere => return None,
     })
 }
 

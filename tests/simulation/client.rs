@@ -699,6 +699,11 @@ impl Judge {
         Ok(())
     }
 
+    /// The latest write of a key that was acknowledged to anybody.
+    pub(crate) fn written(&self, scope: usize, slot: usize) -> Version {
+        self.written[scope][slot]
+    }
+
     /// The link of a scope has a connection again.
     pub(crate) fn recovered(&mut self, scope: usize) {
         self.doubted[scope].clear();

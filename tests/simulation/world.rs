@@ -62,6 +62,8 @@ struct Character {
     softenings: u64,
     /// After which part of its life an entry that is hit is refreshed; 0 for never.
     refresh_ahead: f64,
+    /// Whether somebody deletes what is being softened.
+    chases: bool,
     /// How long what they invalidate is answered at most, in milliseconds.
     soft_ms_max: u64,
     /// One in so many steps of Larder's own is another rule for what is filled, and with it another mode of tracking.
@@ -159,6 +161,7 @@ impl Character {
             flushes: 1000,
             ttl_ms_max: 1000,
             softenings: 2,
+            chases: rng.one_in(2),
             soft_ms_max: if self.soft_ms_max > 2 { 1000 } else { 5 },
             deletions: 2,
             apart: 2,
@@ -184,6 +187,7 @@ impl Character {
             stale_ms_max: [0, 2, 10, 100][rng.index(4)],
             has_threads: rng.one_in(2),
             softenings: [0, 4, 1][rng.index(3)],
+            chases: false,
             refresh_ahead: [0.0, 0.1, 0.5][rng.index(3)],
             soft_ms_max: [2, 30, 1000][rng.index(3)],
             admissions: [0, 1, 10][rng.index(3)],
@@ -501,6 +505,14 @@ impl World {
         words.push(format!("#{}", self.tag).into_bytes());
         trace!("link {link} softens: {kind:?} {}", show_words(&words));
         self.links[link].soften(&words, kind);
+        let client = self.rng.index(self.clients.len());
+        if self.character.chases && self.clients[client].waits_for() < self.character.depth_max {
+            // Somebody deletes them once more, by another way.
+            self.tag += 1;
+            words[0] = b"DEL".to_vec();
+            words.push(format!("#{}", self.tag).into_bytes());
+            self.clients[client].ask(words, Kind::WriteApart, &self.server, &self.judge.borrow());
+        }
     }
 
     /// True once in so many times; never for 0.
@@ -562,7 +574,7 @@ impl World {
     }
 
     /// What a client that has just come would be answered softly: with nothing under way it is what the server holds, or of a key
-    /// that is missing there.
+    /// that is missing there; and nothing older than the last write of the key that anybody was told of.
     fn look_softly(&self) -> Result<(), String> {
         let request = OwnedArgs::new(["GET", ""]);
         let Resolved::Known(get) = self.table.resolve(request.args()) else { return Ok(()) };
@@ -578,6 +590,17 @@ impl World {
                 crate::history::put_bulk(current.as_deref(), true, &mut reply);
                 if current.is_some() && hit.reply().as_deref() != Some(&reply[..]) {
                     return Err(format!("a change ends no softness: GET {}", String::from_utf8_lossy(name)));
+                }
+                let slot = link.purpose.database * KEYS + key;
+                let written = self.judge.borrow().written(link.purpose.scope, slot);
+                let is_known = self.server.history.since(slot, written).iter().any(|span| {
+                    let mut value = Vec::new();
+                    crate::history::put_bulk(span.value.as_deref(), true, &mut value);
+                    hit.reply().as_deref() == Some(&value[..])
+                });
+                if !is_known {
+                    let name = String::from_utf8_lossy(name);
+                    return Err(format!("a write that was acknowledged ends no softness: GET {name}"));
                 }
             }
         }
