@@ -34,7 +34,8 @@ port=6379
 data=$(mktemp -d)
 # shellcheck disable=SC2086 # the flags are several words
 "${SERVER:-redis-server}" --port "$port" --save "" --appendonly no --dir "$data" --enable-debug-command yes \
-  --enable-protected-configs yes --enable-module-command yes ${SERVER_FLAGS:-} >"$LOGS/server.log" 2>&1 &
+  --enable-protected-configs yes --enable-module-command yes --unixsocket "$data/redis.sock" \
+  ${SERVER_FLAGS:-} >"$LOGS/server.log" 2>&1 &
 answers "$port"
 if [ -n "${LARDER:-}" ]; then
   # shellcheck disable=SC2086
