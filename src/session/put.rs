@@ -43,7 +43,7 @@ pub(super) fn put_hit(hit: Hit, shape: Option<Shape>, out: &mut Outgoing) -> boo
         return true;
     }
     if let Some(reply) = hit.plain().filter(|reply| reply.len() < SHARED_BYTES_MIN) {
-        out.put(reply);
+        reply.put_to(out.tail());
         return true;
     }
     hit.into_bytes().map(|reply| out.put_shared(reply)).is_some()
@@ -114,7 +114,8 @@ pub(super) fn put_merged(
             (false, Some(Item::Integer(n))) => n,
             _ => return false,
         };
-        total += hits.iter().flatten().filter(|hit| hit.plain() == Some(b":1\r\n")).count() as i64;
+        total +=
+            hits.iter().flatten().filter(|hit| hit.plain().is_some_and(|reply| reply.is(b":1\r\n"))).count() as i64;
         out.put(format!(":{total}\r\n").as_bytes());
         return true;
     }
