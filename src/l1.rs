@@ -331,6 +331,14 @@ impl Partition {
     ) -> Option<Answered> {
         let (answered, put) = (Cell::new(None), Cell::new(Some(put)));
         self.l1.visit(self.id.load(Ordering::Acquire), key, |entry| {
+            if let Some(reply) = entry.ready(variant, key.len(), same_only) {
+                if let Some(put) = put.take() {
+                    entry.count_hit(&self.first_hits);
+                    put(reply);
+                    answered.set(Some(Answered::Put));
+                }
+                return;
+            }
             let Some(stored) = entry.variant(variant) else { return };
             let is_short = stored.at.len() < SHARED_BYTES_MIN && !stored.is_packed;
             let leaves = is_short && (stored.same_in_both || !same_only) && !entry.has_deadline();

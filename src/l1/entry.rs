@@ -63,9 +63,8 @@ pub(super) struct Stored {
 /// A reply in RESP3, in the pieces in which it is at hand.
 #[derive(Clone, Copy, Debug)]
 pub struct Reply<'a> {
-    /// The first line of a bulk string whose frame is not kept, from the start on.
-    head: [u8; HEAD_BYTES],
-    head_len: usize,
+    /// The first line of a bulk string whose frame is not kept.
+    head: Option<&'static [u8; HEAD_BYTES]>,
     body: &'a [u8],
 }
 
@@ -141,9 +140,31 @@ const LONG_KEY: u8 = u8::MAX;
 const SHORT_KEY_AT: usize = KEY_LENGTH_AT + 1;
 const LONG_KEY_AT: usize = SHORT_KEY_AT + 4;
 
-/// The first line of a bulk string shorter than [`SHARED_BYTES_MIN`]: a dollar, five digits, a line end.
+/// Longest bulk string whose frame is not kept.
+const FRAMELESS_BYTES_MAX: usize = 999;
+/// The first line of one: a dollar, three digits, a line end; the last of these bytes is its length.
 const HEAD_BYTES: usize = 8;
+/// They are looked up: that is a third of what writing them costs.
+static HEADS: [[u8; HEAD_BYTES]; FRAMELESS_BYTES_MAX + 1] = heads();
 const LINE_END: &[u8; 2] = b"\r\n";
+
+const fn heads() -> [[u8; HEAD_BYTES]; FRAMELESS_BYTES_MAX + 1] {
+    let mut heads = [[0; HEAD_BYTES]; FRAMELESS_BYTES_MAX + 1];
+    let mut length = 0;
+    while length <= FRAMELESS_BYTES_MAX {
+        let digits = 1 + (length > 9) as usize + (length > 99) as usize;
+        let head = &mut heads[length];
+        head[0] = b'$';
+        let (mut at, mut rest) = (digits, length);
+        while at > 0 {
+            head[at] = b'0' + (rest % 10) as u8;
+            (at, rest) = (at - 1, rest / 10);
+        }
+        (head[digits + 1], head[digits + 2], head[HEAD_BYTES - 1]) = (b'\r', b'\n', digits as u8 + 3);
+        length += 1;
+    }
+    heads
+}
 
 /// What [`super::store`] needs for an entry: a place (24 bytes), its part of the table (six to eleven, as that doubles) and of
 /// the names that are remembered (two to three). `examples/footprint.rs` measures the growth of the process.
@@ -245,6 +266,12 @@ impl Hit {
         (!self.stored.is_packed).then(|| self.entry.reply(&self.stored))
     }
 
+    /// True if the bytes that are kept are few: it is to be copied rather than shared.
+    #[inline]
+    pub fn is_short(&self) -> bool {
+        self.stored.at.len() < SHARED_BYTES_MIN
+    }
+
     /// The reply, in RESP3; one that is large and not packed is not copied. `None` as with [`Hit::reply`].
     pub fn into_bytes(self) -> Option<Bytes> {
         if self.stored.is_packed || self.stored.is_frameless {
@@ -292,71 +319,56 @@ impl AsRef<[u8]> for Owner {
 
 impl<'a> Reply<'a> {
     fn framed(body: &'a [u8]) -> Self {
-        Self { head: [0; HEAD_BYTES], head_len: 0, body }
+        Self { head: None, body }
     }
 
-    /// A bulk string shorter than [`SHARED_BYTES_MIN`].
+    /// A bulk string; what is longer than [`FRAMELESS_BYTES_MAX`] has no head.
     #[inline]
     fn of_bulk(body: &'a [u8]) -> Self {
-        let mut head = *b"$\0\0\0\0\0\0\0";
-        let mut rest = body.len();
-        let digits =
-            1 + usize::from(rest > 9) + usize::from(rest > 99) + usize::from(rest > 999) + usize::from(rest > 9999);
-        for digit in head[1..=digits].iter_mut().rev() {
-            *digit = b'0' + (rest % 10) as u8;
-            rest /= 10;
-        }
-        let [.., a, b] = &mut head[..digits + 3] else { return Self::framed(body) };
-        [*a, *b] = *LINE_END;
-        Self { head, head_len: digits + 3, body }
-    }
-
-    /// Its bytes in all.
-    #[allow(clippy::len_without_is_empty, reason = "no reply is empty")]
-    #[inline]
-    pub fn len(&self) -> usize {
-        if self.head_len == 0 { self.body.len() } else { self.head_len + self.body.len() + LINE_END.len() }
+        Self { head: HEADS.get(body.len()), body }
     }
 
     /// Puts it behind what is there.
     #[inline]
     pub fn put_to(&self, out: &mut BytesMut) {
-        if self.head_len == 0 {
+        let Some(head) = self.head else {
             out.extend_from_slice(self.body);
             return;
-        }
+        };
         // Copied at full length, which is no call, and cut off.
-        out.reserve(HEAD_BYTES + self.body.len() + LINE_END.len());
-        out.extend_from_slice(&self.head);
-        out.truncate(out.len() - HEAD_BYTES + self.head_len);
+        out.extend_from_slice(head);
+        out.truncate(out.len() - HEAD_BYTES + head_len(head));
         out.extend_from_slice(self.body);
         out.extend_from_slice(LINE_END);
     }
 
     /// True if it is these bytes.
     pub fn is(&self, reply: &[u8]) -> bool {
-        let rest = reply.strip_prefix(&self.head[..self.head_len]);
-        let rest = if self.head_len == 0 { rest } else { rest.and_then(|rest| rest.strip_suffix(LINE_END)) };
-        rest == Some(self.body)
+        let Some(head) = self.head else { return reply == self.body };
+        let rest = reply.strip_prefix(&head[..head_len(head)]);
+        rest.and_then(|rest| rest.strip_suffix(LINE_END)) == Some(self.body)
     }
 
     /// The same in one piece.
     pub fn whole(&self) -> Cow<'a, [u8]> {
-        match self.head_len {
-            0 => Cow::Borrowed(self.body),
-            head_len => Cow::Owned([&self.head[..head_len], self.body, LINE_END].concat()),
+        match self.head {
+            None => Cow::Borrowed(self.body),
+            Some(head) => Cow::Owned([&head[..head_len(head)], self.body, LINE_END].concat()),
         }
     }
 }
 
+#[inline]
+fn head_len(head: &[u8; HEAD_BYTES]) -> usize {
+    usize::from(head[HEAD_BYTES - 1])
+}
+
 /// What is in a bulk string that can do without its frame: [`Reply::of_bulk`] makes the same bytes of it.
 fn bulk_without_frame(reply: &[u8]) -> Option<&[u8]> {
-    if reply.len() >= SHARED_BYTES_MIN || reply.first() != Some(&b'$') {
-        return None;
-    }
     let head_len = reply.iter().take(HEAD_BYTES).position(|byte| *byte == b'\n')? + 1;
     let body = reply.get(head_len..reply.len().checked_sub(LINE_END.len())?)?;
-    Reply::of_bulk(body).is(reply).then_some(body)
+    let made = Reply::of_bulk(body);
+    (made.head.is_some() && made.is(reply)).then_some(body)
 }
 
 // === impl Slot ===
@@ -430,7 +442,7 @@ impl Slot {
     /// The bytes of a reply as they stand there.
     #[inline]
     fn bytes_of(&self, stored: &Stored) -> &[u8] {
-        &self.0.slice[stored.at.start as usize..stored.at.end as usize]
+        self.0.slice.get(stored.at.start as usize..stored.at.end as usize).unwrap_or_default()
     }
 
     /// What it takes of the process's memory, with its part of the store.
@@ -487,17 +499,15 @@ impl Slot {
 
     #[inline]
     pub(super) fn key(&self) -> &[u8] {
-        &self.0.slice[self.key_range()]
+        self.0.slice.get(self.key_range()).unwrap_or_default()
     }
 
     #[inline]
     fn key_range(&self) -> Range<usize> {
-        let length = self.0.slice.get(KEY_LENGTH_AT).copied().unwrap_or_default();
-        let (at, length) = match length {
-            LONG_KEY => (LONG_KEY_AT, self.number(SHORT_KEY_AT).unwrap_or_default() as usize),
-            length => (SHORT_KEY_AT, usize::from(length)),
-        };
-        at..(at + length).min(self.0.slice.len())
+        match self.0.slice.get(KEY_LENGTH_AT) {
+            Some(length) if *length != LONG_KEY => SHORT_KEY_AT..SHORT_KEY_AT + usize::from(*length),
+            _ => LONG_KEY_AT..LONG_KEY_AT + self.number(SHORT_KEY_AT).unwrap_or_default() as usize,
+        }
     }
 
     #[inline]
@@ -543,6 +553,23 @@ impl Slot {
             return (self.command() == wanted.command && wanted.is_bare()).then(|| self.only());
         }
         self.variants().find(|(name, _)| wanted.matches(&self.0.slice[name.clone()])).map(|(_, stored)| stored)
+    }
+
+    /// The reply to a read that has found this entry by a key of this length, if it can leave as it is: the only one, bare, short,
+    /// the same in both protocols if it must be, and without a deadline. Nearly all hits are this, so it is one look at each
+    /// word of the header.
+    #[inline]
+    pub(super) fn ready(&self, wanted: Variant<'_>, key_len: usize, same_only: bool) -> Option<Reply<'_>> {
+        let (form, slice) = (self.form(), &self.0.slice);
+        let is_wanted = u32::from(form & !(FRAMELESS | SAME)) == u32::from(wanted.command.0 >> 8) << COMMAND_SHIFT
+            && slice.get(FILLED_AT_BYTES) == Some(&(wanted.command.0 as u8))
+            && wanted.is_bare();
+        if !is_wanted || (same_only && form & SAME == 0) || self.has_deadline() {
+            return None;
+        }
+        let key_at = if key_len < usize::from(LONG_KEY) { SHORT_KEY_AT } else { LONG_KEY_AT };
+        let body = slice.get(key_at + key_len..).filter(|body| body.len() < SHARED_BYTES_MIN)?;
+        Some(if form & FRAMELESS != 0 { Reply::of_bulk(body) } else { Reply::framed(body) })
     }
 
     /// The variants other than `but`, as they are listed; none if there are `max` or more.
@@ -665,16 +692,16 @@ mod tests {
 
     #[test]
     fn every_short_bulk_string_gets_its_frame_back_and_nothing_else_loses_it() {
-        for length in 0..SHARED_BYTES_MIN + 10 {
+        for length in 0..2 * FRAMELESS_BYTES_MAX {
             let body = vec![b'x'; length];
             let reply = [format!("${length}\r\n").as_bytes(), &body, b"\r\n"].concat();
-            assert_eq!(bulk_without_frame(&reply).is_some(), reply.len() < SHARED_BYTES_MIN, "{length}");
-            if length < SHARED_BYTES_MIN {
+            assert_eq!(bulk_without_frame(&reply).is_some(), length <= FRAMELESS_BYTES_MAX, "{length}");
+            if length <= FRAMELESS_BYTES_MAX {
                 let made = Reply::of_bulk(&body);
                 let mut out = BytesMut::from(&b"before"[..]);
                 made.put_to(&mut out);
                 assert_eq!(out, [b"before", &reply[..]].concat());
-                assert!(made.is(&reply) && made.len() == reply.len() && made.whole() == reply);
+                assert!(made.is(&reply) && made.whole() == reply);
                 assert!(!made.is(&reply[1..]) && !made.is(&body) && !made.is(b""));
             }
         }
@@ -744,6 +771,13 @@ mod tests {
             prop_assert_eq!(reply_of(&one, bare), Some(first.clone()));
             prop_assert_eq!(one.variant(bare).unwrap().same_in_both, shape::same_in_both(&first));
             prop_assert_eq!(reply_of(&one, range), None);
+            let never = Slot::new(header(partition, Time::MAX, filled_at), HIT, &body);
+            let ready = |variant, same_only| never.ready(variant, key.len(), same_only).map(|reply| reply.whole().into_owned());
+            let is_only = command < COMMANDS_MAX;
+            prop_assert_eq!(ready(bare, false), is_only.then(|| first.clone()));
+            prop_assert_eq!(ready(bare, true), (is_only && shape::same_in_both(&first)).then(|| first.clone()));
+            prop_assert!(ready(range, false).is_none() && ready(Variant::bare(CommandId(command ^ 0x2000)), false).is_none());
+            prop_assert!(one.ready(bare, key.len(), false).is_none(), "it has a deadline");
             prop_assert_eq!(reply_of(&one, Variant::bare(CommandId(command ^ 0x100))), None);
             prop_assert_eq!((one.facts().variants, one.facts().hits), (1, 1));
             // Beside another variant it is the same.

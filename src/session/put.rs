@@ -3,7 +3,7 @@
 use super::{Correction, Held, HeldKind, Missing, Source, Stale, Surroundings};
 use crate::l1::{Hit, SoftRead};
 use crate::mutation::{Mutation, is_planted};
-use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
+use crate::outgoing::Outgoing;
 use bytes::Bytes;
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::shape::{self, Protocol, Shape};
@@ -42,7 +42,7 @@ pub(super) fn put_hit(hit: Hit, shape: Option<Shape>, out: &mut Outgoing) -> boo
         put_resp2(shape, &reply, out);
         return true;
     }
-    if let Some(reply) = hit.plain().filter(|reply| reply.len() < SHARED_BYTES_MIN) {
+    if let Some(reply) = hit.plain().filter(|_| hit.is_short()) {
         reply.put_to(out.tail());
         return true;
     }
