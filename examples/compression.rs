@@ -7,6 +7,7 @@
 //! For each size: the bytes that L1 counts for an entry, without and with compression; and the time of a fill and of a hit,
 //! each the best of several rounds over many keys, so that what else the machine does counts little.
 
+use bytes::BytesMut;
 use larder::clock::Time;
 use larder::l1::{L1, L1Settings, Partition, Variant};
 use larder_protocol::table::Table;
@@ -59,7 +60,7 @@ fn measure(replies: &[Vec<u8>], get: Variant<'_>, compress_min_bytes: Option<usi
     let fill_us = best_of_rounds(keys.len(), |i| {
         filler.fill(&keys[i], get, &replies[i], Time::MAX, NOW);
     });
-    let mut out = Vec::with_capacity(KB * KB);
+    let mut out = BytesMut::with_capacity(KB * KB);
     let hit_us = best_of_rounds(keys.len(), |i| {
         out.clear();
         hit(&partition, &keys[i], get, &mut out);
@@ -69,9 +70,9 @@ fn measure(replies: &[Vec<u8>], get: Variant<'_>, compress_min_bytes: Option<usi
 }
 
 /// A hit as a session takes it, up to the bytes that would be written; a large one is not copied.
-fn hit(partition: &Partition, key: &[u8], get: Variant<'_>, out: &mut Vec<u8>) {
+fn hit(partition: &Partition, key: &[u8], get: Variant<'_>, out: &mut BytesMut) {
     use larder::l1::Answered;
-    if let Some(Answered::Hit(hit)) = partition.answer(key, get, true, || NOW, |reply| out.extend_from_slice(reply)) {
+    if let Some(Answered::Hit(hit)) = partition.answer(key, get, true, || NOW, |reply| reply.put_to(out)) {
         black_box(hit.into_bytes());
     }
 }

@@ -1,4 +1,4 @@
-//! L1: the in-process cache. The only file that names the cache crate.
+//! L1: the in-process cache.
 //!
 //! One store, weighted by bytes, is shared by all threads and all scopes. A scope owns a *partition* of it, in two
 //! halves: [`Partition`], which any thread reads, and [`Filler`], which only the reader task of the scope's link
@@ -26,20 +26,22 @@ mod compress;
 mod entry;
 mod soft;
 mod stale;
+mod store;
 mod sweep;
 #[cfg(test)]
 mod tests;
 mod warmth;
 
 pub use self::cause::Cause;
-pub use self::entry::{EntryFacts, Hit, Variant};
+pub use self::entry::{EntryFacts, Hit, Reply, Variant};
 pub use self::soft::{Reader, SoftRead, Softened, Softening, Standing};
 
 use self::cause::Causes;
 use self::compress::Savings;
-use self::entry::{Found, HIT, Header, MARKED, REFRESHED, Slot, UNTOLD, encode};
+use self::entry::{Found, HIT, Header, MARKED, PARTITIONS_MAX, REFRESHED, Slot, UNTOLD, encode};
 use self::soft::Softs;
 use self::stale::Left;
+use self::store::Store;
 use self::sweep::Sweeps;
 use crate::clock::Time;
 use crate::config::L1Config;
@@ -48,9 +50,8 @@ use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::SHARED_BYTES_MIN;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use larder_protocol::glob::{self, Case};
-use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 use std::cell::Cell;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -79,21 +80,12 @@ impl L1Settings {
     }
 }
 
-/// Part of the bytes that is for what has been wanted twice. More holds on to what was wanted once upon a time: with 0.97, the
-/// crate's default, L1 is up to 0.4 points better where the same keys stay hot and up to 3 worse where they change
-/// (`benches/hit_ratio`).
-const HOT_PART: f64 = 0.9;
-
-/// Names of entries that have left which are remembered, for each entry expected: one that comes back is known to be wanted.
-/// Each takes 43 bytes of the crate's slab and table: 4% of the size altogether, beyond it.
-const GHOSTS_PER_ENTRY: f64 = 1.0;
-
 /// The store that all partitions share.
 pub struct L1 {
-    /// The keys are the entries: a lookup visits the one that it finds, see [`Lookup`].
-    cache: Cache<Slot, (), ByteWeighter, foldhash::fast::RandomState, EvictionCount>,
+    store: Store<Slot>,
+    hasher: foldhash::fast::RandomState,
     settings: ArcSwap<L1Settings>,
-    evictions: Arc<AtomicU64>,
+    evictions: AtomicU64,
     causes: Causes,
     insight: Arc<Insight>,
     partitions: AtomicU64,
@@ -164,24 +156,6 @@ pub enum Filled {
     Dead,
 }
 
-/// A key that is looked for, and what is to be done with its entry while that is at hand.
-///
-/// The store compares what is looked for with its keys, which are the entries, while it holds the shard's lock. The
-/// comparison that succeeds calls `visit`: so a hit is copied out without taking a reference to the entry and giving it
-/// back, two locked instructions on memory that all threads share. `visit` must be short and must not use the store, nor
-/// call what may (a simulation moves the link wherever the clock is asked for).
-struct Lookup<'a, V> {
-    partition: u64,
-    key: &'a [u8],
-    visit: V,
-}
-
-#[derive(Clone)]
-struct ByteWeighter;
-
-#[derive(Clone)]
-struct EvictionCount(Arc<AtomicU64>);
-
 /// Fills of peers are counted in so many groups of keys. Keys of one group are taken for each other, which costs a fill.
 const PEER_FILL_STRIPES: usize = 64;
 
@@ -198,27 +172,11 @@ impl L1 {
 
     /// As [`L1::new`]; what happens to keys is told to `insight`.
     pub fn watched(settings: L1Settings, insight: Arc<Insight>) -> Arc<Self> {
-        // The crate sizes its list of names that have left by this; far too many break its weighting (its issue 65), too few
-        // let it forget what it should remember. A kilobyte an entry is the middle of the usual.
-        let estimated_items = (settings.size_bytes_max / 1024).clamp(64, 50_000_000) as usize;
-        let evictions = Arc::new(AtomicU64::new(0));
-        let options = OptionsBuilder::new()
-            .estimated_items_capacity(estimated_items)
-            .weight_capacity(settings.size_bytes_max.max(1))
-            .hot_allocation(HOT_PART)
-            .ghost_allocation(GHOSTS_PER_ENTRY)
-            .shards(shards_for(settings))
-            .build();
-        let lifecycle = EvictionCount(evictions.clone());
-        let hasher = foldhash::fast::RandomState::default();
-        let cache = match options {
-            Ok(options) => Cache::with_options(options, ByteWeighter, hasher, lifecycle),
-            Err(_) => Cache::with(estimated_items, settings.size_bytes_max.max(1), ByteWeighter, hasher, lifecycle),
-        };
-        let (causes, partitions, sweeps) = (Causes::default(), AtomicU64::new(1), Sweeps::default());
-        let settings = ArcSwap::from_pointee(settings);
-        let savings = Savings::default();
-        Arc::new(Self { cache, settings, evictions, causes, insight, partitions, sweeps, savings })
+        let store = Store::new(settings.size_bytes_max, shards_for(settings));
+        let (evictions, partitions) = (AtomicU64::new(0), AtomicU64::new(1));
+        let (causes, sweeps, savings) = (Causes::default(), Sweeps::default(), Savings::default());
+        let (hasher, settings) = (foldhash::fast::RandomState::default(), ArcSwap::from_pointee(settings));
+        Arc::new(Self { store, hasher, settings, evictions, causes, insight, partitions, sweeps, savings })
     }
 
     /// A new partition, empty, with the one right to fill it.
@@ -245,12 +203,12 @@ impl L1 {
 
     /// Bytes in use.
     pub fn bytes(&self) -> u64 {
-        self.cache.weight()
+        self.store.bytes()
     }
 
     /// Entries in use, those of emptied partitions included until they have been swept.
     pub fn entries(&self) -> usize {
-        self.cache.len()
+        self.store.len()
     }
 
     /// Entries that had to go for others since the start.
@@ -284,26 +242,60 @@ impl L1 {
     /// Changes the limits. A smaller store evicts at once; entries that are larger than they may be now stay until they go.
     pub fn resize(&self, settings: L1Settings) {
         self.settings.store(Arc::new(settings));
-        self.cache.set_capacity(settings.size_bytes_max.max(1));
+        self.evictions.fetch_add(self.store.resize(settings.size_bytes_max), Ordering::Relaxed);
+    }
+
+    /// Visits an entry, as one that is in use, while the lock of its shard is held. So a hit is copied out without taking a
+    /// reference to the entry and giving it back, two locked instructions on memory that all threads share. `visit` must be
+    /// short and must not use the store, nor call what may (a simulation moves the link wherever the clock is asked for).
+    #[inline]
+    fn visit(&self, partition: u64, key: &[u8], visit: impl Fn(&Slot)) {
+        self.store.hit(self.hash(partition, key), |entry| {
+            let is = entry.is_of(partition, key);
+            if is {
+                visit(entry);
+            }
+            is
+        });
     }
 
     /// An entry, as one that is in use.
     fn find(&self, partition: u64, key: &[u8]) -> Option<Slot> {
         let found = Cell::new(None);
-        self.cache.get(&Lookup { partition, key, visit: |entry: &Slot| found.set(Some(entry.clone())) });
+        self.visit(partition, key, |entry| found.set(Some(entry.clone())));
         found.into_inner()
     }
 
     /// An entry, without a trace of its having been looked at.
     fn peek(&self, partition: u64, key: &[u8]) -> Option<Slot> {
         let found = Cell::new(None);
-        self.cache.peek(&Lookup { partition, key, visit: |entry: &Slot| found.set(Some(entry.clone())) });
+        self.store.peek(self.hash(partition, key), |entry| {
+            let is = entry.is_of(partition, key);
+            if is {
+                found.set(Some(entry.clone()));
+            }
+            is
+        });
         found.into_inner()
     }
 
+    /// Puts an entry into the store; returns the one that it has replaced.
+    fn insert(&self, partition: u64, key: &[u8], entry: Slot) -> Option<Slot> {
+        let inserted = self.store.insert(self.hash(partition, key), entry, |other| other.is_of(partition, key));
+        self.evictions.fetch_add(inserted.evicted.len() as u64, Ordering::Relaxed);
+        inserted.replaced
+    }
+
     fn remove(&self, partition: u64, key: &[u8]) -> Option<Slot> {
-        let removed = self.cache.remove(&Lookup { partition, key, visit: |_: &Slot| {} });
-        removed.map(|(slot, ())| slot)
+        self.store.remove(self.hash(partition, key), |entry| entry.is_of(partition, key))
+    }
+
+    #[inline]
+    fn hash(&self, partition: u64, key: &[u8]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(key);
+        hasher.write_u64(partition);
+        hasher.finish()
     }
 
     fn next_id(&self) -> u64 {
@@ -338,16 +330,24 @@ impl Partition {
         variant: Variant<'_>,
         same_only: bool,
         now: impl FnOnce() -> Time,
-        put: impl FnOnce(&[u8]),
+        put: impl FnOnce(Reply<'_>),
     ) -> Option<Answered> {
         let (answered, put) = (Cell::new(None), Cell::new(Some(put)));
-        self.visit(key, |entry| {
+        self.l1.visit(self.id.load(Ordering::Acquire), key, |entry| {
+            if let Some(reply) = entry.ready(variant, key.len(), same_only) {
+                if let Some(put) = put.take() {
+                    entry.count_hit(&self.first_hits);
+                    put(reply);
+                    answered.set(Some(Answered::Put));
+                }
+                return;
+            }
             let Some(stored) = entry.variant(variant) else { return };
             let is_short = stored.at.len() < SHARED_BYTES_MIN && !stored.is_packed;
             let leaves = is_short && (stored.same_in_both || !same_only) && !entry.has_deadline();
             if leaves && let Some(put) = put.take() {
                 entry.count_hit(&self.first_hits);
-                put(entry.reply(&stored.at));
+                put(entry.reply(&stored));
                 answered.set(Some(Answered::Put));
             } else {
                 let entry = entry.clone();
@@ -487,8 +487,8 @@ impl Partition {
     /// What is known of at most `max` entries. Looks at the whole store: not for a task that others wait for.
     pub fn some_facts(&self, max: usize) -> Vec<EntryFacts> {
         let id = self.id.load(Ordering::Acquire);
-        let own = self.l1.cache.iter().filter(|(slot, ())| slot.header().partition == id);
-        own.take(max).map(|(slot, ())| slot.facts()).collect()
+        let own = self.l1.store.iter().filter(|slot| slot.header().partition == id);
+        own.take(max).map(|slot| slot.facts()).collect()
     }
 
     /// The store that the partition is a part of.
@@ -501,16 +501,9 @@ impl Partition {
     pub fn take_touched(&self, max: usize) -> Vec<Vec<u8>> {
         let id = self.id.load(Ordering::Acquire);
         let touched = |slot: &Slot| {
-            let header = slot.header();
-            header.partition == id && header.hits.fetch_and(!UNTOLD, Ordering::Relaxed) & UNTOLD > 0
+            slot.header().partition == id && slot.hits().fetch_and(!UNTOLD, Ordering::Relaxed) & UNTOLD > 0
         };
-        self.l1
-            .cache
-            .iter()
-            .filter(|(slot, ())| touched(slot))
-            .take(max)
-            .map(|(slot, ())| slot.key().to_vec())
-            .collect()
+        self.l1.store.iter().filter(touched).take(max).map(|slot| slot.key().to_vec()).collect()
     }
 
     /// Keys that match a glob pattern, of entries made at `made_by` or before, at most `max` of them. Looks at the whole
@@ -522,13 +515,7 @@ impl Partition {
             let matches = || pattern == b"*" || glob::matches(pattern, slot.key(), Case::Sensitive);
             header.partition == id && header.filled_at <= made_by && matches()
         };
-        self.l1.cache.iter().filter(|(slot, ())| wanted(slot)).take(max).map(|(slot, ())| slot.key().to_vec()).collect()
-    }
-
-    /// Finds an entry as one that is in use.
-    #[inline]
-    fn visit(&self, key: &[u8], visit: impl Fn(&Slot)) {
-        self.l1.cache.get(&Lookup { partition: self.id.load(Ordering::Acquire), key, visit });
+        self.l1.store.iter().filter(wanted).take(max).map(|slot| slot.key().to_vec()).collect()
     }
 
     fn peek(&self, key: &[u8]) -> Option<Slot> {
@@ -564,7 +551,7 @@ impl Filler {
         }
         // Before the check for a suspension, so that what is filled in spite of one is filled under an id of before it.
         let partition = self.partition.id.load(Ordering::Acquire);
-        if partition == NOWHERE {
+        if partition == NOWHERE || partition >= PARTITIONS_MAX {
             return Filled::Dead;
         }
         if self.partition.is_contradicted(key, variant, reply) {
@@ -593,38 +580,31 @@ impl Filler {
                 let life = header.deadline.saturating_since(header.filled_at);
                 let is_extended = deadline.saturating_since(header.deadline) >= life / 8;
                 let mark = if is_extended { REFRESHED } else { 0 };
-                let hits = header.hits.load(Ordering::Relaxed) & !mark;
-                (encode(key, &[], variant, reply, packed.as_deref()), deadline, hits)
+                let hits = e.hits().load(Ordering::Relaxed) & !mark;
+                (encode((key, now), &[], variant, reply, packed.as_deref()), deadline, hits)
             }
-            Some((others, e)) if key.len() + others.len() + stored_bytes < settings.entry_bytes_max => {
-                let header = e.header();
-                (
-                    encode(key, &others, variant, reply, packed.as_deref()),
-                    deadline.min(header.deadline),
-                    header.hits.load(Ordering::Relaxed),
-                )
-            }
+            Some((others, e)) if key.len() + others.len() + stored_bytes < settings.entry_bytes_max => (
+                encode((key, now), &others, variant, reply, packed.as_deref()),
+                deadline.min(e.header().deadline),
+                e.hits().load(Ordering::Relaxed),
+            ),
             _ => {
                 let mark = if kind == FillKind::Marked { MARKED } else { 0 };
-                (encode(key, &[], variant, reply, packed.as_deref()), deadline, mark)
+                (encode((key, now), &[], variant, reply, packed.as_deref()), deadline, mark)
             }
         };
         if body.len() > settings.entry_bytes_max {
             return Filled::TooBig;
         }
-        let header =
-            Header { partition, deadline, filled_at: now, key_len: key.len() as u32, hits: AtomicU32::new(hits) };
-        let slot = Slot::new(header, &body);
+        let slot = Slot::new(Header { partition, deadline, filled_at: now }, hits, &body);
         // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
         self.partition.filled.store(true, Ordering::Release);
         self.partition.tell_peers(key);
-        l1.cache.insert(slot, ());
+        let old = l1.insert(partition, key, slot);
         if packed.is_some() {
             l1.savings.add(reply.len(), stored_bytes);
         }
         if let Some(old) = old {
-            // The crate reports a replacement as an eviction.
-            l1.evictions.fetch_sub(1, Ordering::Relaxed);
             l1.causes.add(Cause::TtlExpired, u64::from(old.is_dead(now)));
         }
         Filled::Stored
@@ -683,56 +663,4 @@ impl Drop for Filler {
 /// Which of `groups` of keys a key is in.
 fn stripe_of(key: &[u8], groups: usize) -> usize {
     (foldhash::fast::FixedState::default().hash_one(key) % groups as u64) as usize
-}
-
-impl Hash for Slot {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        hash_of(self.header().partition, self.key(), state);
-    }
-}
-
-impl PartialEq for Slot {
-    fn eq(&self, other: &Self) -> bool {
-        self.header().partition == other.header().partition && self.key() == other.key()
-    }
-}
-
-impl Eq for Slot {}
-
-#[inline]
-fn hash_of<H: Hasher>(partition: u64, key: &[u8], state: &mut H) {
-    state.write(key);
-    state.write_u64(partition);
-}
-
-impl<V> Hash for Lookup<'_, V> {
-    #[inline]
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        hash_of(self.partition, self.key, state);
-    }
-}
-
-impl<V: Fn(&Slot)> Equivalent<Slot> for Lookup<'_, V> {
-    #[inline]
-    fn equivalent(&self, slot: &Slot) -> bool {
-        let found = self.partition == slot.header().partition && self.key == slot.key();
-        if found {
-            (self.visit)(slot);
-        }
-        found
-    }
-}
-
-impl Weighter<Slot, ()> for ByteWeighter {
-    fn weight(&self, slot: &Slot, (): &()) -> u64 {
-        slot.bytes()
-    }
-}
-
-impl Lifecycle<Slot, ()> for EvictionCount {
-    type RequestState = ();
-
-    fn on_evict(&self, (): &mut (), _: Slot, (): ()) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
 }

@@ -516,7 +516,7 @@ impl Session {
         let variant = Variant::new(command.id, args, key_at);
         let hit = if self.slots.is_empty() && self.muted == Muted::No {
             let same_only = self.protocol == Protocol::Resp2 && !around.upstream_is_resp2;
-            match partition.answer(key, variant, same_only, around.now, |reply| out.put(reply)) {
+            match partition.answer(key, variant, same_only, around.now, |reply| reply.put_to(out.tail())) {
                 Some(Answered::Put) => {
                     around.counters.hits.add(1);
                     around.counters.watcher.read(partition.scope(), key, true, around.now);

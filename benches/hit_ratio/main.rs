@@ -144,9 +144,9 @@ fn ratio(trace: &Trace, mut read: impl FnMut(u64) -> bool) -> f64 {
     100.0 * hits as f64 / (trace.reads().len() - skipped) as f64
 }
 
-/// What L1 counts for the entry of a key.
+/// What L1 counts for the entry of a key, by the size of its value.
 struct Scale {
-    overhead: u64,
+    bytes: [u64; VALUE_BYTES.len()],
 }
 
 /// Bytes of a key's name.
@@ -154,8 +154,17 @@ const NAME_BYTES: usize = 16;
 /// Sizes of values: most are small, some are large; which, the key says.
 const VALUE_BYTES: [usize; 8] = [32, 64, 64, 128, 128, 256, 512, 2048];
 
-fn value_bytes(key: u64) -> usize {
-    VALUE_BYTES[(mix(key ^ 0x5eed) % VALUE_BYTES.len() as u64) as usize]
+/// Which of them.
+fn value_of(key: u64) -> usize {
+    (mix(key ^ 0x5eed) % VALUE_BYTES.len() as u64) as usize
+}
+
+/// A reply to GET.
+fn bulk(bytes: usize, out: &mut Vec<u8>) {
+    out.clear();
+    out.extend_from_slice(format!("${bytes}\r\n").as_bytes());
+    out.resize(out.len() + bytes, b'x');
+    out.extend_from_slice(b"\r\n");
 }
 
 fn name(key: u64) -> [u8; NAME_BYTES] {
@@ -174,21 +183,24 @@ fn get() -> Result<Variant<'static>, Box<dyn Error>> {
 
 impl Scale {
     fn new() -> Result<Self, Box<dyn Error>> {
-        let l1 = L1::new(L1Settings {
-            size_bytes_max: 1 << 20,
-            entry_bytes_max: 1 << 16,
-            variants_per_key_max: 1,
-            compress_min_bytes: None,
-        });
-        let (_partition, mut filler) = l1.partition();
-        filler.fill(&name(1), get()?, b"$0\r\n\r\n", Time::MAX, NOW);
-        Ok(Self { overhead: l1.bytes() - (NAME_BYTES + b"$0\r\n\r\n".len()) as u64 })
+        let (mut bytes, mut reply) = ([0; VALUE_BYTES.len()], Vec::new());
+        for (bytes, value) in bytes.iter_mut().zip(VALUE_BYTES) {
+            let l1 = L1::new(L1Settings {
+                size_bytes_max: 1 << 20,
+                entry_bytes_max: 1 << 16,
+                variants_per_key_max: 1,
+                compress_min_bytes: None,
+            });
+            let (_partition, mut filler) = l1.partition();
+            bulk(value, &mut reply);
+            filler.fill(&name(1), get()?, &reply, Time::MAX, NOW);
+            *bytes = l1.bytes();
+        }
+        Ok(Self { bytes })
     }
 
     fn bytes(&self, key: u64) -> u64 {
-        let value = value_bytes(key);
-        let digits = value.ilog10() as usize + 1;
-        self.overhead + (NAME_BYTES + digits + 5 + value) as u64
+        self.bytes[value_of(key)]
     }
 }
 
@@ -225,11 +237,7 @@ impl Cache {
         if verdict == Verdict::Pass {
             return false;
         }
-        let bytes = value_bytes(key);
-        self.reply.clear();
-        self.reply.extend_from_slice(format!("${bytes}\r\n").as_bytes());
-        self.reply.resize(self.reply.len() + bytes, b'x');
-        self.reply.extend_from_slice(b"\r\n");
+        bulk(VALUE_BYTES[value_of(key)], &mut self.reply);
         let filled = match verdict {
             Verdict::FillFirst => self.filler.fill_as(FillKind::Marked, &name, self.get, &self.reply, Time::MAX, NOW),
             _ => self.filler.fill(&name, self.get, &self.reply, Time::MAX, NOW),

@@ -1,6 +1,7 @@
 //! The cache: a hit, a miss, and what changes it.
 
 use super::{bulk, keys};
+use bytes::BytesMut;
 use criterion::Criterion;
 use larder::clock::Time;
 use larder::l1::{Cause, Filler, L1, L1Settings, Partition, Variant};
@@ -46,12 +47,12 @@ pub(super) fn read(c: &mut Criterion) {
         // The large ones would not all fit.
         let keys = &keys[..if bytes > 4096 { 10_000 } else { keys.len() }];
         let (partition, _filler) = filled(keys, &bulk(bytes), deadline);
-        let (mut at, mut out) = (0, Vec::with_capacity(64 * 1024));
+        let (mut at, mut out) = (0, BytesMut::with_capacity(64 * 1024));
         group.bench_function(name, |b| {
             b.iter(|| {
                 at = (at + 1) % keys.len();
                 out.clear();
-                partition.answer(black_box(&keys[at]), get, true, || NOW, |reply| out.extend_from_slice(reply))
+                partition.answer(black_box(&keys[at]), get, true, || NOW, |reply| reply.put_to(&mut out))
             });
         });
     }

@@ -31,7 +31,7 @@ impl Partition {
         let lived = now.saturating_since(header.filled_at);
         lived >= life.mul_f64(part * (1.0 - jitter))
             && now < header.deadline
-            && header.hits.fetch_or(REFRESHED, Ordering::Relaxed) & REFRESHED == 0
+            && hit.entry.hits().fetch_or(REFRESHED, Ordering::Relaxed) & REFRESHED == 0
     }
 }
 

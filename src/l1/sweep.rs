@@ -68,7 +68,7 @@ impl L1 {
     }
 
     fn walk(&self, dead: &[(u64, Cause)]) {
-        for (slot, ()) in self.cache.iter() {
+        for slot in self.store.iter() {
             let partition = slot.header().partition;
             let Some((_, cause)) = dead.iter().find(|(id, _)| *id == partition) else { continue };
             self.causes.add(*cause, u64::from(self.remove(partition, slot.key()).is_some()));

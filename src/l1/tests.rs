@@ -220,16 +220,11 @@ fn what_cannot_be_unpacked_is_no_answer() {
     for at_byte in 0..packed.len() {
         let mut faulty = packed.clone();
         faulty[at_byte] ^= 0x80;
-        let body = encode(b"k", &[], get, &long_reply('a'), Some(&faulty));
-        let header = Header {
-            partition: p.id.load(Ordering::Relaxed),
-            deadline: Time::MAX,
-            filled_at: at(1),
-            key_len: 1,
-            hits: AtomicU32::new(0),
-        };
+        let body = encode((b"k", at(1)), &[], get, &long_reply('a'), Some(&faulty));
+        let partition = p.id.load(Ordering::Relaxed);
+        let header = Header { partition, deadline: Time::MAX, filled_at: at(1) };
         p.filled.store(true, Ordering::Relaxed);
-        l1.cache.insert(Slot::new(header, &body), ());
+        l1.insert(partition, b"k", Slot::new(header, 0, &body));
         let hit = p.read(b"k", get, || at(1)).unwrap();
         if at_byte < 4 {
             assert!(hit.reply().is_none(), "a wrong length, byte {at_byte}");

@@ -20,8 +20,8 @@ impl Partition {
     pub fn hottest(&self, max: usize) -> Vec<(u32, Vec<u8>)> {
         let id = self.id.load(Ordering::Acquire);
         let mut hottest = BinaryHeap::new();
-        for (slot, _) in self.l1.cache.iter().filter(|(slot, _)| slot.header().partition == id) {
-            hottest.push(Reverse((slot.header().hits.load(Ordering::Relaxed) / HIT, slot.key().to_vec())));
+        for slot in self.l1.store.iter().filter(|slot| slot.header().partition == id) {
+            hottest.push(Reverse((slot.hits().load(Ordering::Relaxed) / HIT, slot.key().to_vec())));
             if hottest.len() > max {
                 hottest.pop();
             }

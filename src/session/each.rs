@@ -9,7 +9,7 @@ use super::{
     Batch, Flow, Held, HeldKind, Missing, Muted, Session, Source, Surroundings, each_of, fill_each, read_one,
     read_one_as,
 };
-use crate::l1::{Answered, Hit, Partition, Variant};
+use crate::l1::{Answered, Hit, Partition, Reply, Variant};
 use crate::metrics::Passed;
 use crate::outgoing::Outgoing;
 use crate::upstream::link::Each;
@@ -41,21 +41,21 @@ impl Session {
         let tail = out.tail();
         let before = tail.len();
         tail.extend_from_slice(format!("*{}\r\n", args.len() - 1).as_bytes());
+        let is_nil = |hit: &Hit| hit.plain().is_some_and(|reply| reply.is(NIL)) && !hit.has_deadline();
         let all = args.iter().skip(1).all(|key| {
-            let value = |reply: &[u8]| tail.extend_from_slice(reply);
+            let value = |reply: Reply<'_>| reply.put_to(tail);
             if let Some(answered) = partition.answer(key, Variant::bare(get), true, around.now, value) {
                 return match answered {
                     Answered::Put => true,
-                    Answered::Hit(hit) if hit.plain() == Some(NIL) && !hit.has_deadline() => {
+                    Answered::Hit(hit) if is_nil(&hit) => {
                         tail.extend_from_slice(nil);
                         true
                     }
                     Answered::Hit(_) => false,
                 };
             }
-            let is_nil = |hit: Hit| hit.plain() == Some(NIL) && !hit.has_deadline();
             tail.extend_from_slice(nil);
-            partition.read(key, Variant::bare(mget), around.now).is_some_and(is_nil)
+            partition.read(key, Variant::bare(mget), around.now).is_some_and(|hit| is_nil(&hit))
         });
         if !all || partition.removals() != removals {
             out.tail().truncate(before);

@@ -3,7 +3,7 @@
 use super::{Correction, Held, HeldKind, Missing, Source, Stale, Surroundings};
 use crate::l1::{Hit, SoftRead};
 use crate::mutation::{Mutation, is_planted};
-use crate::outgoing::{Outgoing, SHARED_BYTES_MIN};
+use crate::outgoing::Outgoing;
 use bytes::Bytes;
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::shape::{self, Protocol, Shape};
@@ -42,8 +42,8 @@ pub(super) fn put_hit(hit: Hit, shape: Option<Shape>, out: &mut Outgoing) -> boo
         put_resp2(shape, &reply, out);
         return true;
     }
-    if let Some(reply) = hit.plain().filter(|reply| reply.len() < SHARED_BYTES_MIN) {
-        out.put(reply);
+    if let Some(reply) = hit.plain().filter(|_| hit.is_short()) {
+        reply.put_to(out.tail());
         return true;
     }
     hit.into_bytes().map(|reply| out.put_shared(reply)).is_some()
@@ -114,7 +114,8 @@ pub(super) fn put_merged(
             (false, Some(Item::Integer(n))) => n,
             _ => return false,
         };
-        total += hits.iter().flatten().filter(|hit| hit.plain() == Some(b":1\r\n")).count() as i64;
+        total +=
+            hits.iter().flatten().filter(|hit| hit.plain().is_some_and(|reply| reply.is(b":1\r\n"))).count() as i64;
         out.put(format!(":{total}\r\n").as_bytes());
         return true;
     }
