@@ -103,7 +103,7 @@ mod tests {
         let request: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$10\r\n0123456789\r\n";
         // The second byte of the end of each header, both of the end of each argument.
         let ends = request.iter().enumerate().filter(|(_, byte)| matches!(byte, b'\r' | b'\n'));
-        let headers_cr = [2, 6, 15, 22];
+        let headers_cr = [2, 6, 15, 23];
         for at in ends.map(|(at, _)| at).filter(|at| !headers_cr.contains(at)) {
             let mut bad = request.to_vec();
             bad[at] = b'X';

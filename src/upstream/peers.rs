@@ -93,6 +93,8 @@ pub struct Peers {
 
 struct State {
     standing: Standing,
+    /// A link of the user is there, which is to be told of dependencies: the standing counts for [`Watches::hearing`].
+    counts: bool,
     links: Vec<Entry>,
     questions: HashMap<u64, Question>,
     last_question: u64,
@@ -156,10 +158,10 @@ impl Peers {
         settings: PeersSettings,
         watches: Arc<Watches>,
     ) -> (Arc<Self>, PeersTask) {
-        watches.peers_changed(None, Some(Standing::Joining));
         let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
         let state = State {
             standing: Standing::Joining,
+            counts: false,
             links: Vec::new(),
             questions: HashMap::new(),
             last_question: 0,
@@ -195,6 +197,12 @@ impl Peers {
     /// A link has connected and is about to serve and to fill its partition: waits for the connection to be subscribed or, if that
     /// takes long, suspends the partition until it is.
     pub async fn admit(&self, link: &Arc<LinkHandle>, database: u32) {
+        {
+            let mut state = self.lock();
+            if !std::mem::replace(&mut state.counts, true) {
+                self.watches.peers_changed(None, Some(state.standing));
+            }
+        }
         self.wanted.notify_one();
         let settled = async {
             loop {
@@ -329,7 +337,17 @@ impl Peers {
 
     fn come_to(&self, state: &mut State, standing: Standing) {
         let from = std::mem::replace(&mut state.standing, standing);
-        self.watches.peers_changed(Some(from), Some(standing));
+        if state.counts {
+            self.watches.peers_changed(Some(from), Some(standing));
+        }
+    }
+
+    /// The user is refused, or its links have ended: nobody waits for it to be told of anything.
+    fn counts_no_more(&self) {
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.counts, false) {
+            self.watches.peers_changed(Some(state.standing), None);
+        }
     }
 
     fn resume(&self, state: &mut State) {
@@ -499,8 +517,7 @@ impl PeersTask {
     /// Keeps the connection until it is closed.
     pub async fn run(mut self) {
         self.keep().await;
-        let standing = self.peers.lock().standing;
-        self.peers.watches.peers_changed(Some(standing), None);
+        self.peers.counts_no_more();
     }
 
     async fn keep(&mut self) {
@@ -522,8 +539,11 @@ impl PeersTask {
                     self.peers.stand_apart(&line);
                     wait = None;
                 }
-                // Who is not known to the upstream has no link either.
-                Err(RawError::Refused(line)) if !line.starts_with(b"ERR") => wait = None,
+                // Who is not known to the upstream has no link either, or none that is made anew.
+                Err(RawError::Refused(line)) if !line.starts_with(b"ERR") => {
+                    self.peers.counts_no_more();
+                    wait = None;
+                }
                 Err(_) => wait = Some(wait.map_or(REJOIN_MIN, |wait: Duration| (wait * 2).min(REJOIN_MAX))),
             }
         }

@@ -127,8 +127,10 @@ pub enum Stage {
 /// What may have happened before a watch begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
-    /// The index was empty, and whoever has written to it watches: nothing was missed.
+    /// Something was declared; the index was empty before, and whoever has written to it watches: nothing was missed.
     Nothing,
+    /// The same, if something was declared at all: the server has forgotten that it was to tell of it.
+    Forgotten,
     /// The index was there: keys may have changed, unless another Larder has watched all the time.
     Unknown,
     /// Nobody can have watched.
@@ -191,7 +193,7 @@ impl Watch {
     /// A link was told that all keys may have changed: the server has forgotten what it was to tell of.
     pub fn hear_all(&self) {
         if self.hearing() == Hearing::Tracked {
-            self.turn_on(Before::Nothing);
+            self.turn_on(Before::Forgotten);
         }
     }
 
@@ -551,7 +553,7 @@ mod tests {
         assert_eq!(watches.hearing(), Hearing::Tracked, "there is no channel");
         watch.hear_all();
         assert!(watch.is_on(), "the server has forgotten");
-        assert_eq!(watch.take_on(), Some(Before::Nothing));
+        assert_eq!(watch.take_on(), Some(Before::Forgotten));
         assert!(watch.turn_off(watch.heard()));
         let (joining, joined) = (Some(Standing::Joining), Some(Standing::Joined));
         watches.peers_changed(None, joining);

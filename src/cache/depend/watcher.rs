@@ -1,6 +1,7 @@
 //! The watch at work: hears of changes of what keys depend on, and takes these out.
 //!
-//! One task for each database in which keys depend on others, or may, with a connection of its own. It *looks* first: as long
+//! One task for each database in which keys depend on others, or may, with a connection of its own. Unless something was just
+//! declared, it *looks* first: as long
 //! as there is no index and nobody wants to declare anything, nothing is tracked, who waits ([`Watch::submit`]) is answered when a
 //! look that was sent afterwards has found nothing and the links have heard of all before it, and the watch ends as soon as this
 //! process is told of what comes (see [`crate::upstream::watch`]).
@@ -93,6 +94,8 @@ struct Watcher<'a> {
     connection: RawConnection,
     frame: BytesMut,
     heard: VecDeque<Heard>,
+    /// True once it has more to do than to look.
+    is_certain: bool,
     /// Dependencies with a serial number up to this have been read.
     known: u64,
     /// How many keys others depend on; too many at most.
@@ -122,6 +125,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 async fn attend(shared: Arc<Shared>, upstream: Arc<Upstream>, watch: Arc<Watch>, mut before: Before) {
     let times = upstream.settings().times;
     let mut backoff = Backoff::new(times.backoff, crate::server::seed());
+    // Something did depend on something when the watch was last connected.
+    let mut is_certain = false;
     loop {
         let began = Instant::now();
         let heard = watch.heard();
@@ -129,7 +134,11 @@ async fn attend(shared: Arc<Shared>, upstream: Arc<Upstream>, watch: Arc<Watch>,
             before = Before::Unwatched;
         }
         let end = match Watcher::connect(&shared, &upstream, &watch).await {
-            Ok(mut watcher) => watcher.work(before).await,
+            Ok(mut watcher) => {
+                let end = watcher.work(before).await;
+                is_certain = watcher.is_certain;
+                end
+            }
             Err(end) => Err(end),
         };
         watch.comes_to(Stage::Beginning);
@@ -168,7 +177,7 @@ async fn attend(shared: Arc<Shared>, upstream: Arc<Upstream>, watch: Arc<Watch>,
         while Instant::now() < wait {
             tokio::select! {
                 () = sleep((wait - Instant::now()).min(TICK)) => {}
-                () = watch.stirred() => look_by_link(&upstream, &watch).await,
+                () = watch.stirred() => look_by_link(&upstream, &watch, is_certain).await,
             }
             watch.time_out(times.reply_max);
         }
@@ -183,9 +192,17 @@ fn is_final(line: &[u8]) -> bool {
 
 /// Without a connection of its own: answers who waits, if nothing depends on anything. (The server may have no room for
 /// connections. That it tracks the name for the link then is the lesser evil.)
-async fn look_by_link(upstream: &Upstream, watch: &Watch) {
-    let Some(scope) = upstream.scope_of_each_database().remove(&watch.database) else { return };
+async fn look_by_link(upstream: &Upstream, watch: &Watch, is_certain: bool) {
     let waiting = Claimed::of(watch);
+    let Some(scope) = upstream.scope_of_each_database().remove(&watch.database) else {
+        let scopes = upstream.scopes();
+        let mut here = scopes.iter().filter(|scope| scope.database == watch.database);
+        // Nobody can read here, and a link looks before anybody can. (Who waits has changed something from another database.)
+        if !is_certain || here.all(|scope| scope.link.refused().is_some()) {
+            waiting.done();
+        }
+        return;
+    };
     let request = OwnedArgs::new([b"EXISTS", &watch.index[..]]);
     let looked = Errand::default().call(&scope.link, &[(OpKind::Read, &request)]).await;
     let is_there = looked.map_or(true, |reply| Cursor::new(&reply).next_integer() != Some(0));
@@ -223,6 +240,7 @@ impl<'a> Watcher<'a> {
             connection,
             frame: BytesMut::new(),
             heard: VecDeque::new(),
+            is_certain: false,
             known: 0,
             sources: 0,
             is_fenced: false,
@@ -235,6 +253,7 @@ impl<'a> Watcher<'a> {
         if let Some(rest) = self.look(&mut before).await? {
             return Ok(rest);
         }
+        self.is_certain = true;
         self.call(["CLIENT", "TRACKING", "ON"]).await?;
         self.begin(before).await?;
         loop {
@@ -270,7 +289,8 @@ impl<'a> Watcher<'a> {
             if self.watch.takes_anew() {
                 *before = Before::Unwatched;
             }
-            if self.watch.has_orders() {
+            // What was declared a moment ago may have gone again, and come back: to go off and on with it would take its time.
+            if self.watch.has_orders() || *before == Before::Nothing {
                 return Ok(None);
             }
             let heard = self.watch.heard();
@@ -302,7 +322,7 @@ impl<'a> Watcher<'a> {
     /// Reads what there is; sees to what may have happened before.
     async fn begin(&mut self, before: Before) -> Result<(), End> {
         self.read_index().await?;
-        if self.sources > 0 && before != Before::Nothing {
+        if self.sources > 0 && matches!(before, Before::Unknown | Before::Unwatched) {
             self.clear(before).await?;
         }
         self.watch.comes_to(Stage::Watching);
