@@ -165,6 +165,10 @@ impl Shared {
             _ => {}
         }
         self.put_in_force(config.0);
+        if changed("limits.") {
+            // Who waits for a client that does not read would hear of nothing else.
+            self.clients.all().iter().for_each(|client| client.port.wake());
+        }
         for setting in settings.iter_mut().filter(|s| s.key == key) {
             setting.value.clone_from(&config.1);
         }

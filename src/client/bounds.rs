@@ -17,8 +17,8 @@ use tokio::time::{Instant, Sleep, sleep};
 pub(super) struct Bounds {
     /// Of `limits.idle_timeout_ms`, if there is one.
     idle: Option<Pin<Box<Sleep>>>,
-    /// Runs while the output is above the soft limit.
-    soft: Option<Pin<Box<Sleep>>>,
+    /// Since when the output has been above the soft limit, and the timer that runs meanwhile.
+    soft: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 /// Output limits of one class of clients.
@@ -80,8 +80,12 @@ impl Connection {
             self.bounds.soft = None;
             return false;
         }
-        let soft = self.bounds.soft.get_or_insert_with(|| Box::pin(sleep(limits.soft_for)));
-        let is_over = soft.as_mut().poll(cx).is_ready();
+        let (since, timer) = self.bounds.soft.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(limits.soft_for))));
+        let end = *since + limits.soft_for;
+        if timer.deadline() != end && !timer.is_elapsed() {
+            timer.as_mut().reset(end);
+        }
+        let is_over = timer.as_mut().poll(cx).is_ready();
         if is_over {
             core.counters.closed_output_soft.add(1);
             tracing::warn!(client = core.client.id.0, bytes, "client closed: it has not read enough for too long");

@@ -4,7 +4,7 @@
 
 use crate::support::Client;
 use crate::{Kind, Larder, OK, Pair, Server, Value, error_of, map_of, wait_until};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Sets a setting.
 #[track_caller]
@@ -97,31 +97,29 @@ fn bounds_of_requests_hold_for_clients_that_connect_from_then_on() {
 
 #[test]
 fn exclusive_connections_keep_to_their_new_times() {
-    let pair = Pair::start(&[]);
+    let pair = Pair::start(&["--set", "pool.blocking_grace_ms=60000", "--set", "pool.reply_ms_max=60000"]);
     let (mut client, mut other) = (pair.larder.client(), pair.larder.client());
     assert_eq!(client.run("EVAL return(1) 0"), b":1\r\n");
     set(&mut other, "pool.reply_ms_max", "200");
     set(&mut other, "pool.blocking_grace_ms", "100");
     pair.upstream.pause();
-    let began = Instant::now();
     let told = error_of(&mut client, "EVAL return(1) 0");
-    assert!(told.starts_with("UPSTREAMTIMEOUT") && began.elapsed() < Duration::from_secs(5), "{told}");
+    assert!(told.starts_with("UPSTREAMTIMEOUT no reply within 200 ms"), "{told}");
     pair.upstream.resume();
     let mut waiting = pair.larder.client();
     waiting.send(&["BLPOP", "nosuch", "1"]);
     std::thread::sleep(Duration::from_millis(300));
     pair.upstream.pause();
-    let began = Instant::now();
     let told = waiting.reply();
     pair.upstream.resume();
-    assert!(told.starts_with(b"-UPSTREAMTIMEOUT"), "{}", String::from_utf8_lossy(&told));
-    assert!(began.elapsed() < Duration::from_millis(2500), "a second, and a tenth: {:?}", began.elapsed());
+    assert!(told.starts_with(b"-UPSTREAMTIMEOUT no reply within 1100 ms"), "{}", String::from_utf8_lossy(&told));
 }
 
-/// Asks for `count` large replies and reads none of them.
-fn asks_and_reads_nothing(larder: &Larder, count: usize) -> Client {
+/// Asks for `count` replies of a large key and reads none of them. (A key that is known to be too large for L1 is not asked for
+/// faster than it is read.)
+fn asks_and_reads_nothing(larder: &Larder, key: &str, count: usize) -> Client {
     let mut client = larder.client();
-    let requests: Vec<u8> = (0..count).flat_map(|_| crate::support::encode(&["GET", "large"])).collect();
+    let requests: Vec<u8> = (0..count).flat_map(|_| crate::support::encode(&["GET", key])).collect();
     // It may be closed before all is sent.
     drop(client.try_send_raw(&requests));
     client
@@ -131,10 +129,10 @@ fn asks_and_reads_nothing(larder: &Larder, count: usize) -> Client {
 fn clients_that_read_nothing_are_closed_by_the_new_bounds() {
     let pair = Pair::start(&[]);
     let mut client = pair.larder.client();
-    client.ok(&["SET", "large", &"x".repeat(1 << 20)]);
+    ["first", "second"].iter().for_each(|key| client.ok(&["SET", key, &"x".repeat(1 << 20)]));
     let connected = |client: &mut Client| crate::stat(client, "connected_clients");
     // Neither is met: 40 MB wait.
-    let patient = asks_and_reads_nothing(&pair.larder, 40);
+    let patient = asks_and_reads_nothing(&pair.larder, "first", 40);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(connected(&mut client), 2);
     set(&mut client, "limits.client_output_soft_bytes_max", "8mb");
@@ -144,7 +142,7 @@ fn clients_that_read_nothing_are_closed_by_the_new_bounds() {
     set(&mut client, "limits.client_output_soft_ms_max", "0");
     set(&mut client, "limits.client_output_soft_bytes_max", "0");
     set(&mut client, "limits.client_output_bytes_max", "16mb");
-    let greedy = asks_and_reads_nothing(&pair.larder, 40);
+    let greedy = asks_and_reads_nothing(&pair.larder, "second", 40);
     wait_until("who is over the hard bound is closed", || connected(&mut client) == 1);
     drop(greedy);
 }
@@ -166,7 +164,7 @@ fn who_subscribes_and_reads_nothing_is_closed_by_the_new_soft_bound() {
 
 #[test]
 fn scopes_end_and_a_stop_waits_as_newly_set() {
-    let pair = Pair::start(&[]);
+    let pair = Pair::start(&["--set", "limits.shutdown_grace_ms=600000"]);
     let mut client = pair.larder.client();
     client.ok(&["SELECT", "4"]);
     client.run("GET k");
@@ -174,16 +172,14 @@ fn scopes_end_and_a_stop_waits_as_newly_set() {
     assert_eq!(crate::stat(&mut client, "scopes"), 2);
     set(&mut client, "limits.scope_idle_ms_max", "100");
     wait_until("the scope has ended", || crate::stat(&mut client, "scopes") == 1);
-    // One who waits holds the stop up for that long; five seconds else.
+    // One who waits holds the stop up for that long; ten minutes else.
     set(&mut client, "limits.shutdown_grace_ms", "300");
     let mut waiting = pair.larder.client();
     waiting.send(&["BLPOP", "nosuch", "0"]);
     std::thread::sleep(Duration::from_millis(200));
     let Pair { upstream: _upstream, mut larder } = pair;
-    let began = Instant::now();
     larder.signal("TERM");
-    larder.wait();
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(larder.wait(), Some(0));
 }
 
 #[test]
