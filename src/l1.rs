@@ -24,6 +24,7 @@ mod ahead;
 mod cause;
 mod compress;
 mod entry;
+mod front;
 mod soft;
 mod stale;
 mod sweep;
@@ -37,13 +38,14 @@ pub use self::soft::{Reader, SoftRead, Softened, Softening, Standing};
 
 use self::cause::Causes;
 use self::compress::Savings;
-use self::entry::{Found, HIT, Header, MARKED, REFRESHED, Slot, UNTOLD, encode};
+use self::entry::{Found, HIT, Header, MARKED, REFRESHED, Slot, Stored, UNTOLD, encode};
+use self::front::Known;
 use self::soft::Softs;
 use self::stale::Left;
 use self::sweep::Sweeps;
 use crate::clock::Time;
 use crate::config::L1Config;
-use crate::insight::{Insight, ScopeId};
+use crate::insight::{self, Insight, ScopeId};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::SHARED_BYTES_MIN;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -96,7 +98,6 @@ pub struct L1 {
     evictions: Arc<AtomicU64>,
     causes: Causes,
     insight: Arc<Insight>,
-    partitions: AtomicU64,
     sweeps: Sweeps,
     savings: Savings,
 }
@@ -136,6 +137,15 @@ pub enum Answered {
     Put,
     /// The reply is not small, not the same in both protocols, or has a deadline that had to be looked at: here it is.
     Hit(Hit),
+}
+
+/// Which replies may leave at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaves {
+    /// Only those that are the same in both protocols.
+    pub same_only: bool,
+    /// Those with a deadline, too: nobody wants to know how near it is.
+    pub with_deadline: bool,
 }
 
 /// What a reply that is offered to L1 was asked for.
@@ -186,6 +196,9 @@ const PEER_FILL_STRIPES: usize = 64;
 /// The id of a suspended partition: no entry has it.
 const NOWHERE: u64 = 0;
 
+/// Ids are not used twice in a process, whatever the store: see the module `front`.
+static LAST_ID: AtomicU64 = AtomicU64::new(NOWHERE);
+
 // === impl L1 ===
 
 impl L1 {
@@ -213,10 +226,10 @@ impl L1 {
             Ok(options) => Cache::with_options(options, ByteWeighter, hasher, lifecycle),
             Err(_) => Cache::with(estimated_items, settings.size_bytes_max.max(1), ByteWeighter, hasher, lifecycle),
         };
-        let (causes, partitions, sweeps) = (Causes::default(), AtomicU64::new(1), Sweeps::default());
+        let (causes, sweeps) = (Causes::default(), Sweeps::default());
         let settings = ArcSwap::from_pointee(settings);
         let savings = Savings::default();
-        Arc::new(Self { cache, settings, evictions, causes, insight, partitions, sweeps, savings })
+        Arc::new(Self { cache, settings, evictions, causes, insight, sweeps, savings })
     }
 
     /// A new partition, empty, with the one right to fill it.
@@ -299,13 +312,20 @@ impl L1 {
     }
 
     fn remove(&self, partition: u64, key: &[u8]) -> Option<Slot> {
-        let removed = self.cache.remove(&Lookup { partition, key, visit: |_: &Slot| {} });
-        removed.map(|(slot, ())| slot)
+        let (slot, ()) = self.cache.remove(&Lookup { partition, key, visit: |_: &Slot| {} })?;
+        slot.leave();
+        Some(slot)
     }
 
     fn next_id(&self) -> u64 {
-        self.partitions.fetch_add(1, Ordering::Relaxed)
+        LAST_ID.fetch_add(1, Ordering::Relaxed) + 1
     }
+}
+
+/// This thread forgets where it has found entries lately, of whatever store: what it does from now on does not depend on what
+/// it did before.
+pub fn forget_lately_found() {
+    front::clear();
 }
 
 /// A shard must hold several of the largest entries, or it would have no choice in what to evict.
@@ -326,35 +346,79 @@ impl Partition {
         hit.entry.is_hit(now, &self.first_hits).then_some(hit)
     }
 
-    /// As [`Partition::read`], for a reply that can leave at once: one that is short (and, if `same_only`, the same in both
-    /// protocols), and has no deadline, is given to `put` without a reference to its entry being taken.
+    /// As [`Partition::read`], for a reply that can leave at once: one that is short, and is as `leaves` says, is given to
+    /// `put` without a reference to its entry being taken. `hash` is [`Partition::hash_of`] the key.
     #[inline]
     pub fn answer(
         &self,
         key: &[u8],
+        hash: u64,
         variant: Variant<'_>,
-        same_only: bool,
-        now: impl FnOnce() -> Time,
+        leaves: Leaves,
+        now: impl Fn() -> Time,
         put: impl FnOnce(&[u8]),
     ) -> Option<Answered> {
-        let (answered, put) = (Cell::new(None), Cell::new(Some(put)));
-        self.visit(key, |entry| {
-            let Some(stored) = entry.variant(variant) else { return };
-            let is_short = stored.at.len() < SHARED_BYTES_MIN && !stored.is_packed;
-            let leaves = is_short && (stored.same_in_both || !same_only) && !entry.has_deadline();
-            if leaves && let Some(put) = put.take() {
-                entry.count_hit(&self.first_hits);
-                put(entry.reply(&stored.at));
-                answered.set(Some(Answered::Put));
-            } else {
-                let entry = entry.clone();
-                answered.set(Some(Answered::Hit(Hit { entry, stored, found: Found::There })));
+        let id = self.id.load(Ordering::Acquire);
+        let mut put = Some(put);
+        let known = front::find(hash, id, key, |entry| {
+            let Some(stored) = entry.variant(variant).filter(|stored| leaves.at_once(entry, stored)) else {
+                return Known::Passed;
+            };
+            if !entry.is_hit(&now, &self.first_hits) {
+                return Known::Dead;
             }
+            if let Some(put) = put.take() {
+                put(entry.reply(&stored.at));
+            }
+            Known::Done
         });
+        match known {
+            Known::Done => return Some(Answered::Put),
+            Known::Dead => return None,
+            Known::Passed | Known::No => {}
+        }
+        let place = if known == Known::No { front::place_for(hash) } else { None };
+        let (answered, put, found) = (Cell::new(None), Cell::new(put), Cell::new(None));
+        self.l1.cache.get(&Lookup {
+            partition: id,
+            key,
+            visit: |entry: &Slot| {
+                let Some(stored) = entry.variant(variant) else { return };
+                if place.is_some() && front::takes(entry) {
+                    found.set(Some(entry.clone()));
+                }
+                if leaves.at_once(entry, &stored)
+                    && !entry.has_deadline()
+                    && let Some(put) = put.take()
+                {
+                    entry.count_hit(&self.first_hits);
+                    put(entry.reply(&stored.at));
+                    answered.set(Some(Answered::Put));
+                } else {
+                    let entry = entry.clone();
+                    answered.set(Some(Answered::Hit(Hit { entry, stored, found: Found::There })));
+                }
+            },
+        });
+        if let (Some(found), Some(place)) = (found.into_inner(), place) {
+            front::put(hash, place, found);
+        }
         match answered.into_inner()? {
             Answered::Hit(hit) if !hit.entry.is_hit(now, &self.first_hits) => None,
             answered => Some(answered),
         }
+    }
+
+    /// The keys with these hashes are about to be looked for, by this thread.
+    #[inline]
+    pub fn look_ahead(&self, hashes: &[u64]) {
+        front::look_ahead(hashes);
+    }
+
+    /// The hash of one of its keys, the same for ever, whatever is emptied.
+    #[inline]
+    pub fn hash_of(&self, key: &[u8]) -> u64 {
+        insight::hash_of(self.scope, key)
     }
 
     /// The partition's number for [`Insight`]: its own for ever, whatever is emptied.
@@ -510,14 +574,28 @@ impl Partition {
         self.l1.cache.iter().filter(|(slot, ())| wanted(slot)).take(max).map(|(slot, ())| slot.key().to_vec()).collect()
     }
 
-    /// Finds an entry as one that is in use.
-    #[inline]
-    fn visit(&self, key: &[u8], visit: impl Fn(&Slot)) {
-        self.l1.cache.get(&Lookup { partition: self.id.load(Ordering::Acquire), key, visit });
-    }
-
     fn peek(&self, key: &[u8]) -> Option<Slot> {
         self.l1.peek(self.id.load(Ordering::Acquire), key)
+    }
+}
+
+// === impl Leaves ===
+
+impl Leaves {
+    /// Those that are the same in both protocols and have no deadline.
+    pub const SAME_FOR_EVER: Self = Self { same_only: true, with_deadline: false };
+
+    /// True if a hit may leave at once, whatever its length.
+    pub fn allows(self, hit: &Hit) -> bool {
+        (hit.same_in_both() || !self.same_only) && (self.with_deadline || !hit.has_deadline())
+    }
+
+    #[inline]
+    fn at_once(self, entry: &Slot, stored: &Stored) -> bool {
+        stored.at.len() < SHARED_BYTES_MIN
+            && !stored.is_packed
+            && (stored.same_in_both || !self.same_only)
+            && (self.with_deadline || !entry.has_deadline())
     }
 }
 
@@ -595,8 +673,13 @@ impl Filler {
         if body.len() > settings.entry_bytes_max {
             return Filled::TooBig;
         }
-        let header =
-            Header { partition, deadline, filled_at: now, key_len: key.len() as u32, hits: AtomicU32::new(hits) };
+        let header = Header {
+            partition,
+            deadline,
+            filled_at: now,
+            key_len: AtomicU32::new(key.len() as u32),
+            hits: AtomicU32::new(hits),
+        };
         let slot = Slot::new(header, &body);
         // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
         self.partition.filled.store(true, Ordering::Release);
@@ -714,7 +797,8 @@ impl Weighter<Slot, ()> for ByteWeighter {
 impl Lifecycle<Slot, ()> for EvictionCount {
     type RequestState = ();
 
-    fn on_evict(&self, (): &mut (), _: Slot, (): ()) {
+    fn on_evict(&self, (): &mut (), slot: Slot, (): ()) {
+        slot.leave();
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

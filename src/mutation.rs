@@ -43,13 +43,15 @@ pub enum Mutation {
     SoftForEver,
     /// A push is taken for that of the deletion as long as it could be one.
     SoftNeverSettles,
+    /// A thread that has found an entry answers it when it is no more in L1.
+    LeftUnmarked,
 }
 
 // === impl Mutation ===
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::WriteRemovesNothing,
         Self::FillOutrun,
         Self::NullPushIgnored,
@@ -68,6 +70,7 @@ impl Mutation {
         Self::SoftOverAChange,
         Self::SoftForEver,
         Self::SoftNeverSettles,
+        Self::LeftUnmarked,
     ];
 
     /// The bug of this name, as `Debug` writes it.

@@ -3,7 +3,7 @@
 use super::{bulk, keys};
 use criterion::Criterion;
 use larder::clock::Time;
-use larder::l1::{Cause, Filler, L1, L1Settings, Partition, Variant};
+use larder::l1::{Cause, Filler, L1, L1Settings, Leaves, Partition, Variant};
 use larder_protocol::table::Table;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -51,7 +51,9 @@ pub(super) fn read(c: &mut Criterion) {
             b.iter(|| {
                 at = (at + 1) % keys.len();
                 out.clear();
-                partition.answer(black_box(&keys[at]), get, true, || NOW, |reply| out.extend_from_slice(reply))
+                let (key, leaves) = (black_box(&keys[at]), Leaves::SAME_FOR_EVER);
+                let put = |reply: &[u8]| out.extend_from_slice(reply);
+                partition.answer(key, partition.hash_of(key), get, leaves, || NOW, put)
             });
         });
     }

@@ -82,7 +82,8 @@ pub(super) struct Header {
     pub(super) partition: u64,
     pub(super) deadline: Time,
     pub(super) filled_at: Time,
-    pub(super) key_len: u32,
+    /// Length of the key; with [`LEFT`] once the entry has left the store.
+    pub(super) key_len: AtomicU32,
     /// Hits times [`HIT`], with [`UNTOLD`] if there was one since the upstream was told, and [`MARKED`] until the first.
     pub(super) hits: AtomicU32,
 }
@@ -97,6 +98,9 @@ const ENTRY_OVERHEAD_BYTES: u64 = 74;
 const VARIANT_HEADER_BYTES: usize = 8;
 const PACKED: u32 = 1 << 31;
 const SAME_IN_BOTH: u32 = 1 << 31;
+
+/// In [`Header::key_len`]: no key is so long.
+const LEFT: u32 = 1 << 31;
 
 /// One hit in [`Header::hits`], and the mark that the upstream has not been told of one.
 pub(super) const HIT: u32 = 8;
@@ -246,6 +250,48 @@ impl Slot {
         &self.0.slice[range.start as usize..range.end as usize]
     }
 
+    /// Length of the key.
+    #[inline]
+    fn key_len(&self) -> u32 {
+        self.header().key_len.load(Ordering::Relaxed) & !LEFT
+    }
+
+    /// The entry leaves the store. To be called behind that, and before anybody is told why.
+    pub(super) fn leave(&self) {
+        if !is_planted(Mutation::LeftUnmarked) {
+            self.header().key_len.fetch_or(LEFT, Ordering::Release);
+        }
+    }
+
+    /// True if it is the entry of this key in this partition, and in the store.
+    #[inline]
+    pub(super) fn stands_for(&self, partition: u64, key: &[u8]) -> bool {
+        let header = self.header();
+        // With the mark it is the length of no key.
+        header.key_len.load(Ordering::Acquire) as usize == key.len()
+            && header.partition == partition
+            && self.0.slice.starts_with(key)
+    }
+
+    /// Bytes of its allocation, about.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        size_of::<Header>() + self.0.slice.len()
+    }
+
+    /// Hits so far.
+    #[inline]
+    pub(super) fn hits(&self) -> u32 {
+        self.header().hits.load(Ordering::Relaxed) / HIT
+    }
+
+    /// Looks at one byte in each `step` of the first `max`; what comes means nothing.
+    #[inline]
+    pub(super) fn touch(&self, step: usize, max: usize) -> u8 {
+        let header = self.header().key_len.load(Ordering::Relaxed) as u8;
+        (step / 2..max).step_by(step).filter_map(|at| self.0.slice.get(at)).fold(header, |seen, byte| seen ^ byte)
+    }
+
     /// Bytes that it counts for.
     pub(super) fn bytes(&self) -> u64 {
         (size_of::<Header>() + self.0.slice.len()) as u64 + ENTRY_OVERHEAD_BYTES
@@ -297,12 +343,12 @@ impl Slot {
     }
 
     pub(super) fn key(&self) -> &[u8] {
-        &self.0.slice[..self.header().key_len as usize]
+        &self.0.slice[..self.key_len() as usize]
     }
 
     /// The name of each variant as a range of the slice, and its reply.
     pub(super) fn variants(&self) -> impl Iterator<Item = (Range<usize>, Stored)> + '_ {
-        let mut at = self.header().key_len as usize;
+        let mut at = self.key_len() as usize;
         std::iter::from_fn(move || {
             let (name_len, reply_len) = (self.number(at)?, self.number(at + 4)?);
             let name = at + VARIANT_HEADER_BYTES..at + VARIANT_HEADER_BYTES + (name_len & !PACKED) as usize;
@@ -329,7 +375,7 @@ impl Slot {
     /// The first variant, if it is this command without arguments, not packed: most entries have no other.
     #[inline]
     fn first_bare(&self, command: CommandId) -> Option<Stored> {
-        let key_len = self.header().key_len;
+        let key_len = self.key_len();
         let [l0, l1, l2, l3, c0, c1, c2, c3, n0, n1] = *self.0.slice.get(key_len as usize..)?.first_chunk()?;
         let (name_len, coded) = (u32::from_le_bytes([l0, l1, l2, l3]), u32::from_le_bytes([c0, c1, c2, c3]));
         if name_len != 2 || u16::from_le_bytes([n0, n1]) != command.0 {
