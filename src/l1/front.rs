@@ -282,7 +282,8 @@ mod tests {
     fn holds_so_many_entries_and_bytes() {
         let (p, mut f) = store(1 << 28).partition();
         let reply = [&b"$1500\r\n"[..], &[b'x'; 1500], b"\r\n"].concat();
-        let count = 3 * SETS * WAYS;
+        // A quarter more than there is room for.
+        let count = BYTES_MAX / reply.len() * 5 / 4;
         for n in 0..count {
             let key = format!("k{n}").into_bytes();
             fill(&mut f, &key, &reply, NEVER);

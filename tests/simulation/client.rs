@@ -315,7 +315,11 @@ impl Client {
         let (session, batch, out) = (&mut self.session, &mut self.batch, &mut self.out);
         let flow = surrounded(around, self.scope, self.port.reader(), |s| {
             // Each other read goes the way of those that come one after the other.
-            if at % 2 == 0 && command.reads_its_argument() && request.args().len() == 2 && session.answers_hits(s) {
+            if at.is_multiple_of(2)
+                && command.reads_its_argument()
+                && request.args().len() == 2
+                && session.answers_hits(s)
+            {
                 let key = request.args().ranges()[1];
                 let ahead = Ahead { start: key.start, len: key.len, end: request.args().bytes().len() as u32 };
                 if session.answer_hits(command, request.args().bytes(), &[ahead], usize::MAX, s, out) == 1 {
