@@ -114,7 +114,7 @@ mod tests {
             let count = scanner.ahead(rest, &mut found);
             let key = |a: &Ahead| String::from_utf8_lossy(&rest[a.start as usize..][..a.len as usize]).into_owned();
             let ends = found[..count].iter().map(|a| a.end as usize);
-            (found[..count].iter().map(key).collect::<Vec<_>>(), ends.last().unwrap_or(0))
+            (found[..count].iter().map(key).collect::<Vec<_>>(), ends.max().unwrap_or(0))
         };
         let rest = &bytes.as_bytes()[len..];
         assert_eq!(keys(rest, 9), (vec!["a".into(), "bcdefghijkl".into(), "".into(), "xy".into()], rest.len()));

@@ -53,7 +53,8 @@ fn hunt_for(bug: Mutation) -> Option<Hunt> {
         | Mutation::NullPushIgnored
         | Mutation::FenceDropped
         | Mutation::FillFromRequester
-        | Mutation::JoinAnywhere => Hunt::Histories(Users::One),
+        | Mutation::JoinAnywhere
+        | Mutation::LeftUnmarked => Hunt::Histories(Users::One),
         Mutation::OtherScopesUnfenced => Hunt::Histories(Users::Several),
         Mutation::KeptOverReconnect => Hunt::Losses,
         Mutation::HeldUnchecked => Hunt::Pairs,
