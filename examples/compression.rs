@@ -71,8 +71,9 @@ fn measure(replies: &[Vec<u8>], get: Variant<'_>, compress_min_bytes: Option<usi
 
 /// A hit as a session takes it, up to the bytes that would be written; a large one is not copied.
 fn hit(partition: &Partition, key: &[u8], get: Variant<'_>, out: &mut BytesMut) {
-    use larder::l1::Answered;
-    if let Some(Answered::Hit(hit)) = partition.answer(key, get, true, || NOW, |reply| reply.put_to(out)) {
+    use larder::l1::{Answered, Leaves};
+    let (hash, leaves) = (partition.hash_of(key), Leaves::SAME_FOR_EVER);
+    if let Some(Answered::Hit(hit)) = partition.answer(key, hash, get, leaves, || NOW, |reply| reply.put_to(out)) {
         black_box(hit.into_bytes());
     }
 }

@@ -502,6 +502,8 @@ impl Core {
         let hits_before = self.counters.hits.value();
         let pass = self.with_surroundings(|core, around| {
             let mut last = None;
+            // Where looking ahead has found nothing, it would find nothing again.
+            let mut looks_ahead = true;
             loop {
                 if !core.may_take() {
                     return Pass::Stalled;
@@ -516,15 +518,24 @@ impl Core {
                 match step {
                     Step::Incomplete { bytes_needed_min } => return Pass::Short(bytes_needed_min),
                     Step::Nothing { len } => at += len,
-                    Step::Request { len } => match core.take(scanner.args(&input[at..]), &mut last, around) {
-                        Take::Taken => at += len,
-                        Take::Wait => return Pass::Stalled,
-                        Take::Apart => return Pass::Apart,
-                        Take::Close => {
-                            at += len;
-                            return Pass::Closed;
+                    Step::Request { len } => {
+                        match core.take(scanner.args(&input[at..]), scanner.repeats(), &mut last, around) {
+                            Take::Taken => {
+                                at += len;
+                                if looks_ahead {
+                                    let taken = core.take_hits(scanner, &input[at..], last, around);
+                                    looks_ahead = taken > 0;
+                                    at += taken;
+                                }
+                            }
+                            Take::Wait => return Pass::Stalled,
+                            Take::Apart => return Pass::Apart,
+                            Take::Close => {
+                                at += len;
+                                return Pass::Closed;
+                            }
                         }
-                    },
+                    }
                 }
                 if core.ends_after_answer {
                     return Pass::Closed;

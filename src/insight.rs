@@ -172,12 +172,35 @@ impl Watcher {
     /// A key was read.
     #[inline]
     pub fn read(&self, scope: ScopeId, key: &[u8], is_hit: bool, now: &dyn Fn() -> Time) {
-        let hash = hash_of(scope, key);
+        self.read_hashed(scope, key, hash_of(scope, key), is_hit, now);
+    }
+
+    /// As [`Watcher::read`], where the key's hash is at hand.
+    #[inline]
+    pub fn read_hashed(&self, scope: ScopeId, key: &[u8], hash: u64, is_hit: bool, now: &dyn Fn() -> Time) {
         let left = self.left.value();
         self.left.set(left.wrapping_sub(1));
         if left == 0 || hash < self.threshold.value() {
             self.sample_read(scope, key, hash, is_hit, left == 0, now);
         }
+    }
+
+    /// True if the reads of a key with this hash are followed, each of them.
+    #[inline]
+    pub fn follows(&self, hash: u64) -> bool {
+        hash < self.threshold.value()
+    }
+
+    /// So many keys were read, none of which is followed. False if one of them is the next sample: then nothing is noted, and
+    /// each is to be told by itself.
+    #[inline]
+    pub fn pass(&self, count: u64) -> bool {
+        let left = self.left.value();
+        if left < count {
+            return false;
+        }
+        self.left.set(left - count);
+        true
     }
 
     /// Keys were written.

@@ -24,6 +24,7 @@ mod ahead;
 mod cause;
 mod compress;
 mod entry;
+mod front;
 mod soft;
 mod stale;
 mod store;
@@ -38,14 +39,15 @@ pub use self::soft::{Reader, SoftRead, Softened, Softening, Standing};
 
 use self::cause::Causes;
 use self::compress::Savings;
-use self::entry::{Found, HIT, Header, MARKED, PARTITIONS_MAX, REFRESHED, Slot, UNTOLD, encode};
+use self::entry::{Found, HIT, Header, MARKED, PARTITIONS_MAX, REFRESHED, Slot, Stored, UNTOLD, encode};
+use self::front::Known;
 use self::soft::Softs;
 use self::stale::Left;
 use self::store::Store;
 use self::sweep::Sweeps;
 use crate::clock::Time;
 use crate::config::L1Config;
-use crate::insight::{Insight, ScopeId};
+use crate::insight::{self, Insight, ScopeId};
 use crate::mutation::{Mutation, is_planted};
 use crate::outgoing::SHARED_BYTES_MIN;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -88,7 +90,6 @@ pub struct L1 {
     evictions: AtomicU64,
     causes: Causes,
     insight: Arc<Insight>,
-    partitions: AtomicU64,
     sweeps: Sweeps,
     savings: Savings,
 }
@@ -132,6 +133,15 @@ pub enum Answered {
     Hit(Hit),
 }
 
+/// Which replies may leave at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaves {
+    /// Only those that are the same in both protocols.
+    pub same_only: bool,
+    /// Those with a deadline, too: nobody wants to know how near it is.
+    pub with_deadline: bool,
+}
+
 /// What a reply that is offered to L1 was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillKind {
@@ -162,6 +172,9 @@ const PEER_FILL_STRIPES: usize = 64;
 /// The id of a suspended partition: no entry has it.
 const NOWHERE: u64 = 0;
 
+/// Ids are not used twice in a process, whatever the store: see the module `front`.
+static LAST_ID: AtomicU64 = AtomicU64::new(NOWHERE);
+
 // === impl L1 ===
 
 impl L1 {
@@ -173,10 +186,9 @@ impl L1 {
     /// As [`L1::new`]; what happens to keys is told to `insight`.
     pub fn watched(settings: L1Settings, insight: Arc<Insight>) -> Arc<Self> {
         let store = Store::new(settings.size_bytes_max, shards_for(settings));
-        let (evictions, partitions) = (AtomicU64::new(0), AtomicU64::new(1));
         let (causes, sweeps, savings) = (Causes::default(), Sweeps::default(), Savings::default());
         let (hasher, settings) = (foldhash::fast::RandomState::default(), ArcSwap::from_pointee(settings));
-        Arc::new(Self { store, hasher, settings, evictions, causes, insight, partitions, sweeps, savings })
+        Arc::new(Self { store, hasher, settings, evictions: AtomicU64::new(0), causes, insight, sweeps, savings })
     }
 
     /// A new partition, empty, with the one right to fill it.
@@ -299,8 +311,14 @@ impl L1 {
     }
 
     fn next_id(&self) -> u64 {
-        self.partitions.fetch_add(1, Ordering::Relaxed)
+        LAST_ID.fetch_add(1, Ordering::Relaxed) + 1
     }
+}
+
+/// This thread forgets where it has found entries lately, of whatever store: what it does from now on does not depend on what
+/// it did before.
+pub fn forget_lately_found() {
+    front::clear();
 }
 
 /// A shard must hold several of the largest entries, or it would have no choice in what to evict.
@@ -321,43 +339,84 @@ impl Partition {
         hit.entry.is_hit(now, &self.first_hits).then_some(hit)
     }
 
-    /// As [`Partition::read`], for a reply that can leave at once: one that is short (and, if `same_only`, the same in both
-    /// protocols), and has no deadline, is given to `put` without a reference to its entry being taken.
+    /// As [`Partition::read`], for a reply that can leave at once: one that is short, and is as `leaves` says, is given to
+    /// `put` without a reference to its entry being taken. `hash` is [`Partition::hash_of`] the key.
     #[inline]
     pub fn answer(
         &self,
         key: &[u8],
+        hash: u64,
         variant: Variant<'_>,
-        same_only: bool,
-        now: impl FnOnce() -> Time,
+        leaves: Leaves,
+        now: impl Fn() -> Time,
         put: impl FnOnce(Reply<'_>),
     ) -> Option<Answered> {
-        let (answered, put) = (Cell::new(None), Cell::new(Some(put)));
-        self.l1.visit(self.id.load(Ordering::Acquire), key, |entry| {
-            if let Some(reply) = entry.ready(variant, key.len(), same_only) {
-                if let Some(put) = put.take() {
-                    entry.count_hit(&self.first_hits);
-                    put(reply);
-                    answered.set(Some(Answered::Put));
-                }
-                return;
-            }
-            let Some(stored) = entry.variant(variant) else { return };
-            let is_short = stored.at.len() < SHARED_BYTES_MIN && !stored.is_packed;
-            let leaves = is_short && (stored.same_in_both || !same_only) && !entry.has_deadline();
-            if leaves && let Some(put) = put.take() {
+        let id = self.id.load(Ordering::Acquire);
+        let mut put = Some(put);
+        let known = front::find(hash, id, key, |entry| {
+            if let Some(reply) = entry.ready(variant, key.len(), leaves.same_only) {
                 entry.count_hit(&self.first_hits);
+                if let Some(put) = put.take() {
+                    put(reply);
+                }
+                return Known::Done;
+            }
+            let Some(stored) = entry.variant(variant).filter(|stored| leaves.at_once(entry, stored)) else {
+                return Known::Passed;
+            };
+            if !entry.is_hit(&now, &self.first_hits) {
+                return Known::Dead;
+            }
+            if let Some(put) = put.take() {
                 put(entry.reply(&stored));
+            }
+            Known::Done
+        });
+        match known {
+            Known::Done => return Some(Answered::Put),
+            Known::Dead => return None,
+            Known::Passed | Known::No => {}
+        }
+        let place = if known == Known::No { front::place_for(hash) } else { None };
+        let (answered, put, found) = (Cell::new(None), Cell::new(put), Cell::new(None));
+        self.l1.visit(id, key, |entry| {
+            let ready = entry.ready(variant, key.len(), leaves.same_only);
+            let stored = if ready.is_none() { entry.variant(variant) } else { None };
+            if place.is_some() && (ready.is_some() || stored.is_some()) && front::takes(entry) {
+                found.set(Some(entry.clone()));
+            }
+            let may_leave = |stored: &Stored| leaves.at_once(entry, stored) && !entry.has_deadline();
+            let reply = ready.or_else(|| stored.as_ref().filter(|stored| may_leave(stored)).map(|s| entry.reply(s)));
+            if let Some(reply) = reply
+                && let Some(put) = put.take()
+            {
+                entry.count_hit(&self.first_hits);
+                put(reply);
                 answered.set(Some(Answered::Put));
-            } else {
+            } else if let Some(stored) = stored {
                 let entry = entry.clone();
                 answered.set(Some(Answered::Hit(Hit { entry, stored, found: Found::There })));
             }
         });
+        if let (Some(found), Some(place)) = (found.into_inner(), place) {
+            front::put(hash, place, found);
+        }
         match answered.into_inner()? {
             Answered::Hit(hit) if !hit.entry.is_hit(now, &self.first_hits) => None,
             answered => Some(answered),
         }
+    }
+
+    /// The keys with these hashes are about to be looked for, by this thread.
+    #[inline]
+    pub fn look_ahead(&self, hashes: &[u64]) {
+        front::look_ahead(hashes);
+    }
+
+    /// The hash of one of its keys, the same for ever, whatever is emptied.
+    #[inline]
+    pub fn hash_of(&self, key: &[u8]) -> u64 {
+        insight::hash_of(self.scope, key)
     }
 
     /// The partition's number for [`Insight`]: its own for ever, whatever is emptied.
@@ -520,6 +579,26 @@ impl Partition {
 
     fn peek(&self, key: &[u8]) -> Option<Slot> {
         self.l1.peek(self.id.load(Ordering::Acquire), key)
+    }
+}
+
+// === impl Leaves ===
+
+impl Leaves {
+    /// Those that are the same in both protocols and have no deadline.
+    pub const SAME_FOR_EVER: Self = Self { same_only: true, with_deadline: false };
+
+    /// True if a hit may leave at once, whatever its length.
+    pub fn allows(self, hit: &Hit) -> bool {
+        (hit.same_in_both() || !self.same_only) && (self.with_deadline || !hit.has_deadline())
+    }
+
+    #[inline]
+    fn at_once(self, entry: &Slot, stored: &Stored) -> bool {
+        stored.at.len() < SHARED_BYTES_MIN
+            && !stored.is_packed
+            && (stored.same_in_both || !self.same_only)
+            && (self.with_deadline || !entry.has_deadline())
     }
 }
 

@@ -58,6 +58,8 @@ pub enum Mutation {
     WriteUnsettled,
     /// The reply to `CACHE SET`, and to `CACHE INVALIDATE`, does not.
     CacheUnsettled,
+    /// A thread that has found an entry answers it when it is no more in L1.
+    LeftUnmarked,
 }
 
 // === impl Mutation ===
@@ -68,7 +70,7 @@ impl Mutation {
         [Self::PeersUnasked, Self::LeftUndeleted, Self::TagLost, Self::WriteUnsettled, Self::CacheUnsettled];
 
     /// Every bug in the cores of session, link and L1.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::WriteRemovesNothing,
         Self::FillOutrun,
         Self::NullPushIgnored,
@@ -89,6 +91,7 @@ impl Mutation {
         Self::SoftNeverSettles,
         Self::OptInForgotten,
         Self::SoftOverWritesElsewhere,
+        Self::LeftUnmarked,
     ];
 
     /// The bug of this name, as `Debug` writes it.

@@ -19,9 +19,12 @@
 
 mod ahead;
 mod each;
+mod hits;
 mod outcome;
 mod put;
 mod soft;
+
+pub use self::hits::AHEAD_MAX;
 
 use self::each::soft_among;
 use self::put::{put_corrected, put_held, put_hit, put_reply};
@@ -514,12 +517,14 @@ impl Session {
         };
         let key = args.arg(key_at);
         let variant = Variant::new(command.id, args, key_at);
+        let hash = partition.hash_of(key);
         let hit = if self.slots.is_empty() && self.muted == Muted::No {
-            let same_only = self.protocol == Protocol::Resp2 && !around.upstream_is_resp2;
-            match partition.answer(key, variant, same_only, around.now, |reply| reply.put_to(out.tail())) {
+            match partition
+                .answer(key, hash, variant, self.leaves(around), around.now, |reply| reply.put_to(out.tail()))
+            {
                 Some(Answered::Put) => {
                     around.counters.hits.add(1);
-                    around.counters.watcher.read(partition.scope(), key, true, around.now);
+                    around.counters.watcher.read_hashed(partition.scope(), key, hash, true, around.now);
                     return Flow::Taken;
                 }
                 Some(Answered::Hit(hit)) => Some(hit),
@@ -528,7 +533,7 @@ impl Session {
         } else {
             partition.read(key, variant, around.now)
         };
-        around.counters.watcher.read(partition.scope(), key, hit.is_some(), around.now);
+        around.counters.watcher.read_hashed(partition.scope(), key, hash, hit.is_some(), around.now);
         if self.writes_out > 0 {
             around.counters.pass(Passed::UnansweredWrite);
             let kind = if hit.is_some() { OpKind::Read } else { fill_of(command, args, false, around) };

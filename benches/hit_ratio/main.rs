@@ -20,7 +20,7 @@ mod traces;
 
 use clap::Parser;
 use larder::clock::Time;
-use larder::l1::{FillKind, Filled, Filler, L1, L1Settings, Partition, Variant};
+use larder::l1::{FillKind, Filled, Filler, L1, L1Settings, Leaves, Partition, Variant};
 use larder::upstream::admission::{Admission, Filter, Verdict};
 use larder_protocol::table::Table;
 use policies::{Lru, Policy, S3Fifo, Sieve, WTinyLfu};
@@ -230,7 +230,11 @@ impl Cache {
 
     fn read(&mut self, key: u64) -> bool {
         let name = name(key);
-        if self.partition.answer(&name, self.get, true, || NOW, |_| ()).is_some() {
+        if self
+            .partition
+            .answer(&name, self.partition.hash_of(&name), self.get, Leaves::SAME_FOR_EVER, || NOW, |_| ())
+            .is_some()
+        {
             return true;
         }
         let verdict = self.filter.admit(mix(key), self.partition.first_hits());

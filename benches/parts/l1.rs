@@ -4,7 +4,7 @@ use super::{bulk, keys};
 use bytes::BytesMut;
 use criterion::Criterion;
 use larder::clock::Time;
-use larder::l1::{Cause, Filler, L1, L1Settings, Partition, Variant};
+use larder::l1::{Cause, Filler, L1, L1Settings, Leaves, Partition, Variant};
 use larder_protocol::table::Table;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -52,7 +52,8 @@ pub(super) fn read(c: &mut Criterion) {
             b.iter(|| {
                 at = (at + 1) % keys.len();
                 out.clear();
-                partition.answer(black_box(&keys[at]), get, true, || NOW, |reply| reply.put_to(&mut out))
+                let (key, leaves) = (black_box(&keys[at]), Leaves::SAME_FOR_EVER);
+                partition.answer(key, partition.hash_of(key), get, leaves, || NOW, |reply| reply.put_to(&mut out))
             });
         });
     }

@@ -49,7 +49,7 @@ impl<'a> Args<'a> {
     }
 
     /// All arguments in order, the command name first.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a> {
         let this = *self;
         (0..self.ranges.len()).map(move |i| this.arg(i))
     }

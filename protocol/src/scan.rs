@@ -17,7 +17,7 @@ mod reply;
 mod request;
 
 pub use self::reply::{Advance, ReplyError, ReplyLimits, ReplyScanner};
-pub use self::request::{ENCODED_BYTES_MAX, RequestError, RequestLimits, RequestScanner, Step};
+pub use self::request::{Ahead, ENCODED_BYTES_MAX, RequestError, RequestLimits, RequestScanner, Step};
 
 /// A decimal number in the one form that redis-server accepts (`string2ll`), or `None`.
 pub fn strict_i64(text: &[u8]) -> Option<i64> {
@@ -77,6 +77,60 @@ mod tests {
         let got =
             scan_all(b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n\r\n*0\r\n*-1\r\nSET a \"b\\x41 c\"\r\nPING\n", &[]).unwrap();
         assert_eq!(got, vec![words(&["GET", "k"]), words(&["SET", "a", "bA c"]), words(&["PING"])]);
+    }
+
+    #[test]
+    fn what_repeats_is_the_command_in_its_letters_with_as_many_arguments() {
+        let mut scanner = RequestScanner::new(RequestLimits::default());
+        let pad = b"*1\r\n$4\r\nPING\r\n";
+        let mut repeats = |request: &[u8]| {
+            let buf = [request, pad].concat();
+            assert_eq!(scanner.scan(&buf), Ok(Step::Request { len: request.len() }));
+            scanner.repeats()
+        };
+        let get = |key: &str| format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len()).into_bytes();
+        assert!(!repeats(&get("a")));
+        assert!(
+            repeats(&get("longer")) && repeats(&get("")) && repeats(&get(&"k".repeat(5000))) == repeats(b"GET a\r\n")
+        );
+        assert!(!repeats(&get("a")) && repeats(&get("b")));
+        assert!(!repeats(b"*2\r\n$3\r\nget\r\n$1\r\na\r\n"), "other letters");
+        assert!(!repeats(&get("a")) && !repeats(b"*3\r\n$3\r\nGET\r\n$1\r\na\r\n$1\r\nb\r\n"), "more arguments");
+        assert!(!repeats(pad) && repeats(pad));
+        let long = b"*2\r\n$7\r\nHGETALL\r\n$1\r\nh\r\n";
+        assert!(!repeats(long) && !repeats(long), "too long for one comparison");
+    }
+
+    #[test]
+    fn requests_ahead_are_whole_and_alike() {
+        let mut scanner = RequestScanner::new(RequestLimits { bulk_bytes_max: 20, ..RequestLimits::default() });
+        let get = |key: &str| format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len());
+        let first = get("key");
+        let bytes = [&first, &get("a"), &get("bcdefghijkl"), &get(""), &get("xy")].map(String::as_str).concat();
+        let len = first.len();
+        assert_eq!(scanner.scan(bytes.as_bytes()), Ok(Step::Request { len }));
+        let keys = |rest: &[u8], max: usize| {
+            let mut found = vec![Ahead::default(); max];
+            let count = scanner.ahead(rest, &mut found);
+            let key = |a: &Ahead| String::from_utf8_lossy(&rest[a.start as usize..][..a.len as usize]).into_owned();
+            let ends = found[..count].iter().map(|a| a.end as usize);
+            (found[..count].iter().map(key).collect::<Vec<_>>(), ends.max().unwrap_or(0))
+        };
+        let rest = &bytes.as_bytes()[len..];
+        assert_eq!(keys(rest, 9), (vec!["a".into(), "bcdefghijkl".into(), "".into(), "xy".into()], rest.len()));
+        assert_eq!(keys(rest, 1).0, ["a"]);
+        // The last one is not all there.
+        assert_eq!(keys(&rest[..rest.len() - 1], 9).0.len(), 3);
+        for other in
+            [get(&"k".repeat(21)), "GET a\r\n".into(), "*2\r\n$3\r\nTTL\r\n$1\r\na\r\n".into(), get("a").to_lowercase()]
+        {
+            assert_eq!(
+                keys(format!("{}{other}{rest}", get("one"), rest = get("k")).as_bytes(), 9).0,
+                ["one"],
+                "{other}"
+            );
+        }
+        assert_eq!(scanner.scan(rest), Ok(Step::Request { len: get("a").len() }), "nothing was taken");
     }
 
     #[test]

@@ -14,14 +14,14 @@ use crate::pause::Mode;
 use crate::port::{CatchUp, Delivery, Failure, Seq, Taken};
 use crate::received::Received;
 use crate::server::{Backend, Shared};
-use crate::session::{Advanced, Again, Batch, Flow, Session, Stale, Surroundings, Told};
+use crate::session::{AHEAD_MAX, Advanced, Again, Batch, Flow, Session, Stale, Surroundings, Told};
 use crate::upstream::feed::Listening;
 use crate::upstream::link::{Job, Op, OpKind};
 use crate::upstream::raw::Identity;
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
-use larder_protocol::scan::{RequestError, RequestLimits, RequestScanner, Step};
+use larder_protocol::scan::{Ahead, RequestError, RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
 use smallvec::{SmallVec, smallvec};
@@ -242,33 +242,41 @@ impl Core {
         work(self, &around)
     }
 
-    /// Takes one request. `last` is for the caller to keep from request to request: a client mostly calls the same
-    /// command again, and need not have it looked up again.
+    /// Takes one request. `last` is for the caller to keep from request to request: the command of the one before, if it was
+    /// taken and nothing speaks against another; `repeats` if this one calls the same, in the same letters and with as many
+    /// arguments.
     pub(super) fn take<'t>(
         &mut self,
         args: Args<'_>,
+        repeats: bool,
         last: &mut Option<&'t Command>,
         around: &Surroundings<'t>,
     ) -> Take {
         self.counters.commands.add(1);
         let command = match *last {
-            Some(command) if command.name.as_bytes().eq_ignore_ascii_case(args.arg(0)) => command,
-            _ => match around.table.resolve(args) {
-                Resolved::Known(command) => command,
-                Resolved::Unknown => return self.take_unknown(None, args),
-                Resolved::UnknownSubcommand(container) => return self.take_unknown(Some(container), args),
-            },
+            Some(command) if repeats => command,
+            _ => {
+                *last = None;
+                let command = match around.table.resolve(args) {
+                    Resolved::Known(command) => command,
+                    Resolved::Unknown => return self.take_unknown(None, args),
+                    Resolved::UnknownSubcommand(container) => return self.take_unknown(Some(container), args),
+                };
+                self.client.last_command.store(command.id.0, Ordering::Relaxed);
+                if let Some(line) = self.refusal(command) {
+                    return self.answer(line.as_bytes());
+                }
+                // The upstream words the error.
+                let is_malformed = command.class == Class::Refused && !command.accepts(args.len());
+                if (command.is_foreign() || is_malformed) && matches!(self.place, Place::Upstream(_)) {
+                    return self.take_unknown(None, args);
+                }
+                // Whether a client may be answered here can change by itself; so can which subcommand it calls.
+                let may_change = command.class == Class::Local || command.is_container || command.parent.is_some();
+                *last = (!may_change).then_some(command);
+                command
+            }
         };
-        *last = (!command.is_container && command.parent.is_none()).then_some(command);
-        self.client.last_command.store(command.id.0, Ordering::Relaxed);
-        if let Some(line) = self.refusal(command) {
-            return self.answer(line.as_bytes());
-        }
-        // The upstream words the error.
-        let is_malformed = command.class == Class::Refused && !command.accepts(args.len());
-        if (command.is_foreign() || is_malformed) && matches!(self.place, Place::Upstream(_)) {
-            return self.take_unknown(None, args);
-        }
         if self.paused != Mode::Off && self.is_held(self.paused, command, args) {
             return if self.session.under_way() > 0 { Take::Wait } else { Take::Apart };
         }
@@ -277,6 +285,34 @@ impl Core {
             self.tell_watchers(command, args);
         }
         took
+    }
+
+    /// Takes requests from the start of `input` that are as the one before, a call of `last`, and that L1 answers at once: how
+    /// many bytes.
+    #[inline]
+    pub(super) fn take_hits(
+        &mut self,
+        scanner: &RequestScanner,
+        input: &[u8],
+        last: Option<&Command>,
+        around: &Surroundings<'_>,
+    ) -> usize {
+        let Some(command) = last.filter(|command| command.reads_its_argument()) else { return 0 };
+        let is_usual = self.paused == Mode::Off && !self.is_watched && self.admission == Admission::Open;
+        let mut taken = 0;
+        while is_usual && self.session.answers_hits(around) && self.batch.is_empty() {
+            let mut ahead = [Ahead::default(); AHEAD_MAX];
+            let input = &input[taken..];
+            let count = scanner.ahead(input, &mut ahead);
+            let output_max = super::OUTPUT_PAUSE_BYTES;
+            let answered = self.session.answer_hits(command, input, &ahead[..count], output_max, around, &mut self.out);
+            self.counters.commands.add(answered as u64);
+            taken += ahead[..answered].last().map_or(0, |request| request.end as usize);
+            if answered < AHEAD_MAX {
+                break;
+            }
+        }
+        taken
     }
 
     fn take_by_class(&mut self, command: &Command, args: Args<'_>, around: &Surroundings<'_>) -> Take {

@@ -111,8 +111,9 @@ struct Front {
     hits: AtomicU32,
     partition_low: u32,
     deadline_low: u32,
-    /// From the low bits on: eight more of the partition, sixteen more of the deadline, the [form](LISTED).
-    rest: u32,
+    /// From the low bits on: eight more of the partition, sixteen more of the deadline, the [form](LISTED), and [`LEFT`].
+    /// Nothing but that changes.
+    rest: AtomicU32,
 }
 
 /// Ids of partitions are smaller than this: 35 years, if a thousand are taken a second.
@@ -130,7 +131,9 @@ const SAME: u8 = 4;
 /// The other bits of the form are the high ones of the one reply's command.
 const COMMAND_SHIFT: u32 = 3;
 /// Commands from this one on are listed.
-const COMMANDS_MAX: u16 = 1 << 13;
+const COMMANDS_MAX: u16 = 1 << 12;
+/// In [`Front::rest`], above the form: the entry has left the store.
+const LEFT: u32 = 1 << 31;
 
 /// Where the parts of the body stand: six bytes of time, the low byte of the command, the length of the key in one byte or,
 /// if that is [`LONG_KEY`], in four more.
@@ -384,7 +387,9 @@ impl Slot {
             hits: AtomicU32::new(hits),
             partition_low: header.partition as u32,
             deadline_low: deadline as u32,
-            rest: (header.partition >> 32) as u32 & 0xff | ((deadline >> 32) as u32) << 8 | u32::from(body.form) << 24,
+            rest: AtomicU32::new(
+                (header.partition >> 32) as u32 & 0xff | ((deadline >> 32) as u32) << 8 | u32::from(body.form) << 24,
+            ),
         };
         Self(ThinArc::from_header_and_slice(front, &body.bytes))
     }
@@ -397,7 +402,7 @@ impl Slot {
     #[inline]
     pub(super) fn header(&self) -> Header {
         let front = self.front();
-        let deadline = u64::from(front.rest >> 8 & 0xffff) << 32 | u64::from(front.deadline_low);
+        let deadline = u64::from(self.rest() >> 8 & 0xffff) << 32 | u64::from(front.deadline_low);
         let mut filled_at = [0; 8];
         if let Some(bytes) = self.0.slice.first_chunk::<FILLED_AT_BYTES>() {
             filled_at[..FILLED_AT_BYTES].copy_from_slice(bytes);
@@ -411,8 +416,7 @@ impl Slot {
 
     #[inline]
     fn partition(&self) -> u64 {
-        let front = self.front();
-        u64::from(front.rest & 0xff) << 32 | u64::from(front.partition_low)
+        u64::from(self.rest() & 0xff) << 32 | u64::from(self.front().partition_low)
     }
 
     /// Hits and marks.
@@ -423,13 +427,43 @@ impl Slot {
 
     #[inline]
     fn form(&self) -> u8 {
-        (self.front().rest >> 24) as u8
+        ((self.rest() & !LEFT) >> 24) as u8
+    }
+
+    #[inline]
+    fn rest(&self) -> u32 {
+        self.front().rest.load(Ordering::Relaxed)
     }
 
     /// True if it is the entry of this key.
     #[inline]
     pub(super) fn is_of(&self, partition: u64, key: &[u8]) -> bool {
         partition == self.partition() && key == self.key()
+    }
+
+    /// True if it is the entry of this key in this partition, and in the store.
+    #[inline]
+    pub(super) fn stands_for(&self, partition: u64, key: &[u8]) -> bool {
+        self.front().rest.load(Ordering::Acquire) & LEFT == 0 && self.is_of(partition, key)
+    }
+
+    /// Bytes of its allocation, about.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        size_of::<Front>() + self.0.slice.len()
+    }
+
+    /// Hits so far.
+    #[inline]
+    pub(super) fn hit_count(&self) -> u32 {
+        self.hits().load(Ordering::Relaxed) / HIT
+    }
+
+    /// Looks at one byte in each `step` of the first `max`; what comes means nothing.
+    #[inline]
+    pub(super) fn touch(&self, step: usize, max: usize) -> u8 {
+        let header = self.rest() as u8;
+        (step / 2..max).step_by(step).filter_map(|at| self.0.slice.get(at)).fold(header, |seen, byte| seen ^ byte)
     }
 
     /// The reply that [`Slot::variant`] has given, if it is not packed.
@@ -460,7 +494,7 @@ impl Slot {
     #[inline]
     pub(super) fn has_deadline(&self) -> bool {
         let front = self.front();
-        front.deadline_low != u32::MAX || front.rest >> 8 & 0xffff != 0xffff
+        front.deadline_low != u32::MAX || self.rest() >> 8 & 0xffff != 0xffff
     }
 
     /// Counts a hit, unless the entry's deadline has passed. The clock is read only if there is one.
@@ -601,6 +635,12 @@ impl Item for Slot {
     #[inline]
     fn bytes(&self) -> u64 {
         self.bytes()
+    }
+
+    fn leave(&self) {
+        if !is_planted(Mutation::LeftUnmarked) {
+            self.front().rest.fetch_or(LEFT, Ordering::Release);
+        }
     }
 }
 

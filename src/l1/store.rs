@@ -32,6 +32,9 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(super) trait Item: Clone {
     /// Bytes that it counts for, always the same.
     fn bytes(&self) -> u64;
+
+    /// It leaves the store: told while the shard's lock is still held, whatever the reason.
+    fn leave(&self);
 }
 
 /// A store of entries, bounded by their bytes.
@@ -317,6 +320,7 @@ impl<E: Item> Shard<E> {
         let place = &mut self.places[at as usize];
         let list = if place.is_hot { &mut self.hot } else { &mut self.cold };
         let replaced = place.entry.replace(entry);
+        replaced.iter().for_each(E::leave);
         list.bytes = list.bytes + bytes - replaced.as_ref().map_or(0, E::bytes);
         replaced
     }
@@ -396,6 +400,7 @@ impl<E: Item> Shard<E> {
         let free = self.free;
         let place = self.places.get_mut(at as usize)?;
         let entry = place.entry.take();
+        entry.iter().for_each(E::leave);
         place.newer = free;
         self.free = at;
         if let Ok(known) = self.table.find_entry(spread(place.name), |other| *other == at) {
@@ -503,6 +508,8 @@ mod tests {
         fn bytes(&self) -> u64 {
             self.bytes
         }
+
+        fn leave(&self) {}
     }
 
     fn hash(key: u32) -> u64 {

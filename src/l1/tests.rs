@@ -192,7 +192,14 @@ fn what_is_compressed_takes_less_and_is_answered_whole() {
     let hit = p.read(b"k", Variant::bare(get), || at(2)).unwrap();
     assert!(hit.plain().is_none() && hit.same_in_both());
     assert_eq!(hit.into_bytes().unwrap(), long_reply('a'));
-    let put = p.answer(b"k", Variant::bare(get), true, || at(2), |_| panic!("what is packed is not put as it stands"));
+    let put = p.answer(
+        b"k",
+        p.hash_of(b"k"),
+        Variant::bare(get),
+        Leaves::SAME_FOR_EVER,
+        || at(2),
+        |_| panic!("what is packed is not put as it stands"),
+    );
     assert!(matches!(put, Some(Answered::Hit(_))));
     // What an entry may be is said of what is answered, not of what it takes.
     let long = [&b"$70000\r\n"[..], &[b'x'; 70_000], b"\r\n"].concat();

@@ -4,18 +4,20 @@
 //! Invariant: nothing is written unless all is: a miss, an entry with a deadline or a large reply on the way, or a removal
 //! in between (the values may not have been there at once), take back what was written, and the general way is gone.
 
+use super::hits::AHEAD_MAX;
 use super::put::put_merged;
 use super::{
     Batch, Flow, Held, HeldKind, Missing, Muted, Session, Source, Surroundings, each_of, fill_each, read_one,
     read_one_as,
 };
-use crate::l1::{Answered, Hit, Partition, Reply, Variant};
+use crate::l1::{Answered, Hit, Leaves, Partition, Reply, Variant};
 use crate::metrics::Passed;
 use crate::outgoing::Outgoing;
 use crate::upstream::link::Each;
+use bytes::BytesMut;
 use larder_protocol::args::Args;
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Command, PerKey};
+use larder_protocol::table::{Command, CommandId, PerKey};
 
 /// A null, as L1 holds it.
 const NIL: &[u8] = b"_\r\n";
@@ -37,33 +39,42 @@ impl Session {
             return false;
         }
         let nil: &[u8] = if self.merges_to(around) == Protocol::Resp2 { b"$-1\r\n" } else { b"_\r\n" };
+        let leaves = Leaves::SAME_FOR_EVER;
         let removals = partition.removals();
         let tail = out.tail();
         let before = tail.len();
-        tail.extend_from_slice(format!("*{}\r\n", args.len() - 1).as_bytes());
-        let is_nil = |hit: &Hit| hit.plain().is_some_and(|reply| reply.is(NIL)) && !hit.has_deadline();
-        let all = args.iter().skip(1).all(|key| {
-            let value = |reply: Reply<'_>| reply.put_to(tail);
-            if let Some(answered) = partition.answer(key, Variant::bare(get), true, around.now, value) {
-                return match answered {
-                    Answered::Put => true,
-                    Answered::Hit(hit) if is_nil(&hit) => {
-                        tail.extend_from_slice(nil);
-                        true
-                    }
-                    Answered::Hit(_) => false,
-                };
+        put_count(args.len() - 1, tail);
+        let mut is_sampled = false;
+        let mut keys = args.iter().skip(1);
+        let all = loop {
+            let mut hashes = [0; AHEAD_MAX];
+            let here = keys.clone();
+            let mut count = 0;
+            for (hash, key) in hashes.iter_mut().zip(keys.by_ref()) {
+                *hash = partition.hash_of(key);
+                is_sampled |= around.counters.watcher.follows(*hash);
+                count += 1;
             }
-            tail.extend_from_slice(nil);
-            partition.read(key, Variant::bare(mget), around.now).is_some_and(|hit| is_nil(&hit))
-        });
+            if count == 0 {
+                break true;
+            }
+            partition.look_ahead(&hashes[..count]);
+            if !here
+                .zip(&hashes[..count])
+                .all(|(key, hash)| put_value(key, *hash, (get, mget), partition, leaves, nil, around, tail))
+            {
+                break false;
+            }
+        };
         if !all || partition.removals() != removals {
             out.tail().truncate(before);
             return false;
         }
         around.counters.hits.add(args.len() as u64 - 1);
-        for key in args.iter().skip(1) {
-            around.counters.watcher.read(partition.scope(), key, true, around.now);
+        if is_sampled || !around.counters.watcher.pass(args.len() as u64 - 1) {
+            for key in args.iter().skip(1) {
+                around.counters.watcher.read(partition.scope(), key, true, around.now);
+            }
         }
         true
     }
@@ -169,6 +180,45 @@ impl Session {
         }
         around.counters.stale.add(hits.len() as u64);
         Some(hits)
+    }
+}
+
+/// Puts what GET of a key would be answered, or null for a key that is known to have no string; false if L1 does not tell, or not
+/// for a time that goes beyond this moment.
+#[expect(clippy::too_many_arguments, reason = "one key of one request, and what is known of all of them")]
+#[inline]
+fn put_value(
+    key: &[u8],
+    hash: u64,
+    (get, mget): (CommandId, CommandId),
+    partition: &Partition,
+    leaves: Leaves,
+    nil: &[u8],
+    around: &Surroundings<'_>,
+    tail: &mut BytesMut,
+) -> bool {
+    let value = |reply: Reply<'_>| reply.put_to(tail);
+    let is_nil = |hit: &Hit| hit.plain().is_some_and(|reply| reply.is(NIL)) && !hit.has_deadline();
+    match partition.answer(key, hash, Variant::bare(get), leaves, around.now, value) {
+        Some(Answered::Put) => true,
+        Some(Answered::Hit(hit)) => {
+            let is_nil = is_nil(&hit);
+            tail.extend_from_slice(if is_nil { nil } else { &[] });
+            is_nil
+        }
+        None => {
+            tail.extend_from_slice(nil);
+            partition.read(key, Variant::bare(mget), around.now).is_some_and(|hit| is_nil(&hit))
+        }
+    }
+}
+
+/// Puts the header of an array.
+fn put_count(count: usize, tail: &mut BytesMut) {
+    if count < 10 {
+        tail.extend_from_slice(&[b'*', b'0' + count as u8, b'\r', b'\n']);
+    } else {
+        tail.extend_from_slice(format!("*{count}\r\n").as_bytes());
     }
 }
 

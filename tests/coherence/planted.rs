@@ -56,7 +56,8 @@ fn hunt_for(bug: Mutation) -> Option<Hunt> {
         | Mutation::NullPushIgnored
         | Mutation::FenceDropped
         | Mutation::FillFromRequester
-        | Mutation::JoinAnywhere => Hunt::Histories(Users::One),
+        | Mutation::JoinAnywhere
+        | Mutation::LeftUnmarked => Hunt::Histories(Users::One),
         Mutation::OtherScopesUnfenced => Hunt::Histories(Users::Several),
         Mutation::OptInForgotten => Hunt::Choosy,
         Mutation::KeptOverReconnect => Hunt::Losses,

@@ -15,7 +15,7 @@ use larder::policy::Policies;
 use larder::port::{Delivery, Port, Seq, Taken};
 use larder::session::{Again, Batch, Flow, Session, Stale, Surroundings};
 use larder_protocol::args::{Args, OwnedArgs};
-use larder_protocol::scan::{RequestLimits, RequestScanner, Step};
+use larder_protocol::scan::{Ahead, RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
 use larder_protocol::table::{CommandId, Resolved, Table};
 
@@ -334,6 +334,18 @@ impl Client {
         let soft_before = around.counters.soft.value();
         let (session, batch, out) = (&mut self.session, &mut self.batch, &mut self.out);
         let flow = surrounded(around, self.scope, self.port.reader(), |s| {
+            // Each other read goes the way of those that come one after the other.
+            if at.is_multiple_of(2)
+                && command.reads_its_argument()
+                && request.args().len() == 2
+                && session.answers_hits(s)
+            {
+                let key = request.args().ranges()[1];
+                let ahead = Ahead { start: key.start, len: key.len, end: request.args().bytes().len() as u32 };
+                if session.answer_hits(command, request.args().bytes(), &[ahead], usize::MAX, s, out) == 1 {
+                    return Flow::Taken;
+                }
+            }
             session.request(command, request.args(), s, batch, out)
         });
         if flow == Flow::Taken && self.batch.len() == before {

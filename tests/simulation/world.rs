@@ -117,6 +117,7 @@ pub(crate) enum Looks {
 /// # Errors
 /// The step and what was wrong.
 pub(crate) fn run(seed: u64, looks: Looks) -> Result<Figures, String> {
+    larder::l1::forget_lately_found();
     let mut world = World::new(Rng::new(seed));
     let mut steps = 0;
     while steps < STEPS {

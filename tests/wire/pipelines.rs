@@ -48,6 +48,60 @@ fn ten_thousand_commands_in_one_resp3_pipeline_answer_in_order() {
     ten_thousand_commands_in_one_pipeline_answer_in_order(3);
 }
 
+/// Runs of the same command, as most pipelines of a cache's clients are: hits and misses of all kinds, other letters, and what
+/// ends a run.
+fn a_run_of_reads_is_answered_as_by_the_server(protocol: u8) {
+    let twins = Twins::start();
+    let mut both = twins.client(protocol);
+    let large = "v".repeat(20_000);
+    let mut lines = vec!["SET dying x PX 100000000".to_owned(), "RPUSH list a".into(), format!("SET large {large}")];
+    lines.extend((0..40).map(|n| format!("SET k{n} {}", "v".repeat(n * n))));
+    for line in &lines {
+        assert_eq!(both.direct.run(line), both.through.run(line));
+    }
+    let mut rng = Rng::new(7 + u64::from(protocol));
+    for round in 0..60 {
+        let mut commands = Vec::new();
+        for _ in 0..rng.below(40) {
+            let key = match rng.below(50) {
+                0 => "dying".into(),
+                1 => "list".into(),
+                2 => "large".into(),
+                3 => "absent".into(),
+                _ => format!("k{}", rng.below(40)),
+            };
+            let run = 1 + rng.below(3);
+            let command = *rng.pick(&["GET", "GET", "GET", "GET", "get", "STRLEN", "MGET", "TYPE", "SMEMBERS"]);
+            commands.extend((0..run).map(|_| encode(&[command, &key])));
+            match rng.below(40) {
+                0 => commands.push(encode(&["SET", &key, "other"])),
+                1 => commands.push(encode(&["GET", &key, "more"])),
+                2 => commands.push(b"GET k1\r\n".to_vec()),
+                3 => commands.push(encode(&["PING"])),
+                _ => {}
+            }
+        }
+        let bytes = commands.concat();
+        let direct = both.direct.pipeline(&bytes, commands.len());
+        let through = both.through.pipeline(&bytes, commands.len());
+        for (n, command) in commands.iter().enumerate() {
+            assert_same(&format!("round {round}, command {n}, {}", show(command)), &direct[n], &through[n]);
+        }
+    }
+    let hits = both.through.run("CACHE STATS");
+    assert!(String::from_utf8_lossy(&hits).contains("l1_hits"), "{}", show(&hits));
+}
+
+#[test]
+fn a_run_of_resp2_reads_is_answered_as_by_the_server() {
+    a_run_of_reads_is_answered_as_by_the_server(2);
+}
+
+#[test]
+fn a_run_of_resp3_reads_is_answered_as_by_the_server() {
+    a_run_of_reads_is_answered_as_by_the_server(3);
+}
+
 /// A pipelined read follows the connection's own unanswered writes, though an older value is cached.
 #[test]
 fn a_read_in_a_pipeline_sees_the_writes_before_it() {

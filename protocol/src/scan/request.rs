@@ -110,6 +110,35 @@ pub struct RequestScanner {
     /// All lines of the array so far ended as they should.
     ends_well: bool,
     authenticated: bool,
+    /// How the request at hand begins, if it is of the usual kind; what the next one may begin with, too.
+    head: Option<Head>,
+    /// True if the request at hand begins with the head of the one before it.
+    repeats: bool,
+}
+
+/// How a request begins: the number of its arguments and the first of them, the command's name. A client mostly calls the
+/// same command again, and then all of that is told by one comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Head {
+    /// The first bytes of the request, of which those count that are set in `mask`.
+    bytes: u128,
+    mask: u128,
+    /// How many count.
+    len: usize,
+    /// The number of arguments, the name included.
+    count: usize,
+    name: ArgRange,
+}
+
+/// A whole request of one argument behind the name, as [`RequestScanner::ahead`] finds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Offset of the argument.
+    pub start: u32,
+    /// Length of the argument.
+    pub len: u32,
+    /// Offset of what follows the request.
+    pub end: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,12 +180,17 @@ impl RequestScanner {
             encoded: Vec::new(),
             ends_well: true,
             authenticated: true,
+            head: None,
+            repeats: false,
         }
     }
 
     /// Tells whether the client may send long requests: redis-server bounds those of unauthenticated clients.
     pub fn set_authenticated(&mut self, authenticated: bool) {
-        self.authenticated = authenticated;
+        if self.authenticated != authenticated {
+            self.authenticated = authenticated;
+            self.head = None;
+        }
     }
 
     /// True if part of a request has been looked at: the buffer must keep its place.
@@ -179,7 +213,36 @@ impl RequestScanner {
         {
             return Ok(Step::Request { len });
         }
+        self.head = None;
+        self.repeats = false;
         self.scan_on(buf)
+    }
+
+    /// True if the request at hand calls the same command as the one that was found before it, in the same letters and with
+    /// as many arguments.
+    #[inline]
+    pub fn repeats(&self) -> bool {
+        self.repeats
+    }
+
+    /// Looks for whole requests at the start of `buf`, which begins behind the request at hand, that call the same command
+    /// as that one, in the same letters, with one argument each. Returns how many there are, at most as many as `into` has
+    /// places. Nothing is taken: the next [`RequestScanner::scan`] may begin behind any of them.
+    #[inline]
+    pub fn ahead(&self, buf: &[u8], into: &mut [Ahead]) -> usize {
+        let Some(head) = self.head.filter(|head| head.count == 2) else { return 0 };
+        let mut at = 0;
+        for (n, ahead) in into.iter_mut().enumerate() {
+            let Some(rest) = buf.get(at..).filter(|rest| head.begins(rest)) else { return n };
+            let Some((body, len)) = short_argument(rest, head.len) else { return n };
+            let end = body + len + 2;
+            if !ends_well(rest, end) || !self.allows(len, end, head.count) {
+                return n;
+            }
+            *ahead = Ahead { start: (at + body) as u32, len: len as u32, end: (at + end) as u32 };
+            at += end;
+        }
+        into.len()
     }
 
     /// Any request, in as many pieces as it comes.
@@ -248,44 +311,43 @@ impl RequestScanner {
     /// that take any request look at it from its start.
     #[inline]
     fn whole(&mut self, buf: &[u8]) -> Option<usize> {
-        let (count, mut at) = match *buf {
-            [b'*', a @ b'1'..=b'9', b'\r', b'\n', ..] => (usize::from(a - b'0'), 4),
-            [b'*', a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', b'\n', ..] => {
-                (usize::from(a - b'0') * 10 + usize::from(b - b'0'), 5)
+        let (count, found, mut at) = match self.head {
+            Some(head) if head.begins(buf) => {
+                self.args.push(head.name);
+                self.repeats = true;
+                (head.count, 1, head.len)
             }
-            _ => return None,
+            _ => {
+                self.repeats = false;
+                let (count, at) = short_count(buf).filter(|(count, _)| *count <= 10 || self.authenticated)?;
+                (count, 0, at)
+            }
         };
-        if count > 10 && !self.authenticated {
-            return None;
-        }
-        for _ in 0..count {
-            // An argument is six bytes long at least.
-            let Some([b'$', a, b, c, d, e]) = buf.get(at..).and_then(|rest| rest.first_chunk()) else {
-                return self.not_whole();
-            };
-            let [a, b, c, d, e] = [*a, *b, *c, *d, *e];
-            let [x, y, z] = [a, b, c].map(|d| usize::from(d.wrapping_sub(b'0')));
-            let (len, body) = if (b, c) == (b'\r', b'\n') && x < 10 {
-                (x, at + 4)
-            } else if (c, d) == (b'\r', b'\n') && x < 10 && y < 10 && x > 0 {
-                (x * 10 + y, at + 5)
-            } else if (d, e) == (b'\r', b'\n') && x < 10 && y < 10 && z < 10 && x > 0 {
-                (x * 100 + y * 10 + z, at + 6)
-            } else {
-                return self.not_whole();
-            };
+        for n in found..count {
+            let Some((body, len)) = short_argument(buf, at) else { return self.not_whole() };
             at = body + len + 2;
-            if buf.get(at - 2..at) != Some(b"\r\n") || len > self.limits.bulk_bytes_max {
+            if !ends_well(buf, at) || len > self.limits.bulk_bytes_max {
                 return self.not_whole();
             }
-            self.args.push(ArgRange { start: body as u32, len: len as u32 });
+            let range = ArgRange { start: body as u32, len: len as u32 };
+            self.args.push(range);
+            if n == 0 {
+                self.head = Head::new(buf, at, count, range);
+            }
         }
-        if at > self.limits.request_bytes_max || count > self.limits.args_max {
+        if !self.allows(0, at, count) {
             return self.not_whole();
         }
         self.seen = at;
         self.state = RequestState::Done { encoded: false };
         Some(at)
+    }
+
+    /// True if a request of so many bytes and arguments, one of which is so long, is within the limits.
+    #[inline]
+    fn allows(&self, len: usize, bytes: usize, count: usize) -> bool {
+        let limits = &self.limits;
+        len <= limits.bulk_bytes_max && bytes <= limits.request_bytes_max && count <= limits.args_max
     }
 
     fn not_whole(&mut self) -> Option<usize> {
@@ -374,7 +436,7 @@ impl RequestScanner {
 
     /// A line of the request ends in front of `next`.
     fn note_end(&mut self, buf: &[u8], next: usize) -> Result<(), RequestError> {
-        self.ends_well &= buf.get(next - 2..next) == Some(b"\r\n");
+        self.ends_well &= ends_well(buf, next);
         if !self.ends_well && next > ENCODED_BYTES_MAX { Err(RequestError::LineEnd) } else { Ok(()) }
     }
 
@@ -441,6 +503,59 @@ impl RequestScanner {
             self.encoded.extend_from_slice(word);
             self.encoded.extend_from_slice(b"\r\n");
         }
+    }
+}
+
+// === impl Head ===
+
+impl Head {
+    /// The head of a request whose first argument ends at `len`; `None` if it is too long to be compared at once.
+    fn new(buf: &[u8], len: usize, count: usize, name: ArgRange) -> Option<Self> {
+        let bytes = u128::from_le_bytes(*buf.first_chunk()?);
+        let unused = 16_usize.checked_sub(len)?;
+        let mask = u128::MAX >> (8 * unused);
+        Some(Self { bytes: bytes & mask, mask, len, count, name })
+    }
+
+    /// True if `buf` begins with it.
+    #[inline]
+    fn begins(&self, buf: &[u8]) -> bool {
+        buf.first_chunk().is_some_and(|first| u128::from_le_bytes(*first) & self.mask == self.bytes)
+    }
+}
+
+/// The number of arguments, of one or two digits, and where the first of them begins.
+#[inline]
+fn short_count(buf: &[u8]) -> Option<(usize, usize)> {
+    match *buf {
+        [b'*', a @ b'1'..=b'9', b'\r', b'\n', ..] => Some((usize::from(a - b'0'), 4)),
+        [b'*', a @ b'1'..=b'9', b @ b'0'..=b'9', b'\r', b'\n', ..] => {
+            Some((usize::from(a - b'0') * 10 + usize::from(b - b'0'), 5))
+        }
+        _ => None,
+    }
+}
+
+/// True if a line that is all there ends in front of `end`, as it should.
+#[inline]
+fn ends_well(buf: &[u8], end: usize) -> bool {
+    buf.get(end - 2..end) == Some(b"\r\n")
+}
+
+/// Where the body of the argument at `at` begins, and its length, of up to three digits. It need not be all there.
+#[inline]
+fn short_argument(buf: &[u8], at: usize) -> Option<(usize, usize)> {
+    // An argument is six bytes long at least.
+    let [b'$', a, b, c, d, e] = *buf.get(at..)?.first_chunk()? else { return None };
+    let [x, y, z] = [a, b, c].map(|d| usize::from(d.wrapping_sub(b'0')));
+    if (c, d) == (b'\r', b'\n') && x < 10 && y < 10 && x > 0 {
+        Some((at + 5, x * 10 + y))
+    } else if (b, c) == (b'\r', b'\n') && x < 10 {
+        Some((at + 4, x))
+    } else if (d, e) == (b'\r', b'\n') && x < 10 && y < 10 && z < 10 && x > 0 {
+        Some((at + 6, x * 100 + y * 10 + z))
+    } else {
+        None
     }
 }
 

@@ -135,6 +135,16 @@ impl Command {
         self.refined(args)
     }
 
+    /// True if a request of it with one argument is a read of that one key, whatever the argument and the client's protocol,
+    /// that L1 may answer.
+    #[inline]
+    pub fn reads_its_argument(&self) -> bool {
+        self.class == Class::Read(Cacheability::Single)
+            && self.refinement == Refinement::Fixed
+            && self.single_key == 1
+            && self.shape != ShapeRule::Unknown
+    }
+
     /// True if this request may wait at the server for other clients: `BLPOP` always, `XREAD` with `BLOCK`.
     pub fn blocks(&self, args: Args<'_>) -> bool {
         match (self.class, self.refinement) {
