@@ -27,7 +27,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, sleep};
 
 /// Keys that one step deletes at most, as scripts read it.
-pub(in crate::cache) const STEP_KEYS: &[u8] = b"4";
+pub(in crate::cache) const STEP_KEYS: &[u8] = b"2";
 const _: () = assert!(STEP_KEYS.len() == 1 && (STEP_KEYS[0] - b'0') as usize == pace::STEP_KEYS);
 /// How long an invalidation is left to who has begun it.
 pub(in crate::cache) const CLAIM_MS: &[u8] = b"10000";

@@ -13,10 +13,10 @@
 
 use std::time::Duration;
 
-/// Keys that one step deletes at most: about a tenth of a millisecond of the upstream's time.
-pub(super) const STEP_KEYS: usize = 4;
+/// Keys that one step deletes at most: well below a tenth of a millisecond of the upstream's time.
+pub(super) const STEP_KEYS: usize = 2;
 /// Tags and dependencies that a step is to take off its keys at most; where keys have more, steps have fewer keys.
-const STEP_TAKEN: u64 = 16;
+const STEP_TAKEN: u64 = 8;
 /// For how long steps follow each other.
 const BURST: Duration = Duration::from_millis(4);
 /// Shortest and longest rest between two bursts.
@@ -77,12 +77,12 @@ mod tests {
     #[test]
     fn keys_with_many_tags_go_a_few_at_a_time() {
         let mut pace = Pace::default();
-        let keys: Vec<usize> = [16, 17, 500, 500, 17, 16, 4]
+        let keys: Vec<usize> = [8, 9, 500, 8, 2]
             .map(|taken| {
                 pace.after_step(Duration::ZERO, taken);
                 pace.keys()
             })
             .into();
-        assert_eq!(keys, [4, 2, 1, 1, 1, 2, 4]);
+        assert_eq!(keys, [2, 1, 1, 2, 2]);
     }
 }
