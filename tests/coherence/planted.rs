@@ -112,7 +112,12 @@ fn planted_bugs_are_caught_at_the_wire() {
 /// Looks for a violation: how many operations it took, and what it was.
 fn search(hunt: Hunt, bug: Option<Mutation>, at_most: Duration, at: usize) -> (u64, Option<String>) {
     let kind = if at.is_multiple_of(2) { Kind::Redis } else { Kind::Valkey };
-    let flags = if hunt == Hunt::Choosy { CHOOSY } else { &[] };
+    let flags = match hunt {
+        Hunt::Choosy => CHOOSY,
+        // The connection by which Larders ask each other is lost with the link, and suspends L1 by itself.
+        Hunt::Losses => &["--set", "tags.peers_ms_max=0"],
+        _ => &[],
+    };
     let larder = |relay: &Relay| match bug {
         Some(bug) => Larder::planted(relay, flags, &format!("{bug:?}")),
         None => Larder::behind(relay, flags),
@@ -148,7 +153,12 @@ fn losses(scene: &mut Scene) -> History {
     let began = Instant::now();
     let until = began + Duration::from_secs(2);
     let mut all = History::default();
+    // Done elsewhere, and its push is lost with the connection: it is seen when Larder has noticed that.
+    scene.relay.refuse();
+    scene.relay.cut();
     scene.upstream.client().ok(&["FLUSHALL"]);
+    scene.relay.allow();
+    catch_up(&mut scene.larder.client());
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..3)
             .map(|id| {
