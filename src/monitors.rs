@@ -4,7 +4,7 @@
 //! output. What goes down a shared link, comes from L1 or is answered by Larder is told *here*, when it is accepted. What has
 //! a connection of its own (transactions, scripts, blocking commands), what scripts do, and what strangers do at the server
 //! the server tells: each watching client has a connection in MONITOR there, whose lines of Larder's connections are turned
-//! into lines of the clients that they are lent to, or left out ([`translate`]).
+//! into lines of the clients that they are lent to, or left out ([`Translator`]).
 //!
 //! Both keep one order: what is told here is told before anything more can be sent for that client; and while somebody
 //! watches, a reply that came by a connection of its own is released only when those who watch have caught up with it
@@ -161,15 +161,39 @@ pub fn is_line(frame: &[u8]) -> bool {
     frame.first() == Some(&b'+') && frame.get(1).is_some_and(u8::is_ascii_digit) && frame.contains(&b'[')
 }
 
-/// The server's line as a client of Larder is to see it: Larder's connections are its clients, or nobody.
-pub fn translate(line: Bytes) -> Option<Bytes> {
-    let Some((before, address, behind)) = address_in(&line) else { return Some(line) };
-    match addresses::owner(address) {
-        Owner::Stranger => Some(line),
-        Owner::Larder => None,
-        Owner::Client(_) if behind.windows(MARK.len()).any(|window| window == MARK) => None,
-        Owner::Client(client) => Some([before, client.to_string().as_bytes(), behind].concat().into()),
+/// Turns the server's lines into what a client of Larder is to see: Larder's connections are its clients, or nobody.
+///
+/// What a script does stands behind the script's own line and bears no address: it is told of if that was.
+#[derive(Debug, Default)]
+pub struct Translator {
+    /// The last line that was not a script's was of a connection that is nobody's.
+    hides_scripts: bool,
+}
+
+// === impl Translator ===
+
+impl Translator {
+    /// The next line, in the order of the server's; `None` if it is not to be seen.
+    pub fn translate(&mut self, line: Bytes) -> Option<Bytes> {
+        let Some((before, address, behind)) = address_in(&line) else {
+            self.hides_scripts &= is_of_a_script(&line);
+            return (!self.hides_scripts).then_some(line);
+        };
+        let owner = addresses::owner(address);
+        self.hides_scripts = owner == Owner::Larder;
+        match owner {
+            Owner::Stranger => Some(line),
+            Owner::Larder => None,
+            Owner::Client(_) if behind.windows(MARK.len()).any(|window| window == MARK) => None,
+            Owner::Client(client) => Some([before, client.to_string().as_bytes(), behind].concat().into()),
+        }
     }
+}
+
+fn is_of_a_script(line: &[u8]) -> bool {
+    let open = line.iter().position(|b| *b == b'[').unwrap_or_default();
+    let words = line[open..].splitn(3, |b| *b == b' ').nth(1);
+    words == Some(b"lua]")
 }
 
 /// The address in a line, and what stands before and behind it; `None` for what a script does, or for a socket of the system.
@@ -217,8 +241,10 @@ mod tests {
         let [own, lent, client] = [[192, 0, 2, 3]; 3].map(std::net::IpAddr::from);
         let (own, lent) = (Registered::new((own, 1).into()), (Registered::new((lent, 2).into())));
         lent.lease(Some((client, 3).into()));
-        let told = |line: &'static str| {
-            translate(Bytes::from_static(line.as_bytes())).map(|line| String::from_utf8_lossy(&line).into_owned())
+        let mut translator = Translator::default();
+        let mut told = |line: &'static str| {
+            let line = translator.translate(Bytes::from_static(line.as_bytes()));
+            line.map(|line| String::from_utf8_lossy(&line).into_owned())
         };
         assert_eq!(told("+1.2 [0 192.0.2.3:1] \"GET\" \"k\"\r\n"), None);
         assert_eq!(
@@ -232,6 +258,14 @@ mod tests {
             assert!(is_line(others.as_bytes()));
             assert_eq!(told(others).as_deref(), Some(others));
         }
+        // What a script of Larder's own does is nobody's, until another line shows that it has ended.
+        assert_eq!(told("+1.2 [0 192.0.2.3:1] \"EVALSHA\" \"x\" \"0\"\r\n"), None);
+        assert_eq!(told("+1.2 [0 lua] \"GET\" \"k\"\r\n"), None);
+        assert!(told("+1.2 [0 unix:/s] \"GET\" \" [0 lua] \"\r\n").is_some());
+        assert!(told("+1.2 [0 lua] \"GET\" \"k\"\r\n").is_some());
+        assert_eq!(told("+1.2 [0 192.0.2.3:1] \"EVALSHA\" \"x\" \"0\"\r\n"), None);
+        assert!(told("+1.2 [0 192.0.2.3:2] \"EVAL\" \"x\" \"0\"\r\n").is_some());
+        assert!(told("+1.2 [0 lua] \"GET\" \"k\"\r\n").is_some());
         drop((own, lent));
     }
 }

@@ -39,7 +39,7 @@ use super::hold::pause_request;
 use super::tracking::{Numbered, Redirect};
 use super::{Connection, End, Input, READ_AHEAD_BYTES_MAX, Request, retold};
 use crate::l1::Cause;
-use crate::monitors::Watching;
+use crate::monitors::{Translator, Watching};
 use crate::pause::{self, Beginning, Mode};
 use crate::port::{Failure, Seq};
 use crate::upstream::breaker::FailureCause;
@@ -100,6 +100,8 @@ pub(super) struct Tunnel {
     pub(super) beginning: Option<Beginning>,
     /// A line of the server's MONITOR, while it comes.
     line: BytesMut,
+    /// What the lines before it tell of the next one.
+    lines: Translator,
     /// The client's place among those who watch.
     watching: Option<Watching>,
     /// A push that has begun.
@@ -524,6 +526,7 @@ impl Tunnel {
             turn: None,
             beginning: None,
             line: BytesMut::new(),
+            lines: Translator::default(),
             watching: None,
             pushed: BytesMut::new(),
             redirect: None,

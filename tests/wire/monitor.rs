@@ -183,6 +183,23 @@ fn strangers_are_shown_and_a_watcher_that_goes_leaves_nothing() {
 }
 
 #[test]
+fn what_larders_own_scripts_do_is_not_shown() {
+    for upstream in [Server::redis(&[]), Server::valkey(&[])] {
+        let larder = Larder::start(Some(&upstream), &["--set", "tags.sweep_ms=20"]);
+        let (mut watcher, mut client) = (larder.client(), larder.client());
+        assert_eq!(watcher.run("MONITOR"), OK);
+        assert_eq!(client.run("CACHE SET k v TAGS 1 t"), OK);
+        // Some sweeps.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let lines = told_until_mark(&mut watcher, &mut client);
+        assert!(lines.is_empty(), "{lines:?}");
+        client.cmd(&SCRIPT);
+        let lines = told_until_mark(&mut watcher, &mut client);
+        assert_eq!(lines.iter().filter(|line| line.starts_with("[0 lua] ")).count(), 2, "{lines:?}");
+    }
+}
+
+#[test]
 fn a_watcher_can_reset_and_go_on() {
     let upstream = Server::redis(&[]);
     let larder = Larder::start(Some(&upstream), &[]);

@@ -24,7 +24,7 @@ impl Tunnel {
         if !monitors::is_line(&line) {
             return Some(Piece { bytes: line, ..piece });
         }
-        if let Some(line) = monitors::translate(line) {
+        if let Some(line) = self.lines.translate(line) {
             self.pass(core, line, true, true);
         }
         None
