@@ -1,10 +1,10 @@
 //! [`RequestScanner`]: the same requests and the same refusal however the bytes are cut, every limit obeyed, and
-//! arguments that survive being encoded and scanned again.
+//! arguments that survive being encoded and scanned again. What is said of the requests ahead is what comes.
 //!
 //! The first byte of an input says where the rest is cut, and whether the client counts as authenticated.
 
 use larder_protocol::args::{Args, OwnedArgs};
-use larder_protocol::scan::{RequestError, RequestLimits, RequestScanner, Step};
+use larder_protocol::scan::{Ahead, RequestError, RequestLimits, RequestScanner, Step};
 
 use super::cuts::pieces;
 
@@ -13,6 +13,8 @@ const LIMITS: RequestLimits =
     RequestLimits { bulk_bytes_max: 48, args_max: 12, inline_bytes_max: 32, request_bytes_max: 100 };
 /// Most bytes that are taken of a request before it is refused: what may be complete, and a header line behind it.
 const UNFINISHED_BYTES_MAX: usize = LIMITS.request_bytes_max + LIMITS.inline_bytes_max;
+/// So many requests ahead are asked for.
+const AHEAD_MAX: usize = 3;
 /// The bound of a client that has not said who it is, as redis-server has it.
 const ARGS_UNAUTHENTICATED_MAX: usize = 10;
 
@@ -40,6 +42,8 @@ fn scan<'a>(pieces: impl Iterator<Item = &'a [u8]>, authenticated: bool) -> Outc
     let mut buf: Vec<u8> = Vec::new();
     // The scanner has said that nothing can be complete with fewer bytes than these.
     let mut complete_at_min = 0;
+    // It has said that these requests come next, and how long they are.
+    let mut ahead: Vec<(Vec<Vec<u8>>, usize)> = Vec::new();
     for piece in pieces {
         assert!(buf.len() <= UNFINISHED_BYTES_MAX, "{} bytes of one request are kept", buf.len());
         buf.extend_from_slice(piece);
@@ -48,18 +52,30 @@ fn scan<'a>(pieces: impl Iterator<Item = &'a [u8]>, authenticated: bool) -> Outc
                 Ok(step) => step,
                 Err(refusal) => {
                     outcome.refusal = Some(refusal);
+                    assert!(ahead.is_empty(), "what was ahead has been refused");
                     return outcome;
                 }
             };
             let len = match step {
                 Step::Incomplete { bytes_needed_min } => {
+                    assert!(ahead.is_empty(), "what was ahead is not complete");
                     assert!(bytes_needed_min > 0, "nothing is missing of an incomplete request");
                     complete_at_min = buf.len() + bytes_needed_min;
                     break;
                 }
-                Step::Nothing { len } => len,
+                Step::Nothing { len } => {
+                    assert!(ahead.is_empty(), "what was ahead is nothing");
+                    len
+                }
                 Step::Request { len } => {
+                    // They repeat this one's name, so it is read before the scanner is used for anything else.
+                    let further = requests_ahead(&scanner, &buf, len);
                     let request = take_request(&mut scanner, &buf, len, authenticated);
+                    if !ahead.is_empty() {
+                        assert_eq!(ahead.remove(0), (request.clone(), len), "another request was ahead");
+                    }
+                    assert!(further.starts_with(&ahead), "fewer requests are ahead than were");
+                    ahead = further;
                     outcome.requests.push(request);
                     len
                 }
@@ -74,6 +90,22 @@ fn scan<'a>(pieces: impl Iterator<Item = &'a [u8]>, authenticated: bool) -> Outc
         }
     }
     outcome
+}
+
+/// The requests behind the one at hand, which ends at `len`, as far as the scanner tells of them, and their lengths.
+fn requests_ahead(scanner: &RequestScanner, buf: &[u8], len: usize) -> Vec<(Vec<Vec<u8>>, usize)> {
+    let (mut found, rest) = ([Ahead::default(); AHEAD_MAX], &buf[len..]);
+    let count = scanner.ahead(rest, &mut found);
+    let name = scanner.args(buf).arg(0).to_vec();
+    let mut at = 0;
+    let told = found[..count].iter().map(|request| {
+        let (start, end) = (request.start as usize, request.end as usize);
+        let argument = rest[start..start + request.len as usize].to_vec();
+        let len = end - at;
+        at = end;
+        (vec![name.clone(), argument], len)
+    });
+    told.collect()
 }
 
 /// The arguments of the request that was found, checked against the limits and against another scan of themselves.
