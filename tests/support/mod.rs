@@ -17,6 +17,7 @@
 #![allow(unused_imports, reason = "each test binary uses its own part of this module")]
 
 mod client;
+mod crowd;
 mod frame;
 mod larder;
 mod process;
@@ -28,6 +29,7 @@ mod stub;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Client, encode, words};
+pub(crate) use crowd::Crowd;
 pub(crate) use frame::{Scan, Value};
 pub(crate) use larder::Larder;
 pub(crate) use relay::Relay;

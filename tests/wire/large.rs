@@ -1,8 +1,7 @@
 //! Large things: in time and memory proportional to their size, and nobody else is held up by them.
 
-use crate::support::{Client, Larder, Server, Value, encode, wait_until};
+use crate::support::{Client, Crowd, Larder, Server, Value, encode, wait_until};
 use crate::{NIL2, OK};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 const MB: u64 = 1024 * 1024;
@@ -123,26 +122,10 @@ fn requests_of_100_000_keys() {
     assert!(growth < 160, "{growth} MB more");
 }
 
-/// Raises the number of files that this process, and those that it starts, may have open; how many it is then.
-fn open_files(wanted: u64) -> u64 {
-    let id = std::process::id().to_string();
-    // Only up to the hard limit, if this is not the superuser.
-    for limits in [format!("--nofile={wanted}:{wanted}"), format!("--nofile={wanted}:")] {
-        let raised = Command::new("prlimit").args(["--pid", &id, &limits]).status();
-        if raised.is_ok_and(|status| status.success()) {
-            break;
-        }
-    }
-    let limits = std::fs::read_to_string("/proc/self/limits").expect("the limits of a process");
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("the limit");
-    line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(u64::MAX)
-}
-
 #[test]
 fn ten_thousand_subscribers_to_one_channel() {
-    // Beside them there are the servers' connections, and other tests in this process.
-    let count = open_files(24_000).saturating_sub(1_000).min(10_000) as i64;
-    assert!(count >= 3_000, "this machine lets a process have too few files for the test: {count}");
+    let crowd = Crowd::of_at_most(10_000);
+    let count = crowd.clients() as i64;
     let upstream = Server::redis(&[]);
     let larder = Larder::start(Some(&upstream), &["--set", "limits.clients_max=12000"]);
     let mut subscribers: Vec<Client> = (0..count)
