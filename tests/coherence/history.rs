@@ -92,18 +92,28 @@ impl History {
 
 /// Checks the history of one key that began in the state `initial`.
 pub(crate) fn check_key(calls: &[Call], initial: Option<i64>) -> Result<(), String> {
-    let mut search = Search::new(relevant(calls), initial);
-    search.run()
+    let found = Search::new(relevant(calls, Unseen::LeftOut), initial).run();
+    // Who deletes tells that a value was there, without telling which.
+    let deleted = calls.iter().any(|call| call.op == Op::Delete(Some(true)));
+    if found.is_err() && deleted { Search::new(relevant(calls, Unseen::Kept), initial).run() } else { found }
 }
 
-/// Leaves out writes of unknown outcome whose value nobody saw: that they never took effect explains the rest as well
-/// as anything else.
-fn relevant(calls: &[Call]) -> Vec<Call> {
+/// What becomes of writes of unknown outcome whose value nobody saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unseen {
+    /// They make the search wide, and seldom explain anything.
+    LeftOut,
+    Kept,
+}
+
+/// Leaves out what cannot explain anything: reads of unknown outcome and, unless values are seen otherwise than by being
+/// read, writes of unknown outcome whose value nobody saw.
+fn relevant(calls: &[Call], unseen_writes: Unseen) -> Vec<Call> {
     let seen: HashSet<i64> =
         calls.iter().filter_map(|call| if let Op::Read(Some(value)) = call.op { Some(value) } else { None }).collect();
     let unseen = |call: &Call| call.returned.is_none() && matches!(call.op, Op::Write(value) if !seen.contains(&value));
-    let incremented = calls.iter().any(|call| matches!(call.op, Op::Increment(_)));
-    let mut kept: Vec<Call> = calls.iter().filter(|call| incremented || !unseen(call)).cloned().collect();
+    let keeps_all = unseen_writes == Unseen::Kept || calls.iter().any(|call| matches!(call.op, Op::Increment(_)));
+    let mut kept: Vec<Call> = calls.iter().filter(|call| keeps_all || !unseen(call)).cloned().collect();
     kept.retain(|call| !(call.returned.is_none() && matches!(call.op, Op::Read(_))));
     kept.sort_by_key(|call| call.called);
     kept
@@ -364,6 +374,17 @@ mod tests {
         let back = [write, call(1, Op::Read(Some(1)), 1, 2), call(1, Op::Read(None), 3, 4)];
         assert!(!holds(&back));
         assert!(!holds(&[call(1, Op::Read(Some(1)), 0, 1), lost(0, Op::Write(1), 2)]), "read before it was written");
+    }
+
+    #[test]
+    fn who_deletes_has_seen_what_a_lost_write_wrote() {
+        let (write, none) = (lost(0, Op::Write(1), 0), call(1, Op::Read(None), 1, 2));
+        let deleted = call(1, Op::Delete(Some(true)), 3, 4);
+        assert!(holds(&[write.clone(), none.clone(), deleted.clone()]));
+        assert!(!holds(&[none.clone(), deleted.clone()]), "nobody wrote");
+        assert!(!holds(&[none.clone(), deleted.clone(), lost(0, Op::Write(1), 5)]), "too late");
+        let twice = [write, none, deleted, call(2, Op::Delete(Some(true)), 5, 6)];
+        assert!(!holds(&twice), "written twice");
     }
 
     #[test]
