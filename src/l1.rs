@@ -41,6 +41,7 @@ use self::cause::Causes;
 use self::compress::Savings;
 use self::entry::{Found, HIT, Header, MARKED, PARTITIONS_MAX, REFRESHED, Slot, Stored, UNTOLD, encode};
 use self::front::Known;
+pub use self::front::RUN_MAX;
 use self::soft::Softs;
 use self::stale::Left;
 use self::store::Store;
@@ -353,7 +354,12 @@ impl Partition {
     ) -> Option<Answered> {
         let id = self.id.load(Ordering::Acquire);
         let mut put = Some(put);
-        let known = front::find(hash, id, key, |entry| {
+        let tells_store = Cell::new(false);
+        let known = front::find(hash, |entry| {
+            if !entry.stands_for(id, key) {
+                return Known::No;
+            }
+            tells_store.set(front::is_told(entry));
             if let Some(reply) = entry.ready(variant, key.len(), leaves.same_only) {
                 entry.count_hit(&self.first_hits);
                 if let Some(put) = put.take() {
@@ -373,7 +379,12 @@ impl Partition {
             Known::Done
         });
         match known {
-            Known::Done => return Some(Answered::Put),
+            Known::Done => {
+                if tells_store.get() {
+                    self.l1.visit(id, key, |_| {});
+                }
+                return Some(Answered::Put);
+            }
             Known::Dead => return None,
             Known::Passed | Known::No => {}
         }
@@ -407,10 +418,42 @@ impl Partition {
         }
     }
 
-    /// The keys with these hashes are about to be looked for, by this thread.
+    /// As [`Partition::answer`], for at most [`RUN_MAX`] keys, one after the other, each at a moment of its own, as long as this
+    /// thread has found them lately, they can leave at once, and `put` says true. Returns how many were answered.
     #[inline]
-    pub fn look_ahead(&self, hashes: &[u64]) {
-        front::look_ahead(hashes);
+    pub fn answer_run<'k>(
+        &self,
+        hashes: &[u64],
+        key_of: impl Fn(usize) -> &'k [u8],
+        variant: Variant<'_>,
+        leaves: Leaves,
+        now: &dyn Fn() -> Time,
+        mut put: impl FnMut(Reply<'_>) -> bool,
+    ) -> usize {
+        let (mut answered, mut told) = (0, 0_u32);
+        front::run(hashes, |n, entry| {
+            let key = key_of(n);
+            if !entry.stands_for(self.id.load(Ordering::Acquire), key) {
+                return false;
+            }
+            let is_told = front::is_told(entry);
+            let reply = if let Some(reply) = entry.ready(variant, key.len(), leaves.same_only) {
+                entry.count_hit(&self.first_hits);
+                reply
+            } else {
+                let stored = entry.variant(variant).filter(|stored| leaves.at_once(entry, stored));
+                let Some(stored) = stored.filter(|_| entry.is_hit(now, &self.first_hits)) else { return false };
+                entry.reply(&stored)
+            };
+            answered = n + 1;
+            told |= u32::from(is_told) << n;
+            put(reply)
+        });
+        while told != 0 {
+            self.l1.visit(self.id.load(Ordering::Acquire), key_of(told.trailing_zeros() as usize), |_| {});
+            told &= told - 1;
+        }
+        answered
     }
 
     /// The hash of one of its keys, the same for ever, whatever is emptied.

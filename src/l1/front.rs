@@ -2,8 +2,8 @@
 //!
 //! What a hit in the store waits for is memory: the table's group, the place in it, the slot, the entry, each known only when
 //! the one before has come, and between two locked instructions, which nothing may overtake. The front of a thread is
-//! a small table of its own, from the hash of (scope, key) to the entry: two looks at memory, no locked instruction. And who
-//! knows which keys come next can have the looks for all of them made side by side ([`look_ahead`]).
+//! a small table of its own, from the hash of (scope, key) to the entry: two looks at memory, no locked instruction. And for
+//! keys that are known together the looks for all of them are made side by side ([`run`]).
 //!
 //! ```text
 //!   front:  (hash of scope and key) -> set of WAYS places -> the entry, the same allocation that the store holds
@@ -36,7 +36,9 @@ const STORE_EVERY: u32 = 8;
 /// If all places of a set are taken, one in so many entries that belong there drives another out: where more is hot than
 /// fits, most hits need not pay for it.
 const INSERT_EVERY: u32 = 4;
-/// Bytes of an entry that [`look_ahead`] asks for: header, key and a short reply.
+/// Keys that [`run`] looks for side by side.
+pub const RUN_MAX: usize = 16;
+/// Bytes of an entry that [`run`] asks for: header, key and a short reply.
 const TOUCHED_BYTES: usize = 192;
 /// Bytes that come at once.
 const LINE_BYTES: usize = 64;
@@ -64,12 +66,21 @@ struct Place {
     entry: Option<Slot>,
 }
 
+// === impl Place ===
+
+impl Place {
+    #[inline]
+    fn entry_of(&self, hash: u64) -> Option<&Slot> {
+        if self.hash == hash { self.entry.as_ref() } else { None }
+    }
+}
+
 /// What the front knows of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// It was there, and it is done.
     Done,
-    /// It is there, but the store is to be asked.
+    /// It is there, but not as it could leave from here.
     Passed,
     /// It is not there.
     No,
@@ -85,11 +96,18 @@ impl Front {
         self.sets.get(hash as usize % SETS)
     }
 
+    /// The place of a key with this hash, or another. Where it is, is reckoned and not branched to: which of them it is cannot be
+    /// foreseen, and the processor is to ask for what stands there before it knows.
     #[inline]
-    fn find(&self, hash: u64, partition: u64, key: &[u8]) -> Option<&Slot> {
+    fn place_of(&self, hash: u64) -> Option<&Place> {
         let places = &self.set(hash)?.0;
-        let held = places.iter().filter(|place| place.hash == hash).filter_map(|place| place.entry.as_ref());
-        held.into_iter().find(|entry| entry.stands_for(partition, key))
+        let at = (1..WAYS).fold(0, |at, n| at + n * usize::from(places[n].hash == hash));
+        places.get(at)
+    }
+
+    #[inline]
+    fn find(&self, hash: u64) -> Option<&Slot> {
+        self.place_of(hash)?.entry_of(hash)
     }
 
     /// The place that an entry would take; `None` if it is not its turn to drive another out.
@@ -116,14 +134,37 @@ impl Front {
     }
 }
 
-/// Has `answer` look at the entry of a key; it says whether it has made use of it.
+/// Has `answer` look at the entry of a key; it says whether it has made use of it. The entry may be another's, or have left
+/// the store ([`Slot::stands_for`]).
 #[inline]
-pub(super) fn find(hash: u64, partition: u64, key: &[u8], answer: impl FnOnce(&Slot) -> Known) -> Known {
-    FRONT.with_borrow(|front| match front.find(hash, partition, key) {
-        Some(entry) if entry.hit_count().is_multiple_of(STORE_EVERY) => Known::Passed,
-        Some(entry) => answer(entry),
-        None => Known::No,
-    })
+pub(super) fn find(hash: u64, answer: impl FnOnce(&Slot) -> Known) -> Known {
+    FRONT.with_borrow(|front| front.find(hash).map_or(Known::No, answer))
+}
+
+/// As [`find`], for at most [`RUN_MAX`] keys, one after the other, until `answer` says false. What stands for all of them is
+/// asked for first, and nothing depends on what comes: the processor asks for all of it at once.
+#[inline]
+pub(super) fn run(hashes: &[u64], mut answer: impl FnMut(usize, &Slot) -> bool) {
+    FRONT.with_borrow(|front| {
+        let mut places = [None; RUN_MAX];
+        for (place, hash) in places.iter_mut().zip(hashes) {
+            *place = front.place_of(*hash);
+        }
+        let entries = places.iter().flatten().filter_map(|place| place.entry.as_ref());
+        std::hint::black_box(entries.fold(0, |seen, entry| seen ^ entry.touch(LINE_BYTES, TOUCHED_BYTES)));
+        for (n, (place, hash)) in places.iter().zip(hashes).enumerate() {
+            let entry = place.and_then(|place| place.entry_of(*hash));
+            if !entry.is_some_and(|entry| answer(n, entry)) {
+                break;
+            }
+        }
+    });
+}
+
+/// True if the store is to learn of a hit that is about to be counted.
+#[inline]
+pub(super) fn is_told(entry: &Slot) -> bool {
+    entry.hit_count().is_multiple_of(STORE_EVERY)
 }
 
 /// The place for the entry of a key that was not known here, should the store give it; `None` if there is none.
@@ -146,27 +187,6 @@ pub(super) fn clear() {
     FRONT.with_borrow_mut(|front| *front = Front { sets: Vec::new(), bytes: 0, turn: 0 });
 }
 
-/// Asks for the memory of the entries of keys that are about to be looked for. Nothing depends on what comes, so that the
-/// processor asks for all of it at once.
-#[inline]
-pub(super) fn look_ahead(hashes: &[u64]) {
-    FRONT.with_borrow(|front| {
-        let mut seen = 0;
-        let sets = || hashes.iter().filter_map(|hash| front.set(*hash).map(|set| (*hash, set)));
-        for (_, Set(places)) in sets() {
-            seen ^= places[0].hash;
-        }
-        std::hint::black_box(seen);
-        let mut seen = 0;
-        for (hash, Set(places)) in sets() {
-            for entry in places.iter().filter(|place| place.hash == hash).filter_map(|place| place.entry.as_ref()) {
-                seen ^= entry.touch(LINE_BYTES, TOUCHED_BYTES);
-            }
-        }
-        std::hint::black_box(seen);
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::store;
@@ -174,6 +194,7 @@ mod tests {
     use super::*;
     use crate::clock::Time;
     use larder_protocol::table::{CommandId, Table};
+    use std::cell::Cell;
     use std::sync::atomic::Ordering;
 
     const NOW: Time = Time::from_micros(1);
@@ -200,7 +221,31 @@ mod tests {
     }
 
     fn known(p: &Partition, key: &[u8]) -> Known {
-        find(p.hash_of(key), p.id.load(Ordering::Relaxed), key, |_| Known::Done)
+        known_as(p, p.id.load(Ordering::Relaxed), key)
+    }
+
+    fn known_as(p: &Partition, id: u64, key: &[u8]) -> Known {
+        find(p.hash_of(key), |entry| if entry.stands_for(id, key) { Known::Done } else { Known::No })
+    }
+
+    /// What a run answers of these keys.
+    fn run_of(p: &Partition, keys: &[&[u8]], now: Time, more: impl Fn(usize) -> bool) -> (usize, Vec<u8>) {
+        let hashes: Vec<u64> = keys.iter().map(|key| p.hash_of(key)).collect();
+        let (leaves, mut replies) = (Leaves { same_only: false, with_deadline: true }, Vec::new());
+        let (mut count, variant) = (0, Variant::bare(get()));
+        let answered = p.answer_run(
+            &hashes,
+            |n| keys[n],
+            variant,
+            leaves,
+            &|| now,
+            |reply| {
+                replies.extend_from_slice(&reply.whole());
+                count += 1;
+                more(count)
+            },
+        );
+        (answered, replies)
     }
 
     fn fill(f: &mut Filler, key: &[u8], reply: &[u8], deadline: Time) {
@@ -268,20 +313,95 @@ mod tests {
             assert_eq!(answer(&p1, b"k", NOW).unwrap(), b"$3\r\nold\r\n");
         }
         // Not even where the hashes are the same.
-        assert_eq!(find(p1.hash_of(b"k"), p1.id.load(Ordering::Relaxed), b"K", |_| Known::Done), Known::No);
-        assert_eq!(find(p1.hash_of(b"k"), p2.id.load(Ordering::Relaxed), b"k", |_| Known::Done), Known::No);
+        assert_eq!(known_as(&p1, p2.id.load(Ordering::Relaxed), b"k"), Known::No);
+        let is_of_another = |entry: &Slot| !entry.stands_for(p1.id.load(Ordering::Relaxed), b"K");
+        assert_eq!(
+            find(p1.hash_of(b"k"), |entry| if is_of_another(entry) { Known::No } else { Known::Done }),
+            Known::No
+        );
     }
 
     #[test]
-    fn the_store_is_asked_now_and_then_and_all_hits_are_counted() {
-        let (p, _f) = with_known(b"k");
-        let asked = (0..8 * STORE_EVERY).filter(|_| {
-            let asks = known(&p, b"k") == Known::Passed;
-            assert!(answer(&p, b"k", NOW).is_some());
-            asks
+    fn the_store_is_told_now_and_then_and_all_hits_are_counted() {
+        let (p, mut f) = with_known(b"k");
+        let told = |p: &Partition| {
+            let told = Cell::new(false);
+            find(p.hash_of(b"k"), |entry| {
+                told.set(is_told(entry));
+                Known::Done
+            });
+            told.get()
+        };
+        let asked = (0..8 * STORE_EVERY).filter(|n| {
+            let is_told = told(&p);
+            if n % 2 == 0 {
+                assert!(answer(&p, b"k", NOW).is_some());
+            } else {
+                assert_eq!(run_of(&p, &[b"k"], NOW, |_| true).0, 1);
+            }
+            is_told
         });
         assert_eq!(asked.count(), 8);
         assert_eq!(p.facts(b"k").unwrap().hits, 2 + 8 * STORE_EVERY);
+        f.remove(b"k", Cause::DataChanged, NOW);
+    }
+
+    #[test]
+    fn what_is_hit_here_stays_in_a_store_that_is_full() {
+        for runs in [false, true] {
+            let (p, mut f) = store(20_000).partition();
+            fill(&mut f, b"hot", b"$1\r\nh\r\n", NEVER);
+            assert!(answer(&p, b"hot", NOW).is_some());
+            for n in 0..2000 {
+                fill(&mut f, format!("k{n}").as_bytes(), b"$1\r\nv\r\n", NEVER);
+                let answered =
+                    if runs { run_of(&p, &[b"hot"], NOW, |_| true).0 == 1 } else { answer(&p, b"hot", NOW).is_some() };
+                assert!(answered, "{n}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_ends_with_what_is_not_known_and_where_it_is_told_to() {
+        let (p, mut f) = with_known(b"a");
+        for key in [&b"b"[..], b"c", b"long"] {
+            fill(&mut f, key, b"$3\r\nold\r\n", NEVER);
+            answer(&p, key, NOW);
+        }
+        let old = b"$3\r\nold\r\n";
+        assert_eq!(run_of(&p, &[b"a", b"b", b"c"], NOW, |_| true), (3, old.repeat(3)));
+        assert_eq!(run_of(&p, &[b"a", b"b", b"c"], NOW, |n| n < 2), (2, old.repeat(2)));
+        assert_eq!(run_of(&p, &[b"a", b"absent", b"c"], NOW, |_| true), (1, old.to_vec()));
+        assert_eq!(run_of(&p, &[b"absent", b"a"], NOW, |_| true).0, 0);
+        assert_eq!(run_of(&p, &[], NOW, |_| true).0, 0);
+        f.remove(b"b", Cause::DataChanged, NOW);
+        assert_eq!(run_of(&p, &[b"a", b"b", b"c"], NOW, |_| true).0, 1);
+        fill(&mut f, b"b", b"$3\r\nnew\r\n", NEVER);
+        assert_eq!(run_of(&p, &[b"b"], NOW, |_| true).0, 0, "it is another entry");
+        answer(&p, b"b", NOW);
+        assert_eq!(run_of(&p, &[b"b"], NOW, |_| true).1, b"$3\r\nnew\r\n");
+        // One that dies is answered until then.
+        fill(&mut f, b"c", b"$1\r\nc\r\n", Time::from_micros(2));
+        answer(&p, b"c", NOW);
+        assert_eq!(run_of(&p, &[b"c"], NOW, |_| true).1, b"$1\r\nc\r\n");
+        assert_eq!(run_of(&p, &[b"c"], Time::from_micros(2), |_| true).0, 0);
+        p.suspend();
+        assert_eq!(run_of(&p, &[b"a"], NOW, |_| true).0, 0);
+    }
+
+    #[test]
+    fn a_removal_in_the_middle_of_a_run_is_seen() {
+        let (p, mut f) = with_known(b"a");
+        fill(&mut f, b"b", b"$1\r\nb\r\n", NEVER);
+        answer(&p, b"b", NOW);
+        let hashes = [p.hash_of(b"a"), p.hash_of(b"b")];
+        let (leaves, variant) = (Leaves { same_only: false, with_deadline: true }, Variant::bare(get()));
+        let key_of = |n: usize| if n == 0 { &b"a"[..] } else { b"b" };
+        let answered = p.answer_run(&hashes, key_of, variant, leaves, &|| NOW, |_| {
+            f.remove(b"b", Cause::DataChanged, NOW);
+            true
+        });
+        assert_eq!(answered, 1);
     }
 
     #[test]
@@ -304,13 +424,5 @@ mod tests {
         let large = [&b"$3000\r\n"[..], &[b'x'; 3000], b"\r\n"].concat();
         fill(&mut f, b"large", &large, NEVER);
         assert_eq!((answer(&p, b"large", NOW).unwrap(), known(&p, b"large")), (large, Known::No));
-    }
-
-    #[test]
-    fn looking_ahead_is_for_any_keys() {
-        let (p, _f) = with_known(b"k");
-        look_ahead(&[p.hash_of(b"k"), p.hash_of(b"absent"), 0]);
-        look_ahead(&[]);
-        assert!(answer(&p, b"k", NOW).is_some());
     }
 }

@@ -4,13 +4,12 @@
 //! Invariant: nothing is written unless all is: a miss, an entry with a deadline or a large reply on the way, or a removal
 //! in between (the values may not have been there at once), take back what was written, and the general way is gone.
 
-use super::hits::AHEAD_MAX;
 use super::put::put_merged;
 use super::{
     Batch, Flow, Held, HeldKind, Missing, Muted, Session, Source, Surroundings, each_of, fill_each, read_one,
     read_one_as,
 };
-use crate::l1::{Answered, Hit, Leaves, Partition, Reply, Variant};
+use crate::l1::{Answered, Hit, Leaves, Partition, RUN_MAX, Reply, Variant};
 use crate::metrics::Passed;
 use crate::outgoing::Outgoing;
 use crate::upstream::link::Each;
@@ -44,34 +43,36 @@ impl Session {
         let tail = out.tail();
         let before = tail.len();
         put_count(args.len() - 1, tail);
-        let mut is_sampled = false;
-        let mut keys = args.iter().skip(1);
+        let mut is_followed = false;
+        let mut first = 1;
         let all = loop {
-            let mut hashes = [0; AHEAD_MAX];
-            let here = keys.clone();
-            let mut count = 0;
-            for (hash, key) in hashes.iter_mut().zip(keys.by_ref()) {
-                *hash = partition.hash_of(key);
-                is_sampled |= around.counters.watcher.follows(*hash);
-                count += 1;
-            }
+            let count = (args.len() - first).min(RUN_MAX);
             if count == 0 {
                 break true;
             }
-            partition.look_ahead(&hashes[..count]);
-            if !here
-                .zip(&hashes[..count])
-                .all(|(key, hash)| put_value(key, *hash, (get, mget), partition, leaves, nil, around, tail))
-            {
+            let key_of = |n: usize| args.arg(first + n);
+            let mut hashes = [0; RUN_MAX];
+            for (n, hash) in hashes[..count].iter_mut().enumerate() {
+                *hash = partition.hash_of(key_of(n));
+                is_followed |= around.counters.watcher.follows(*hash);
+            }
+            let value = |reply: Reply<'_>| {
+                reply.put_to(tail);
+                true
+            };
+            let done = partition.answer_run(&hashes[..count], key_of, Variant::bare(get), leaves, around.now, value);
+            let mut rest = hashes[..count].iter().enumerate().skip(done);
+            if !rest.all(|(n, hash)| put_value(key_of(n), *hash, (get, mget), partition, leaves, nil, around, tail)) {
                 break false;
             }
+            first += count;
         };
         if !all || partition.removals() != removals {
             out.tail().truncate(before);
             return false;
         }
         around.counters.hits.add(args.len() as u64 - 1);
-        if is_sampled || !around.counters.watcher.pass(args.len() as u64 - 1) {
+        if is_followed || !around.counters.watcher.pass(args.len() as u64 - 1) {
             for key in args.iter().skip(1) {
                 around.counters.watcher.read(partition.scope(), key, true, around.now);
             }
@@ -215,10 +216,10 @@ fn put_value(
 
 /// Puts the header of an array.
 fn put_count(count: usize, tail: &mut BytesMut) {
-    if count < 10 {
-        tail.extend_from_slice(&[b'*', b'0' + count as u8, b'\r', b'\n']);
-    } else {
-        tail.extend_from_slice(format!("*{count}\r\n").as_bytes());
+    match count {
+        0..10 => tail.extend_from_slice(&[b'*', b'0' + count as u8, b'\r', b'\n']),
+        10..100 => tail.extend_from_slice(&[b'*', b'0' + (count / 10) as u8, b'0' + (count % 10) as u8, b'\r', b'\n']),
+        _ => tail.extend_from_slice(format!("*{count}\r\n").as_bytes()),
     }
 }
 

@@ -3,13 +3,13 @@
 //!
 //! A request that is as the one before it need not be looked at as if it were the first: the command, who may call it and what
 //! is done with it are known. Only its key is new. And as the keys of several are known before the first is looked for, the
-//! looks at memory for all of them are made side by side ([`Partition::look_ahead`]).
+//! looks at memory for all of them are made side by side ([`Partition::answer_run`]).
 //!
 //! Each is a hit of its own, at a moment of its own, in order; the first that is none, or cannot leave at once, ends it.
 
 use super::put::put_hit;
 use super::{Muted, Session, Surroundings};
-use crate::l1::{Answered, Leaves, Variant};
+use crate::l1::{Answered, Leaves, RUN_MAX, Variant};
 use crate::outgoing::Outgoing;
 use larder_protocol::cache::ReadMode;
 use larder_protocol::scan::Ahead;
@@ -17,7 +17,7 @@ use larder_protocol::shape::Protocol;
 use larder_protocol::table::Command;
 
 /// So many requests are looked at together.
-pub const AHEAD_MAX: usize = 16;
+pub const AHEAD_MAX: usize = RUN_MAX;
 
 // === impl Session (hits) ===
 
@@ -57,18 +57,31 @@ impl Session {
             input.get(start..start + request.len as usize).unwrap_or_default()
         };
         let mut hashes = [0; AHEAD_MAX];
+        let mut is_followed = false;
         for (hash, request) in hashes.iter_mut().zip(requests) {
             *hash = partition.hash_of(key_of(request));
+            is_followed |= around.counters.watcher.follows(*hash);
         }
-        partition.look_ahead(&hashes[..requests.len().min(AHEAD_MAX)]);
-        let mut answered = 0;
-        for (request, hash) in requests.iter().zip(hashes) {
+        let hashes = &hashes[..requests.len().min(AHEAD_MAX)];
+        let variant = Variant::bare(command.id);
+        let mut answered = partition.answer_run(
+            hashes,
+            |n| key_of(&requests[n]),
+            variant,
+            leaves,
+            around.now,
+            |reply| {
+                reply.put_to(out.tail());
+                out.len() < output_max
+            },
+        );
+        for (request, hash) in requests.iter().zip(hashes).skip(answered) {
             if out.len() >= output_max {
                 break;
             }
-            let key = key_of(request);
-            let variant = Variant::bare(command.id);
-            match partition.answer(key, hash, variant, leaves, around.now, |reply| reply.put_to(out.tail())) {
+            match partition
+                .answer(key_of(request), *hash, variant, leaves, around.now, |reply| reply.put_to(out.tail()))
+            {
                 Some(Answered::Put) => {}
                 // It is long, or packed.
                 Some(Answered::Hit(hit)) if leaves.allows(&hit) => {
@@ -78,10 +91,14 @@ impl Session {
                 }
                 _ => break,
             }
-            around.counters.watcher.read_hashed(partition.scope(), key, hash, true, around.now);
             answered += 1;
         }
         around.counters.hits.add(answered as u64);
+        if is_followed || !around.counters.watcher.pass(answered as u64) {
+            for (request, hash) in requests.iter().zip(hashes).take(answered) {
+                around.counters.watcher.read_hashed(partition.scope(), key_of(request), *hash, true, around.now);
+            }
+        }
         answered
     }
 }
