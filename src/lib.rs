@@ -86,3 +86,4 @@ pub mod report;
 pub mod server;
 pub mod session;
 pub mod upstream;
+mod workers;

@@ -104,6 +104,8 @@ impl Shared {
         out.counter("clients_closed_output_soft", metrics.sum(|c| &c.closed_output_soft));
         out.counter("clients_closed_idle", metrics.sum(|c| &c.closed_idle));
         out.counter("clients_closed_protocol", metrics.sum(|c| &c.closed_protocol));
+        let of_workers: Vec<String> = self.workers.iter().map(|worker| worker.clients().to_string()).collect();
+        out.text("clients_of_workers", &of_workers.join(","));
         out.section("Commands");
         out.counter("commands_processed", metrics.sum(|c| &c.commands));
         out.counter("writes", metrics.sum(|c| &c.writes));

@@ -1,7 +1,7 @@
 //! The process: what all clients share, worker threads with their listeners, start and stop.
 //!
-//! Each worker thread has a current-thread runtime and a listener of its own on the same port (SO_REUSEPORT); the
-//! system spreads connections over them, and a client stays on its thread. Links and subscription hubs run on the first
+//! Each worker thread has a current-thread runtime and a listener of its own on the same port (SO_REUSEPORT); who accepts
+//! a connection hands it to the worker that serves the fewest ([`crate::workers`]), and there a client stays. Links and subscription hubs run on the first
 //! worker. Before there is a listener, L1 is warmed with the names of hot keys that the last stop has saved
 //! (`warm.snapshot_file`). A stop closes the listeners, saves those names, lets what is under way finish for at most `limits.shutdown_grace_ms`, and ends.
 
@@ -33,6 +33,7 @@ use crate::upstream::peers::{self, PeersSettings};
 use crate::upstream::pool::PoolLimits;
 use crate::upstream::raw::{self, Endpoint, Identity, RawConnection};
 use crate::upstream::scope::{ReplyTimes, Upstream, UpstreamSettings};
+use crate::workers::{Seat, Workers};
 use arc_swap::{ArcSwap, Guard};
 use larder_protocol::scan::{ReplyLimits, RequestLimits};
 use larder_protocol::shape::Protocol;
@@ -120,8 +121,8 @@ pub struct Shared {
     /// Who stands upstream for the clients that others redirect their invalidations to.
     pub(crate) redirects: Arc<Redirects>,
     hubs: Mutex<HashMap<Identity, Arc<Hub>>>,
-    /// The runtimes of the worker threads.
-    workers: Vec<Handle>,
+    /// The worker threads.
+    pub(crate) workers: Workers,
     draining: AtomicBool,
 }
 
@@ -160,8 +161,8 @@ pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
     let threads = config.threads;
     let runtimes: Vec<Runtime> = (0..threads).map(|_| runtime()).collect::<Result<_, _>>()?;
     let Some(first) = runtimes.first() else { return Ok(()) };
-    let workers = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
-    let shared = Arc::new(Shared::new(config, live, clock, first.handle(), workers));
+    let handles = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
+    let shared = Arc::new(Shared::new(config, live, clock, first.handle(), handles));
     if shared.config.require_upstream {
         first.block_on(shared.require_upstream())?;
     }
@@ -174,7 +175,7 @@ pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
         let (shared, stopped) = (shared.clone(), stopped.clone());
         let signal = (i == 0).then(|| stop.clone());
         let worker = std::thread::Builder::new().name(format!("larder-{i}"));
-        let work = move || runtime.block_on(work(listener, shared, stopped, signal));
+        let work = move || runtime.block_on(work(i, listener, shared, stopped, signal));
         workers.push(worker.spawn(work).map_err(RunError::Worker)?);
     }
     drop(stop);
@@ -190,6 +191,7 @@ pub fn run(resolved: Resolved, set_level: SetLevel) -> Result<(), RunError> {
 
 impl Shared {
     fn new(config: Config, live: Live, clock: Clock, first: &Handle, workers: Vec<Handle>) -> Self {
+        let metrics = Metrics::default();
         let table = Arc::new(Table::builtin());
         let buffered = Buffered::new(config.limits.buffered_bytes_max);
         let insight = Insight::new(config.insight.sample_every as u32);
@@ -198,7 +200,9 @@ impl Shared {
             Some(_) => Backend::Upstream(upstream_of(&config, clock, &table, &buffered, &insight, first)),
         };
         let limits = &config.limits;
+        let workers = workers.into_iter().map(|runtime| (runtime, metrics.worker(&insight)));
         Self {
+            workers: Workers::new(workers),
             clients: Clients::new(limits.clients_max),
             denied: Denied::new(&config.deny),
             policies: ArcSwap::from_pointee(config.policies()),
@@ -207,7 +211,7 @@ impl Shared {
             clock,
             monitors: Arc::new(Monitors::new(limits.subscriber_output_bytes_max)),
             pauses: Arc::default(),
-            metrics: Metrics::default(),
+            metrics,
             insight,
             live,
             table,
@@ -220,7 +224,6 @@ impl Shared {
             baseline: Baseline::default(),
             redirects: Arc::default(),
             hubs: Mutex::default(),
-            workers,
             draining: AtomicBool::new(false),
             config,
         }
@@ -268,15 +271,15 @@ impl Shared {
     /// Runs a task on the first worker.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(first) = self.workers.first() {
-            drop(first.spawn(task));
+            drop(first.runtime.spawn(task));
         }
     }
 
     /// Returns when every worker has ended the turn that it is in: what was stored before is seen by all turns that follow.
     pub(crate) async fn let_all_workers_see(&self) {
-        for worker in &self.workers {
+        for worker in self.workers.iter() {
             // A worker that has ended has no turns any more.
-            let _: Result<(), tokio::task::JoinError> = worker.spawn(async {}).await;
+            let _: Result<(), tokio::task::JoinError> = worker.runtime.spawn(async {}).await;
         }
     }
 
@@ -567,12 +570,12 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> 
 
 /// One worker: accepts until the stop, then waits for its clients.
 async fn work(
+    own: usize,
     listener: std::net::TcpListener,
     shared: Arc<Shared>,
     mut stopped: watch::Receiver<bool>,
     signal: Option<watch::Sender<bool>>,
 ) -> io::Result<()> {
-    let counters = shared.metrics.worker(&shared.insight);
     let listener = TcpListener::from_std(listener)?;
     let is_first = signal.is_some();
     if let Some(stop) = signal {
@@ -587,7 +590,7 @@ async fn work(
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, address)) => accept(stream, address, &shared, &counters),
+                Ok((stream, address)) => seat(stream, address, &shared, own),
                 Err(error) => {
                     tracing::warn!(cause = %error, "cannot accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -613,7 +616,30 @@ async fn work(
     Ok(())
 }
 
-fn accept(stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>, counters: &Arc<Counters>) {
+/// Hands a connection that worker `own` has accepted to the worker that is to serve it.
+fn seat(stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>, own: usize) {
+    let at = shared.workers.choose(own);
+    let Some(worker) = shared.workers.get(at) else { return };
+    let (seat, counters) = (worker.seat(), worker.counters.clone());
+    if at == own {
+        return accept(stream, address, shared, counters, seat);
+    }
+    let (shared, runtime) = (shared.clone(), worker.runtime.clone());
+    // A stream belongs to the runtime in which it was made.
+    let moved = stream.into_std().map(|stream| {
+        runtime.spawn(async move {
+            match TcpStream::from_std(stream) {
+                Ok(stream) => accept(stream, address, &shared, counters, seat),
+                Err(error) => tracing::warn!(cause = %error, "a connection cannot be handed to another worker"),
+            }
+        })
+    });
+    if let Err(error) = moved {
+        tracing::warn!(cause = %error, "a connection cannot be handed to another worker");
+    }
+}
+
+fn accept(stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>, counters: Arc<Counters>, seat: Seat) {
     if let Err(error) = prepare(&stream, shared) {
         tracing::debug!(cause = %error, "connection lost while it was accepted");
         return;
@@ -623,7 +649,11 @@ fn accept(stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>, counters
     match shared.clients.join(address, local, now_s) {
         Some(client) => {
             counters.accepted.add(1);
-            tokio::spawn(client::serve(stream, shared.clone(), client, counters.clone()));
+            let served = client::serve(stream, shared.clone(), client, counters);
+            tokio::spawn(async move {
+                served.await;
+                drop(seat);
+            });
         }
         None => {
             counters.refused.add(1);

@@ -3,7 +3,6 @@
 //! What asks for random keys is redis-benchmark, so that anyone can repeat it by hand. What it cannot do, to read each key
 //! exactly once, [`read_once`] does.
 
-use super::stand::Cores;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
@@ -79,12 +78,12 @@ pub(crate) fn warm(address: SocketAddr, keys: u64, value_bytes: usize) -> io::Re
     Ok(())
 }
 
-/// Runs redis-benchmark on the core of the others; returns operations a second.
-pub(crate) fn random_keys(address: SocketAddr, load: Load, cores: Option<Cores>) -> io::Result<f64> {
-    let mut command = match cores {
-        Some(cores) => {
+/// Runs redis-benchmark, on one core if it is named; returns operations a second.
+pub(crate) fn random_keys(address: SocketAddr, load: Load, core: Option<usize>) -> io::Result<f64> {
+    let mut command = match core {
+        Some(core) => {
             let mut command = Command::new("taskset");
-            command.args(["-c", &cores.others.to_string(), "redis-benchmark"]);
+            command.args(["-c", &core.to_string(), "redis-benchmark"]);
             command
         }
         None => Command::new("redis-benchmark"),

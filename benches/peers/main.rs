@@ -29,11 +29,14 @@ use stand::{Cores, Process, is_installed, start};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// Keys that all but the loads that read each key once use: they fit into L1.
 const KEYS: u64 = 10_000;
 const SMALL_BYTES: usize = 64;
 const LARGE_BYTES: usize = 1024;
+/// How often latencies are measured in a round, a second for each system.
+const LATENCY_TURNS: usize = 5;
 
 #[derive(Parser)]
 struct Options {
@@ -120,7 +123,7 @@ fn main() -> io::Result<()> {
             latencies(&options, cores, &mut report)?;
         }
         if "threads".contains(&options.only) {
-            two_threads(&options, &mut report)?;
+            two_threads(&options, cores, &mut report)?;
         }
     }
     print!("{}", report.table());
@@ -216,7 +219,7 @@ fn systems<'a>(
 fn measure(system: &System, case: &Case, cores: Option<Cores>) -> io::Result<Sample> {
     let (before, behind_before) = (system.subject.times()?, behind_times(system)?);
     let per_second = match case.keys {
-        Keys::Random => load::random_keys(system.subject.address, case.load, cores)?,
+        Keys::Random => load::random_keys(system.subject.address, case.load, cores.map(|c| c.others))?,
         // The one at pipeline 16 reads what the one at pipeline 1 has not.
         Keys::Once if case.load.pipeline == 1 => load::read_once(system.subject.address, case.load, 0)?,
         Keys::Once => {
@@ -236,61 +239,71 @@ fn behind_times(system: &System) -> io::Result<Vec<stand::ThreadTime>> {
 }
 
 /// Half of what redis-server can do is asked of it, and of L1. A forward costs more than an answer, so of Larder forwarding half
-/// of what *it* can do is asked, and for comparison the same of redis-server once more.
+/// of what *it* can do is asked, and for comparison the same of redis-server once more. All of them run on one core, and are
+/// asked in turn, a second each: what else the machine does meets all alike.
 fn latencies(options: &Options, cores: Option<Cores>, report: &mut Report) -> io::Result<()> {
     let core = cores.map(|c| c.subject);
-    let direct = redis(core)?;
+    let (direct, behind) = (redis(core)?, redis(cores.map(|c| c.others))?);
     load::populate(direct.address, KEYS, SMALL_BYTES)?;
-    let probe = Load { verb: Verb::Get, keys: KEYS, value_bytes: SMALL_BYTES, pipeline: 1, operations: 100_000 };
-    let half = |address| Ok::<_, io::Error>(load::random_keys(address, probe, cores)? / 2.0);
-    let seconds = if options.quick { 1.0 } else { 5.0 };
-    let mut add = |system, address: SocketAddr, per_second| -> io::Result<()> {
-        let pace = Pace { keys: KEYS, value_bytes: SMALL_BYTES, per_second, seconds };
-        let histogram = latency::measure(address, pace)?;
-        let us = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-        let sample = Latency { p50_us: us(0.5), p99_us: us(0.99), p999_us: us(0.999), per_second: pace.per_second };
-        eprintln!("latency: {system}: p50 {:.0} us, p99 {:.0} us", sample.p50_us, sample.p99_us);
-        report.add_latency(system, sample);
-        Ok(())
-    };
-    let rate = half(direct.address)?;
-    add("redis-server", direct.address, rate)?;
-    drop(direct);
-    let behind = redis(cores.map(|c| c.others))?;
     load::populate(behind.address, KEYS, SMALL_BYTES)?;
     let hits = larder_before(&options.larder, behind.address, core, &[])?;
     load::warm(hits.address, KEYS, SMALL_BYTES)?;
     load::warm(hits.address, KEYS, SMALL_BYTES)?;
-    add("larder, from L1", hits.address, rate)?;
-    drop(hits);
     let forwards = larder_before(&options.larder, behind.address, core, &["--set", "l1.enabled=false"])?;
-    let rate = half(forwards.address)?;
-    add("larder, forwarding", forwards.address, rate)?;
-    drop((forwards, behind));
-    let direct = redis(core)?;
-    load::populate(direct.address, KEYS, SMALL_BYTES)?;
-    add("redis-server, at the rate of forwarding", direct.address, rate)
+    let probe = Load { verb: Verb::Get, keys: KEYS, value_bytes: SMALL_BYTES, pipeline: 1, operations: 100_000 };
+    let half = |address| Ok::<_, io::Error>(load::random_keys(address, probe, cores.map(|c| c.others))? / 2.0);
+    let (rate, forward_rate) = (half(direct.address)?, half(forwards.address)?);
+    let asked = [
+        ("redis-server", &direct, rate),
+        ("larder, from L1", &hits, rate),
+        ("larder, forwarding", &forwards, forward_rate),
+        ("redis-server, at the rate of forwarding", &direct, forward_rate),
+    ];
+    for _ in 0..if options.quick { 1 } else { LATENCY_TURNS } {
+        for (system, process, per_second) in asked {
+            let pace = Pace { keys: KEYS, value_bytes: SMALL_BYTES, per_second, seconds: 1.0 };
+            let histogram = latency::measure(process.address, pace)?;
+            let us = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+            let sample = Latency { p50_us: us(0.5), p99_us: us(0.99), p999_us: us(0.999), per_second };
+            eprintln!("latency: {system}: p50 {:.0} us, p99 {:.0} us", sample.p50_us, sample.p99_us);
+            report.add_latency(system, sample);
+        }
+    }
+    Ok(())
 }
 
 /// What two worker threads do for one: the CPU time that an operation costs with each, and how evenly the two are loaded.
-/// The generator needs cores, too; what it uses does not count.
-fn two_threads(options: &Options, report: &mut Report) -> io::Result<()> {
+/// Each worker has a core, and shares it with a generator of its own, so that a core has the same to do whether there is
+/// one or two of them. What the generators use does not count.
+fn two_threads(options: &Options, cores: Option<Cores>, report: &mut Report) -> io::Result<()> {
+    let Some(Cores { subject, others }) = cores else { return Ok(()) };
     let behind = redis(None)?;
     load::populate(behind.address, KEYS, SMALL_BYTES)?;
-    let operations = if options.quick { 500_000 } else { 4_000_000 };
+    let operations = if options.quick { 250_000 } else { 2_000_000 };
     let load = Load { verb: Verb::Get, keys: KEYS, value_bytes: SMALL_BYTES, pipeline: 16, operations };
-    for threads in [1, 2] {
+    for cores in [&[subject][..], &[subject, others]] {
+        let threads = cores.len();
         let setting = format!("threads={threads}");
         let larder = larder_with(&options.larder, behind.address, None, &["--set", &setting])?;
+        larder.pin_threads("larder-", cores)?;
         load::warm(larder.address, KEYS, SMALL_BYTES)?;
         load::warm(larder.address, KEYS, SMALL_BYTES)?;
         let before = larder.times()?;
-        load::random_keys(larder.address, load, None)?;
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            let generate = |core: usize| scope.spawn(move || load::random_keys(larder.address, load, Some(core)));
+            let generators: Vec<_> = cores.iter().map(|core| generate(*core)).collect();
+            let ended = generators.into_iter().map(|generator| generator.join());
+            ended.into_iter().try_for_each(|rate| rate.map_err(|_| io::Error::other("a generator failed"))?.map(drop))
+        })?;
+        let operations = (load.operations * threads as u64) as f64;
+        let per_second = operations / began.elapsed().as_secs_f64();
         let spent = stand::spent(&before, &larder.times()?);
-        let micros = |seconds: f64| seconds * 1e6 / load.operations as f64;
+        let micros = |seconds: f64| seconds * 1e6 / operations;
         let sample = Workers {
             cpu_us: micros(spent.iter().sum()),
             busiest_us: micros(spent.iter().copied().fold(0.0, f64::max)),
+            per_second,
         };
         eprintln!("{threads} workers: {:.3} us, the busiest {:.3} us", sample.cpu_us, sample.busiest_us);
         report.add_workers(threads, sample);

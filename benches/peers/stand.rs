@@ -98,6 +98,30 @@ impl Process {
         }
         Ok(times)
     }
+
+    /// Pins the threads whose names begin so, in the order of their names, to one core each.
+    pub(crate) fn pin_threads(&self, name: &str, cores: &[usize]) -> io::Result<()> {
+        let mut threads = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let entry = entry?;
+            let comm = fs::read_to_string(entry.path().join("comm"))?;
+            if comm.starts_with(name) {
+                threads.push((comm, entry.file_name().to_string_lossy().into_owned()));
+            }
+        }
+        threads.sort();
+        if threads.len() != cores.len() {
+            return Err(io::Error::other(format!("{} threads of {name}, not {}", threads.len(), cores.len())));
+        }
+        for ((_, id), core) in threads.iter().zip(cores) {
+            let mut command = Command::new("taskset");
+            command.args(["-cp", &core.to_string(), id]).stdout(Stdio::null());
+            if !command.status()?.success() {
+                return Err(io::Error::other("a thread cannot be pinned"));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Process {

@@ -407,3 +407,36 @@ fn filters_of_kill_are_the_servers() {
         batch.iter().for_each(|_| drop(both.frame(lines)));
     }
 }
+
+/// The system's own spreading would leave 40 clients of 4 workers to 10 each about once in a hundred times.
+#[test]
+fn clients_are_spread_evenly_over_the_workers() {
+    if Larder::is_plain() {
+        return;
+    }
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &["--set", "threads=4"]);
+    let mut clients: Vec<_> = (0..40).map(|_| larder.client()).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.run("PING"), b"+PONG\r\n"));
+    let counts = |client: &mut Client| -> Vec<u64> {
+        let info = client.ask("INFO larder").text();
+        let line = info
+            .lines()
+            .find_map(|line| line.strip_prefix("larder_clients_of_workers:"))
+            .expect("the counts")
+            .to_owned();
+        line.split(',').map(|count| count.parse().expect("a number")).collect()
+    };
+    let is_even = |counts: &[u64], sum: u64| {
+        // The connection that waited for the start may have been counted while the others came.
+        counts.len() == 4 && counts.iter().sum::<u64>() == sum && counts.iter().all(|n| n.abs_diff(sum / 4) <= 1)
+    };
+    wait_until("all are at work", || is_even(&counts(&mut clients[0]), 40));
+    clients.truncate(1);
+    wait_until("their places are given up", || counts(&mut clients[0]).iter().sum::<u64>() == 1);
+    for _ in 0..11 {
+        clients.push(larder.client());
+        assert_eq!(clients.last_mut().expect("it is there").run("PING"), b"+PONG\r\n");
+    }
+    wait_until("new ones go where there are few", || is_even(&counts(&mut clients[0]), 12));
+}
