@@ -159,7 +159,8 @@ pub(crate) fn bulk_bytes(value_bytes: usize) -> usize {
     format!("${value_bytes}\r\n").len() + value_bytes + 2
 }
 
-fn put_key(out: &mut Vec<u8>, key: u64) {
+/// Appends the key with this number, as an argument.
+pub(crate) fn put_key(out: &mut Vec<u8>, key: u64) {
     out.extend_from_slice(format!("${}\r\nkey:{key:0DIGITS$}\r\n", DIGITS + 4).as_bytes());
 }
 

@@ -6,7 +6,9 @@
 //! ```
 //!
 //! Starts redis-server, Larder in several shapes, and the proxies that are installed (nutcracker, predixy), each on a core
-//! of its own; the generator and the server behind a proxy share another core. Each round measures every pair of system
+//! of its own; the generator and the server behind a proxy share another core. What is asked for *never idle* comes from a generator
+//! that is quick enough for all of them; the others from redis-benchmark, which is not, so that who is quicker than it
+//! sleeps and wakes between batches, and pays for that. Each round measures every pair of system
 //! and load once, so that what else the machine does meets all alike; the table shows medians over the rounds, and the
 //! median of the ratios within each round. CPU time is the subject's user and system time from `/proc`, and beside it
 //! that of the server behind.
@@ -19,6 +21,7 @@ mod latency;
 mod load;
 mod plots;
 mod report;
+mod saturate;
 mod stand;
 
 use clap::Parser;
@@ -93,7 +96,11 @@ struct Case {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Keys {
+    /// Random ones, by redis-benchmark.
     Random,
+    /// Random ones, in requests that are ready ([`saturate`]).
+    Prepared,
+    /// Each once.
     Once,
 }
 
@@ -102,6 +109,9 @@ fn main() -> io::Result<()> {
     let available = std::thread::available_parallelism()?.get();
     // The last core: the first is where many machines handle their interrupts.
     let cores = (available > 1).then_some(Cores { subject: available - 1, others: 0 });
+    if let Some(cores) = cores {
+        stand::pin(std::process::id(), cores.others)?;
+    }
     let cases: Vec<Case> = cases(options.quick).into_iter().filter(|case| case.name.contains(&options.only)).collect();
     let mut report = Report::default();
     for round in 1..=options.rounds {
@@ -150,7 +160,7 @@ fn cases(quick: bool) -> Vec<Case> {
         let load = Load { verb, keys: KEYS, value_bytes, pipeline, operations };
         Case { name, load, keys, systems }
     };
-    use Keys::{Once, Random};
+    use Keys::{Once, Prepared, Random};
     use Kind::{Adapts, Direct, Fills, Forwards, Hits};
     vec![
         case("GET 64 B, pipeline 1", Verb::Get, SMALL_BYTES, 1, Random, &[Direct, Hits, Forwards]),
@@ -161,6 +171,11 @@ fn cases(quick: bool) -> Vec<Case> {
         case("MGET 10 x 64 B, pipeline 16", Verb::MgetTen, SMALL_BYTES, 16, Random, &[Direct, Hits]),
         case("SET 64 B, pipeline 1", Verb::Set, SMALL_BYTES, 1, Random, &[Direct, Forwards]),
         case("SET 64 B, pipeline 16", Verb::Set, SMALL_BYTES, 16, Random, &[Direct, Forwards]),
+        case("GET 64 B, pipeline 1, never idle", Verb::Get, SMALL_BYTES, 1, Prepared, &[Direct, Hits, Forwards]),
+        case("GET 64 B, pipeline 16, never idle", Verb::Get, SMALL_BYTES, 16, Prepared, &[Direct, Hits, Forwards]),
+        case("GET 1 KB, pipeline 16, never idle", Verb::Get, LARGE_BYTES, 16, Prepared, &[Direct, Hits]),
+        case("MGET 10 x 64 B, pipeline 16, never idle", Verb::MgetTen, SMALL_BYTES, 16, Prepared, &[Direct, Hits]),
+        case("SET 64 B, pipeline 16, never idle", Verb::Set, SMALL_BYTES, 16, Prepared, &[Direct, Forwards]),
         case("each key once, pipeline 1", Verb::Get, SMALL_BYTES, 1, Once, &[Forwards, Fills, Adapts]),
         case("each key once, pipeline 16", Verb::Get, SMALL_BYTES, 16, Once, &[Forwards, Fills, Adapts]),
     ]
@@ -220,6 +235,7 @@ fn measure(system: &System, case: &Case, cores: Option<Cores>) -> io::Result<Sam
     let (before, behind_before) = (system.subject.times()?, behind_times(system)?);
     let per_second = match case.keys {
         Keys::Random => load::random_keys(system.subject.address, case.load, cores.map(|c| c.others))?,
+        Keys::Prepared => saturate::run(system.subject.address, case.load)?,
         // The one at pipeline 16 reads what the one at pipeline 1 has not.
         Keys::Once if case.load.pipeline == 1 => load::read_once(system.subject.address, case.load, 0)?,
         Keys::Once => {

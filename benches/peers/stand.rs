@@ -69,6 +69,13 @@ pub(crate) fn start(
     Ok(process)
 }
 
+/// Pins a thread, or a process of one thread, to a core.
+pub(crate) fn pin(id: u32, core: usize) -> io::Result<()> {
+    let mut command = Command::new("taskset");
+    command.args(["-cp", &core.to_string(), &id.to_string()]).stdout(Stdio::null());
+    if command.status()?.success() { Ok(()) } else { Err(io::Error::other(format!("{id} cannot be pinned"))) }
+}
+
 /// True if a program can be run by its name.
 pub(crate) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -101,12 +108,12 @@ impl Process {
 
     /// Pins the threads whose names begin so, in the order of their names, to one core each.
     pub(crate) fn pin_threads(&self, name: &str, cores: &[usize]) -> io::Result<()> {
-        let mut threads = Vec::new();
+        let mut threads: Vec<(String, u32)> = Vec::new();
         for entry in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             let entry = entry?;
             let comm = fs::read_to_string(entry.path().join("comm"))?;
-            if comm.starts_with(name) {
-                threads.push((comm, entry.file_name().to_string_lossy().into_owned()));
+            if let (true, Ok(id)) = (comm.starts_with(name), entry.file_name().to_string_lossy().parse()) {
+                threads.push((comm, id));
             }
         }
         threads.sort();
@@ -114,11 +121,7 @@ impl Process {
             return Err(io::Error::other(format!("{} threads of {name}, not {}", threads.len(), cores.len())));
         }
         for ((_, id), core) in threads.iter().zip(cores) {
-            let mut command = Command::new("taskset");
-            command.args(["-cp", &core.to_string(), id]).stdout(Stdio::null());
-            if !command.status()?.success() {
-                return Err(io::Error::other("a thread cannot be pinned"));
-            }
+            pin(*id, *core)?;
         }
         Ok(())
     }
