@@ -501,9 +501,10 @@ impl Core {
         self.session.begin_batch(came_at);
         let hits_before = self.counters.hits.value();
         let pass = self.with_surroundings(|core, around| {
-            let mut last = None;
+            let mut last = core.recall(scanner, input, around);
+            at += core.take_hits(scanner, input, last, around);
             // Where looking ahead has found nothing, it would find nothing again.
-            let mut looks_ahead = true;
+            let mut looks_ahead = last.is_none() || at > 0;
             loop {
                 if !core.may_take() {
                     return Pass::Stalled;

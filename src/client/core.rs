@@ -23,7 +23,7 @@ use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{Ahead, RequestError, RequestLimits, RequestScanner, Step};
 use larder_protocol::shape::Protocol;
-use larder_protocol::table::{Class, Command, Flags, Group, Resolved, Table};
+use larder_protocol::table::{Class, Command, CommandId, Flags, Group, Resolved, Table};
 use smallvec::{SmallVec, smallvec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,6 +56,8 @@ pub(crate) struct Core {
     pub(crate) ends_after_answer: bool,
     /// Fences that something else than a slot waits for, with how many links are still to answer.
     pub(crate) fences: BTreeMap<Seq, u32>,
+    /// The command of the last request, if it reads one key: the next one may call it, too.
+    pub(super) last_read: Option<CommandId>,
     /// When the bytes of the last pass came, and how many of its reads L1 has answered: still to be timed.
     pub(super) hits_to_time: (Time, u64),
     /// The database that a transaction has selected.
@@ -151,6 +153,7 @@ impl Core {
             held_message_bytes: 0,
             ends_after_answer: false,
             fences: BTreeMap::new(),
+            last_read: None,
             hits_to_time: (Time::ZERO, 0),
             selected_in_transaction: None,
             paused: Mode::Off,
@@ -256,7 +259,7 @@ impl Core {
         let command = match *last {
             Some(command) if repeats => command,
             _ => {
-                *last = None;
+                (*last, self.last_read) = (None, None);
                 let command = match around.table.resolve(args) {
                     Resolved::Known(command) => command,
                     Resolved::Unknown => return self.take_unknown(None, args),
@@ -274,6 +277,7 @@ impl Core {
                 // Whether a client may be answered here can change by itself; so can which subcommand it calls.
                 let may_change = command.class == Class::Local || command.is_container || command.parent.is_some();
                 *last = (!may_change).then_some(command);
+                self.last_read = last.filter(|command| command.reads_its_argument()).map(|command| command.id);
                 command
             }
         };
@@ -285,6 +289,27 @@ impl Core {
             self.tell_watchers(command, args);
         }
         took
+    }
+
+    /// The command that `input` begins with, if the last request of the pass before called it, too, in the same letters, and
+    /// nothing speaks against another. What [`Core::take`] looks at for a first request is looked at here.
+    #[inline]
+    pub(super) fn recall<'t>(
+        &mut self,
+        scanner: &RequestScanner,
+        input: &[u8],
+        around: &Surroundings<'t>,
+    ) -> Option<&'t Command> {
+        let id = self.last_read.filter(|_| self.may_take())?;
+        let name = scanner.repeated_name(input)?;
+        // The table may be another by now.
+        let command = around.table.command(id).filter(|command| command.name.as_bytes().eq_ignore_ascii_case(name))?;
+        if !command.reads_its_argument() || command.is_foreign() || self.refusal(command).is_some() {
+            return None;
+        }
+        self.client.last_command.store(id.0, Ordering::Relaxed);
+        self.knowledge = Knowledge::Something;
+        Some(command)
     }
 
     /// Takes requests from the start of `input` that are as the one before, a call of `last`, and that L1 answers at once: how

@@ -150,8 +150,12 @@ pub(super) fn run(hashes: &[u64], mut answer: impl FnMut(usize, &Slot) -> bool) 
         for (place, hash) in places.iter_mut().zip(hashes) {
             *place = front.place_of(*hash);
         }
-        let entries = places.iter().flatten().filter_map(|place| place.entry.as_ref());
-        std::hint::black_box(entries.fold(0, |seen, entry| seen ^ entry.touch(LINE_BYTES, TOUCHED_BYTES)));
+        let places = &places[..hashes.len().min(RUN_MAX)];
+        // One alone is looked at in a moment.
+        if places.len() > 1 {
+            let entries = places.iter().flatten().filter_map(|place| place.entry.as_ref());
+            std::hint::black_box(entries.fold(0, |seen, entry| seen ^ entry.touch(LINE_BYTES, TOUCHED_BYTES)));
+        }
         for (n, (place, hash)) in places.iter().zip(hashes).enumerate() {
             let entry = place.and_then(|place| place.entry_of(*hash));
             if !entry.is_some_and(|entry| answer(n, entry)) {

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Kind, Larder, Relay, Server, assert_same, encode, wait_until};
-use crate::{NIL2, NIL3, OK, assert_spared, bulk, wait_for_reply};
+use crate::support::{Client, Kind, Larder, Relay, Server, assert_same, encode, wait_until, words};
+use crate::{NIL2, NIL3, OK, Twins, assert_spared, bulk, wait_for_reply};
 
 /// The server itself counts whole milliseconds and still answers during the one in which a key expires; Larder must
 /// not answer longer than that.
@@ -473,4 +473,77 @@ fn requests_right_after_the_start_wait_for_what_the_server_understands() {
     let nowhere = Larder::before(std::net::SocketAddr::from(([127, 0, 0, 1], 1)), &[]);
     assert!(nowhere.client().run("GET k").starts_with(b"-UPSTREAMDOWN"));
     assert_eq!(nowhere.client().run("PING"), b"+PONG\r\n");
+}
+
+/// A request that begins as the one before it did is taken for a call of the same command; whether it may be called is looked
+/// at anew, and so is what came in between.
+#[test]
+fn a_read_as_the_one_before_is_judged_by_what_came_in_between() {
+    let twins = Twins::start();
+    let between: [&[&str]; 13] = [
+        &["TTL k"],
+        &["GEX k"],
+        &["get k"],
+        &["SET k 2", "GET k", "SET k 1"],
+        &["SELECT 1", "GET k", "GET k", "SELECT 0"],
+        &["WATCH k", "GET k", "MULTI", "GET k", "GET k", "EXEC"],
+        &["MULTI", "GET k", "DISCARD"],
+        &["BLPOP nothing 0.01"],
+        &["SUBSCRIBE channel", "GET k", "GET k", "UNSUBSCRIBE channel"],
+        &["STRLEN k", "TYPE k", "STRLEN k"],
+        &["DEL k", "GET k", "GET k", "RPUSH k x", "GET k", "GET k", "DEL k", "SET k 1"],
+        &["HELLO 3", "GET nothing", "GET nothing", "HELLO 2", "GET nothing"],
+        &["PING", "ECHO k", "PING k"],
+    ];
+    for protocol in [2, 3] {
+        let mut both = twins.client(protocol);
+        both.run("SET k 1");
+        for lines in between {
+            // One at a time, so that each is the first that is read from the socket.
+            for _ in 0..4 {
+                both.run("GET k");
+            }
+            for line in lines {
+                if line.starts_with("HELLO") {
+                    // It tells the connection's own number.
+                    (both.direct.run(line), both.through.run(line));
+                } else {
+                    both.run(line);
+                }
+            }
+            both.run("GET k");
+        }
+    }
+}
+
+#[test]
+fn who_has_reset_the_connection_reads_nothing_more() {
+    let twins = Twins::with_flags(&["--requirepass", "secret"]);
+    let mut both = twins.client(2);
+    both.run("AUTH secret");
+    both.run("SET k 1");
+    for _ in 0..4 {
+        both.run("GET k");
+    }
+    both.run("RESET");
+    assert_eq!(both.run("GET k"), b"-NOAUTH Authentication required.\r\n");
+}
+
+#[test]
+fn a_reply_that_is_not_wanted_is_not_given_to_a_read_as_the_one_before() {
+    let twins = Twins::start();
+    let mut both = twins.client(2);
+    both.run("SET k 1");
+    for _ in 0..4 {
+        both.run("GET k");
+    }
+    for end in ["CLIENT REPLY SKIP", "CLIENT REPLY OFF"] {
+        both.send(&words(end));
+        both.send(&["GET", "k"]);
+        if end.ends_with("OFF") {
+            both.send(&["GET", "k"]);
+            both.run("CLIENT REPLY ON");
+        }
+        assert_eq!(both.run("GET k"), bulk("1"));
+    }
 }

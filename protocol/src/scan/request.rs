@@ -207,11 +207,14 @@ impl RequestScanner {
         if let RequestState::Done { .. } = self.state {
             self.reset();
         }
-        if self.state == RequestState::Start
-            && self.line_seen == 0
-            && let Some(len) = self.whole(buf)
-        {
-            return Ok(Step::Request { len });
+        if self.state == RequestState::Start && self.line_seen == 0 {
+            if buf.is_empty() {
+                // The next request may begin as the last one did.
+                return Ok(Step::Incomplete { bytes_needed_min: 1 });
+            }
+            if let Some(len) = self.whole(buf) {
+                return Ok(Step::Request { len });
+            }
         }
         self.head = None;
         self.repeats = false;
@@ -223,6 +226,15 @@ impl RequestScanner {
     #[inline]
     pub fn repeats(&self) -> bool {
         self.repeats
+    }
+
+    /// The name of the command that the request at the start of `buf` calls, if it begins as the last one that was found did,
+    /// and that one had one argument.
+    #[inline]
+    pub fn repeated_name<'a>(&self, buf: &'a [u8]) -> Option<&'a [u8]> {
+        let head = self.head.filter(|head| head.count == 2 && head.begins(buf) && !self.is_midway())?;
+        let start = head.name.start as usize;
+        buf.get(start..start + head.name.len as usize)
     }
 
     /// Looks for whole requests at the start of `buf`, which begins behind the request at hand, that call the same command
