@@ -506,7 +506,8 @@ fn a_read_as_the_one_before_is_judged_by_what_came_in_between() {
             for line in lines {
                 if line.starts_with("HELLO") {
                     // It tells the connection's own number.
-                    (both.direct.run(line), both.through.run(line));
+                    both.direct.run(line);
+                    both.through.run(line);
                 } else {
                     both.run(line);
                 }
