@@ -33,7 +33,7 @@ mod soft;
 mod tracking;
 
 pub use self::aside::settle;
-pub use self::job::{Each, Job, Op, OpKind, SoftOrder};
+pub use self::job::{ARGUMENT_BYTES_MAX, Each, Job, Op, OpKind, REQUEST_BYTES_MAX, SoftOrder, own_too_long, too_long};
 
 use self::flights::Flight;
 use self::keys::Keys;

@@ -329,8 +329,11 @@ impl RawConnection {
     /// The next piece; meanwhile what waits is written.
     async fn next_piece(&mut self) -> Result<Piece, RawError> {
         std::future::poll_fn(|cx| {
-            let _ = self.poll_flush(cx)?;
-            self.poll_piece(cx)
+            match (self.poll_flush(cx), self.poll_piece(cx)) {
+                // What the peer had said before it closed the connection comes first.
+                (Poll::Ready(Err(error)), Poll::Pending | Poll::Ready(Err(_))) => Poll::Ready(Err(error)),
+                (_, piece) => piece,
+            }
         })
         .await
     }

@@ -54,6 +54,9 @@ const INPUT_KEPT_BYTES_MAX: usize = 512 * 1024;
 /// Bytes read from the upstream before the task lets others run.
 const READ_BURST_BYTES_MAX: usize = 1024 * 1024;
 
+/// Bursts that are read from a connection on which nothing can be written any more: what the system holds of it.
+const LAST_READS_MAX: usize = 64;
+
 /// A connected link.
 pub(super) struct Serving<'a> {
     handle: &'a LinkHandle,
@@ -153,8 +156,8 @@ impl<'a> Serving<'a> {
                 Ok(took) => took,
                 Err(end) => return Poll::Ready(end),
             };
-            if let Err(e) = self.flush(cx) {
-                return Poll::Ready(e.into());
+            if let Err(error) = self.flush(cx) {
+                return Poll::Ready(self.read_last(cx, now, error));
             }
             let read = match self.read(cx, now) {
                 Ok(read) => read,
@@ -235,6 +238,24 @@ impl<'a> Serving<'a> {
                 return Ok(Read::Burst);
             }
         }
+    }
+
+    /// Nothing can be written any more. What the upstream had sent before is read: replies to what it has done, and pushes.
+    fn read_last(&mut self, cx: &mut Context<'_>, now: Time, error: RawError) -> LinkEnd {
+        let mut end = LinkEnd::from(error);
+        for _ in 0..LAST_READS_MAX {
+            match self.read(cx, now) {
+                Ok(Read::Burst) => {}
+                Ok(_) => break,
+                Err(violation @ LinkEnd::Violation(_)) => {
+                    end = violation;
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        self.core.wake_clients();
+        end
     }
 
     /// Hands all whole frames that have been received to the core.
