@@ -714,10 +714,8 @@ impl Tunnel {
         if self.upstream == Upstream::Gone {
             return Ok(moved);
         }
-        let flushed = match self.connection.poll_flush(cx) {
-            Poll::Ready(flushed) => flushed,
-            Poll::Pending => Ok(()),
-        };
+        // That it cannot be written any more the reading side tells, behind what the upstream had said before.
+        let _: Poll<Result<(), RawError>> = self.connection.poll_flush(cx);
         // A client that watches is closed when it does not read: the server is not to gather its lines.
         let most = if self.watching.is_some() {
             core.shared.config.limits.subscriber_output_bytes_max
@@ -726,8 +724,7 @@ impl Tunnel {
         };
         while self.waiting_bytes + core.out.len() < most {
             match self.connection.poll_piece(cx) {
-                // What the upstream had said before it closed the connection comes first.
-                Poll::Pending => return flushed.map(|()| moved),
+                Poll::Pending => return Ok(moved),
                 Poll::Ready(piece) => self.came(core, piece?),
             }
             if self.upstream == Upstream::Gone {

@@ -329,11 +329,9 @@ impl RawConnection {
     /// The next piece; meanwhile what waits is written.
     async fn next_piece(&mut self) -> Result<Piece, RawError> {
         std::future::poll_fn(|cx| {
-            match (self.poll_flush(cx), self.poll_piece(cx)) {
-                // What the peer had said before it closed the connection comes first.
-                (Poll::Ready(Err(error)), Poll::Pending | Poll::Ready(Err(_))) => Poll::Ready(Err(error)),
-                (_, piece) => piece,
-            }
+            // That it cannot be written any more the reading side tells, behind what the peer had said before.
+            let _: Poll<Result<(), RawError>> = self.poll_flush(cx);
+            self.poll_piece(cx)
         })
         .await
     }

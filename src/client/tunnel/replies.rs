@@ -144,6 +144,7 @@ impl Tunnel {
         let muted = self.owed.front().is_some_and(|owed| owed.muted);
         self.owed.clear();
         self.connection.condemn();
+        self.connection.outgoing = crate::outgoing::Outgoing::default();
         self.upstream = Upstream::Gone;
         core.ends_after_answer = true;
         if !muted {

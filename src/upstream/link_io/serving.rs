@@ -11,7 +11,7 @@ use crate::upstream::backoff::{Backoff, BackoffSettings};
 use crate::upstream::breaker::{FailureCause, Outcome, Ticket};
 use crate::upstream::link::{Frame, LinkCore, Violation};
 use crate::upstream::raw::{RawConnection, RawError};
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::PoisonError;
@@ -53,9 +53,6 @@ const TOUCH_BURST_MAX: usize = 8 * TOUCH_KEYS_MAX;
 const INPUT_KEPT_BYTES_MAX: usize = 512 * 1024;
 /// Bytes read from the upstream before the task lets others run.
 const READ_BURST_BYTES_MAX: usize = 1024 * 1024;
-
-/// Bursts that are read from a connection on which nothing can be written any more: what the system holds of it.
-const LAST_READS_MAX: usize = 64;
 
 /// A connected link.
 pub(super) struct Serving<'a> {
@@ -156,9 +153,7 @@ impl<'a> Serving<'a> {
                 Ok(took) => took,
                 Err(end) => return Poll::Ready(end),
             };
-            if let Err(error) = self.flush(cx) {
-                return Poll::Ready(self.read_last(cx, now, error));
-            }
+            self.flush(cx);
             let read = match self.read(cx, now) {
                 Ok(read) => read,
                 Err(end) => {
@@ -211,18 +206,16 @@ impl<'a> Serving<'a> {
         Ok(true)
     }
 
-    fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), RawError> {
+    /// Writes what waits. That it cannot be written any more is for the reading side to tell: what the upstream had sent
+    /// before it closed the connection, replies to what it has done and pushes, comes first there.
+    fn flush(&mut self, cx: &mut Context<'_>) {
         while !self.core.outgoing().is_empty() {
-            match self.connection.stream().poll_write_ready(cx) {
-                Poll::Ready(ready) => ready?,
-                Poll::Pending => break,
-            }
-            let all = self.core.outgoing().write_to(self.connection.stream())?;
-            if all {
-                break;
+            let Poll::Ready(Ok(())) = self.connection.stream().poll_write_ready(cx) else { return };
+            match self.core.outgoing().write_to(self.connection.stream()) {
+                Ok(false) => {}
+                Ok(true) | Err(_) => return,
             }
         }
-        Ok(())
     }
 
     fn read(&mut self, cx: &mut Context<'_>, now: Time) -> Result<Read, LinkEnd> {
@@ -238,24 +231,6 @@ impl<'a> Serving<'a> {
                 return Ok(Read::Burst);
             }
         }
-    }
-
-    /// Nothing can be written any more. What the upstream had sent before is read: replies to what it has done, and pushes.
-    fn read_last(&mut self, cx: &mut Context<'_>, now: Time, error: RawError) -> LinkEnd {
-        let mut end = LinkEnd::from(error);
-        for _ in 0..LAST_READS_MAX {
-            match self.read(cx, now) {
-                Ok(Read::Burst) => {}
-                Ok(_) => break,
-                Err(violation @ LinkEnd::Violation(_)) => {
-                    end = violation;
-                    break;
-                }
-                Err(_) => break,
-            }
-        }
-        self.core.wake_clients();
-        end
     }
 
     /// Hands all whole frames that have been received to the core.
@@ -374,7 +349,8 @@ impl<'a> Serving<'a> {
         let left = self.touched.len().saturating_sub(TOUCH_BURST_MAX);
         for keys in self.touched.split_off(left).chunks(TOUCH_KEYS_MAX) {
             let words = std::iter::once(&b"TOUCH"[..]).chain(keys.iter().map(|k| &k[..]));
-            self.core.submit_own(larder_protocol::args::OwnedArgs::new(words).args().bytes(), now);
+            let request = larder_protocol::args::OwnedArgs::new(words);
+            self.core.submit_touch(Bytes::copy_from_slice(request.args().bytes()), now);
         }
     }
 }
