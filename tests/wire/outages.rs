@@ -1,6 +1,6 @@
 //! The upstream fails: a fast, clear error, never a hang, never a value from before, and recovery by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{Client, Larder, Relay, Server, encode, wait_until};
 use crate::{OK, bulk, error_of};
@@ -12,6 +12,51 @@ pub(crate) fn plain() -> bool {
 
 pub(crate) fn is_outage(reply: &[u8]) -> bool {
     [&b"-UPSTREAMDOWN "[..], b"-UPSTREAMLOST ", b"-UPSTREAMTIMEOUT "].iter().any(|code| reply.starts_with(code))
+}
+
+/// What has a connection of its own: the error comes when it is promised, not later for asking whether a script runs.
+#[test]
+fn a_server_that_stands_still_is_told_in_time_on_every_path() {
+    if plain() {
+        return;
+    }
+    let upstream = Server::redis(&[]);
+    let flags = [
+        "link.connect_ms_max=4000",
+        "link.reply_ms_max=1200",
+        "link.write_ms_max=1200",
+        "pool.reply_ms_max=1200",
+        "pool.blocking_grace_ms=200",
+        "breaker.calls_min=1000000",
+    ];
+    let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--set", *flag]).collect();
+    let larder = Larder::start(Some(&upstream), &flags);
+    for (line, bound_ms) in [
+        ("EVAL return(1) 0", 1200),
+        ("SCRIPT EXISTS x", 1200),
+        ("BLPOP nothing 1", 1200),
+        ("WAIT 1 1000", 1200),
+        ("EXEC", 1200),
+        ("SET k v", 1200),
+    ] {
+        let mut client = larder.client();
+        // So that a connection is there: making one takes time of its own.
+        assert_eq!(client.run("EVAL return(1) 0"), b":1\r\n");
+        assert_eq!(client.run("BLPOP nothing 0.01"), b"*-1\r\n");
+        if line == "EXEC" {
+            assert_eq!(client.run("MULTI"), OK);
+            client.run("SET k v");
+        }
+        upstream.pause();
+        let began = Instant::now();
+        let told = error_of(&client.run(line));
+        let took = began.elapsed().as_millis();
+        upstream.resume();
+        assert!(told.starts_with("UPSTREAMTIMEOUT "), "{line}: {told}");
+        // The link looks at its requests every eighth of the bound; the rest is for a busy machine.
+        assert!((bound_ms..bound_ms + 600).contains(&took), "{line}: after {took} ms");
+        wait_until("it answers again", || larder.client().run("SET other 1") == OK);
+    }
 }
 
 #[test]
