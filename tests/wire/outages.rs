@@ -59,6 +59,42 @@ fn a_server_that_stands_still_is_told_in_time_on_every_path() {
     }
 }
 
+/// A link that has no room does not take what waits in its queue. That waits no longer than what is under way.
+#[test]
+fn what_waits_for_room_on_the_link_is_told_in_time() {
+    if plain() {
+        return;
+    }
+    let upstream = Server::redis(&[]);
+    let flags = [
+        "link.in_flight_max=1",
+        "link.reply_ms_max=500",
+        "link.write_ms_max=500",
+        "link.dead_ms=60000",
+        "breaker.calls_min=1000000",
+        "tags.peers_ms_max=0",
+    ];
+    let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--set", *flag]).collect();
+    let larder = Larder::start(Some(&upstream), &flags);
+    let mut clients: Vec<Client> = (0..8).map(|_| larder.client()).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.run("SET k v"), OK));
+    upstream.pause();
+    let began = Instant::now();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.send(&if n % 2 == 0 { vec!["SET", "k", "w"] } else { vec!["GET", "other"] });
+    }
+    let mut told: Vec<String> = clients.iter_mut().map(|client| error_of(&client.reply())).collect();
+    let took = began.elapsed();
+    upstream.resume();
+    // Who is not read from meanwhile waits for the queue to be cleared, and then in it.
+    assert!(took < Duration::from_secs(6), "{took:?}: {told:?}");
+    told.sort();
+    assert!(told[0].starts_with("BUSYLINK ") && told[0].ends_with("nothing was sent"), "{told:?}");
+    assert!(told[7].starts_with("UPSTREAMTIMEOUT "), "{told:?}");
+    wait_until("it answers again", || clients[0].run("GET other") == b"$-1\r\n");
+    assert_eq!(clients[1].run("GET k").len(), bulk("v").len());
+}
+
 #[test]
 fn a_killed_upstream_is_an_error_at_once_and_recovery_leaves_nothing_stale() {
     if plain() {

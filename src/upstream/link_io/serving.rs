@@ -273,6 +273,7 @@ impl<'a> Serving<'a> {
     fn take_ticks(&mut self, cx: &mut Context<'_>, now: Time) -> Result<(), LinkEnd> {
         while self.tick.poll_tick(cx).is_ready() {
             self.core.time_out(now);
+            self.handle.time_out(now);
             self.core.expire_soft(now);
             self.publish();
             let owes = self.core.oldest_sent_at();

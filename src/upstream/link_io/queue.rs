@@ -1,0 +1,194 @@
+//! The queue in front of a link: what clients have handed over, and the task has not taken yet.
+//!
+//! The task takes all of it whenever the link has room. A link without room (`link.in_flight_max`, an upstream that does not
+//! answer) leaves it waiting, so the queue knows roughly since when: within [`AGES`] parts of what a request may wait.
+//!
+//! Invariants: jobs stay in their order; `ops` and `bytes` are theirs; `ages` grows in both parts and never tells of more jobs than
+//! there are.
+
+use super::{LinkState, LinkTimes};
+use crate::buffered::{REQUEST_OVERHEAD_BYTES, Share};
+use crate::clock::Time;
+use crate::port::Port;
+use crate::upstream::link::{Job, OpKind};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+/// Into so many parts the time is divided that a job may wait.
+const AGES: u32 = 16;
+
+pub(super) struct Queue {
+    jobs: Vec<Job>,
+    ops: usize,
+    bytes: usize,
+    /// So many jobs of the first were there at that time.
+    ages: VecDeque<(Time, usize)>,
+    pub(super) waker: Option<Waker>,
+    /// Clients that wait for room.
+    pub(super) waiting: Vec<Arc<Port>>,
+    pub(super) state: LinkState,
+    /// The first attempt is under way, and what the server understands is not known.
+    pub(super) is_settling: bool,
+    share: Share,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    pub(super) fn new(state: LinkState, is_settling: bool, share: Share) -> Self {
+        Self {
+            jobs: Vec::new(),
+            ops: 0,
+            bytes: 0,
+            ages: VecDeque::new(),
+            waker: None,
+            waiting: Vec::new(),
+            state,
+            is_settling,
+            share,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    pub(super) fn is_full(&self, times: &LinkTimes) -> bool {
+        self.ops >= times.queued_max || self.bytes >= times.queued_bytes_max
+    }
+
+    /// A share of the account that the queue's own is of.
+    pub(super) fn share(&self) -> Share {
+        self.share.account().share()
+    }
+
+    pub(super) fn push(&mut self, job: Job) {
+        self.ops += job.ops.len();
+        self.bytes += job.bytes.len();
+        self.jobs.push(job);
+        self.tell();
+    }
+
+    /// Takes all, and wakes who waits for room.
+    pub(super) fn take(&mut self) -> Vec<Job> {
+        let jobs = std::mem::take(&mut self.jobs);
+        self.begin_anew(Vec::new());
+        jobs
+    }
+
+    /// Takes what is nothing but fences and orders to drop entries.
+    pub(super) fn take_orders(&mut self) -> Vec<Job> {
+        let (orders, jobs) = std::mem::take(&mut self.jobs).into_iter().partition(Job::is_order);
+        self.begin_anew(jobs);
+        orders
+    }
+
+    /// Takes requests and fences that have waited for `within`. Orders stay: what they order is to be done, whoever waits for it.
+    pub(super) fn take_late(&mut self, now: Time, within: Duration) -> Vec<Job> {
+        let mut late = 0;
+        while let Some((at, count)) = self.ages.front()
+            && now.saturating_since(*at) >= within
+        {
+            late = *count;
+            self.ages.pop_front();
+        }
+        let ages = std::mem::take(&mut self.ages);
+        let mut taken = Vec::new();
+        if late > 0 {
+            let jobs = std::mem::take(&mut self.jobs);
+            let mut stay = Vec::with_capacity(jobs.len());
+            for (at, job) in jobs.into_iter().enumerate() {
+                if at < late && !is_to_be_done(&job) { taken.push(job) } else { stay.push(job) }
+            }
+            late = taken.len();
+            self.begin_anew(stay);
+        }
+        self.ages = ages.into_iter().map(|(at, count)| (at, count - late)).collect();
+        let is_noted = self.ages.back().is_some_and(|(at, _)| now.saturating_since(*at) < within / AGES);
+        if !self.jobs.is_empty() && !is_noted {
+            self.ages.push_back((now, self.jobs.len()));
+        }
+        taken
+    }
+
+    fn begin_anew(&mut self, jobs: Vec<Job>) {
+        self.ops = jobs.iter().map(|job| job.ops.len()).sum();
+        self.bytes = jobs.iter().map(|job| job.bytes.len()).sum();
+        self.jobs = jobs;
+        self.ages.clear();
+        self.tell();
+        for port in self.waiting.drain(..) {
+            port.wake();
+        }
+    }
+
+    /// Tells how much waits in it.
+    fn tell(&mut self) {
+        self.share.set(self.bytes + self.ops * REQUEST_OVERHEAD_BYTES);
+    }
+}
+
+fn is_to_be_done(job: &Job) -> bool {
+    job.is_order() && job.ops.iter().any(|op| op.kind != OpKind::Fence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffered::Buffered;
+    use crate::l1::Cause;
+    use crate::port::Seq;
+    use crate::upstream::link::Op;
+    use bytes::Bytes;
+    use smallvec::smallvec;
+
+    const WITHIN: Duration = Duration::from_millis(1600);
+
+    fn job(seq: u64, kind: OpKind) -> Job {
+        Job { port: Arc::default(), bytes: Bytes::new(), ops: smallvec![Op { seq: Seq(seq), bytes: 0..0, kind }] }
+    }
+
+    fn seqs(jobs: &[Job]) -> Vec<u64> {
+        jobs.iter().map(|job| job.ops[0].seq.0).collect()
+    }
+
+    fn at(ms: u64) -> Time {
+        Time::ZERO.saturating_add(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn what_has_waited_too_long_is_taken_in_order_and_orders_stay() {
+        let buffered = Buffered::new(1 << 20);
+        let mut queue = Queue::new(LinkState::Up, false, buffered.share());
+        queue.push(job(1, OpKind::Read));
+        queue.push(job(2, OpKind::DropAll(Cause::Manual)));
+        queue.push(job(3, OpKind::Fence));
+        queue.push(job(4, OpKind::FenceAndResume));
+        assert!(queue.take_late(at(1000), WITHIN).is_empty());
+        queue.push(job(5, OpKind::Effect));
+        assert!(queue.take_late(at(1010), WITHIN).is_empty(), "so soon it is not noted");
+        assert!(queue.take_late(at(1500), WITHIN).is_empty());
+        queue.push(job(6, OpKind::Read));
+        assert!(queue.take_late(at(2599), WITHIN).is_empty());
+        assert_eq!(seqs(&queue.take_late(at(2600), WITHIN)), [1, 3]);
+        assert_eq!(seqs(&queue.take_late(at(3100), WITHIN)), [5]);
+        assert_eq!(seqs(&queue.take_late(at(4199), WITHIN)), [6], "noted at 2599");
+        assert!(queue.take_late(at(9000), WITHIN).is_empty());
+        assert_eq!(seqs(&queue.take()), [2, 4]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn the_notes_of_ages_are_bounded() {
+        let buffered = Buffered::new(1 << 20);
+        let mut queue = Queue::new(LinkState::Up, false, buffered.share());
+        for ms in 0..10_000 {
+            queue.push(job(ms, OpKind::Read));
+            queue.take_late(at(ms), WITHIN);
+            assert!(queue.ages.len() <= AGES as usize + 1);
+            assert!(queue.jobs.len() <= 1600 + 100, "{}", queue.jobs.len());
+        }
+    }
+}
