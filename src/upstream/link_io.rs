@@ -426,8 +426,8 @@ impl LinkHandle {
         job.port.wake();
     }
 
-    /// Ready with all jobs that wait, or when the scope has ended.
-    fn poll_jobs(&self, cx: &mut Context<'_>) -> Poll<Vec<Job>> {
+    /// Ready with the jobs that wait, as far as there is room for so many requests and bytes, or when the scope has ended.
+    fn poll_jobs(&self, cx: &mut Context<'_>, room: (usize, usize)) -> Poll<Vec<Job>> {
         let mut queue = self.lock();
         if queue.is_empty() && queue.state != LinkState::Closed {
             match &mut queue.waker {
@@ -436,8 +436,9 @@ impl LinkHandle {
             }
             return Poll::Pending;
         }
-        self.is_full.store(false, Ordering::Release);
-        Poll::Ready(queue.take())
+        let jobs = queue.take_for(room);
+        self.is_full.store(queue.is_full(&self.times()), Ordering::Release);
+        Poll::Ready(jobs)
     }
 }
 
@@ -578,7 +579,7 @@ async fn pause(handle: &LinkHandle, wait: Duration) {
         let jobs = tokio::select! {
             () = &mut waiting => return,
             () = handle.admitted.notified() => return,
-            jobs = poll_fn(|cx| handle.poll_jobs(cx)) => jobs,
+            jobs = poll_fn(|cx| handle.poll_jobs(cx, (usize::MAX, usize::MAX))) => jobs,
         };
         if handle.is_closed() {
             return;

@@ -142,6 +142,28 @@ fn a_request_beyond_the_upstreams_query_buffer_is_lost_alone() {
     }
 }
 
+/// While the server holds the link (a pause that Larder does not see), all that is sent gathers in its query buffer. What Larder
+/// sends is bounded by `link.in_flight_bytes_max` and one client's batch.
+#[test]
+fn a_held_link_is_not_filled_beyond_the_upstreams_query_buffer() {
+    if Larder::is_plain() {
+        return;
+    }
+    for kind in KINDS {
+        let upstream = Server::start(kind, &["--client-query-buffer-limit", "2mb"]);
+        let larder = Larder::start(Some(&upstream), &["--set", "link.in_flight_bytes_max=512kb"]);
+        let mut clients: Vec<Client> = (0..40).map(|_| larder.client()).collect();
+        clients.iter_mut().for_each(|client| assert_eq!(client.run("SET k v"), OK));
+        let batch = encode(&["SET", "k", &"x".repeat(2000)]).repeat(100);
+        assert_eq!(upstream.client().run("CLIENT PAUSE 1500 WRITE"), OK);
+        clients.iter_mut().for_each(|client| client.send_raw(&batch));
+        for client in &mut clients {
+            (0..100).for_each(|_| assert_eq!(client.reply(), OK));
+        }
+        assert!(!larder.output().contains("link lost"), "{kind:?}: {}", larder.output());
+    }
+}
+
 #[test]
 fn what_goes_by_connections_that_clients_share_is_bounded_by_what_every_server_takes() {
     for kind in KINDS {

@@ -1,6 +1,6 @@
 //! The queue in front of a link: what clients have handed over, and the task has not taken yet.
 //!
-//! The task takes all of it whenever the link has room. A link without room (`link.in_flight_max`, an upstream that does not
+//! The task takes what the link has room for. A link without room (`link.in_flight_max`, an upstream that does not
 //! answer) leaves it waiting, so the queue knows roughly since when: within [`AGES`] parts of what a request may wait.
 //!
 //! Invariants: jobs stay in their order; `ops` and `bytes` are theirs; `ages` grows in both parts and never tells of more jobs than
@@ -78,6 +78,37 @@ impl Queue {
         jobs
     }
 
+    /// Takes the first of them, until there is no room for more; if all are taken, who waits for room is woken.
+    pub(super) fn take_for(&mut self, (ops, bytes): (usize, usize)) -> Vec<Job> {
+        let mut left = (ops, bytes);
+        let count = self.jobs.iter().take_while(|job| {
+            let has_room = left.0 > 0 && left.1 > 0;
+            left = (left.0.saturating_sub(job.ops.len()), left.1.saturating_sub(job.bytes.len()));
+            has_room
+        });
+        let count = count.count();
+        if count == self.jobs.len() {
+            return self.take();
+        }
+        let taken: Vec<Job> = self.jobs.drain(..count).collect();
+        self.ops -= taken.iter().map(|job| job.ops.len()).sum::<usize>();
+        self.bytes -= taken.iter().map(|job| job.bytes.len()).sum::<usize>();
+        self.forget_ages_of(count);
+        self.tell();
+        for port in self.waiting.drain(..) {
+            port.wake();
+        }
+        taken
+    }
+
+    /// The first `count` jobs are gone.
+    fn forget_ages_of(&mut self, count: usize) {
+        self.ages.retain_mut(|(_, jobs)| {
+            *jobs = jobs.saturating_sub(count);
+            *jobs > 0
+        });
+    }
+
     /// Takes what is nothing but fences and orders to drop entries.
     pub(super) fn take_orders(&mut self) -> Vec<Job> {
         let (orders, jobs) = std::mem::take(&mut self.jobs).into_iter().partition(Job::is_order);
@@ -94,7 +125,6 @@ impl Queue {
             late = *count;
             self.ages.pop_front();
         }
-        let ages = std::mem::take(&mut self.ages);
         let mut taken = Vec::new();
         if late > 0 {
             let jobs = std::mem::take(&mut self.jobs);
@@ -102,10 +132,11 @@ impl Queue {
             for (at, job) in jobs.into_iter().enumerate() {
                 if at < late && !is_to_be_done(&job) { taken.push(job) } else { stay.push(job) }
             }
-            late = taken.len();
+            let ages = std::mem::take(&mut self.ages);
             self.begin_anew(stay);
+            self.ages = ages;
+            self.forget_ages_of(taken.len());
         }
-        self.ages = ages.into_iter().map(|(at, count)| (at, count - late)).collect();
         let is_noted = self.ages.back().is_some_and(|(at, _)| now.saturating_since(*at) < within / AGES);
         if !self.jobs.is_empty() && !is_noted {
             self.ages.push_back((now, self.jobs.len()));
@@ -178,6 +209,25 @@ mod tests {
         assert!(queue.take_late(at(9000), WITHIN).is_empty());
         assert_eq!(seqs(&queue.take()), [2, 4]);
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn no_more_is_taken_than_there_is_room_for_and_what_stays_keeps_its_age() {
+        let buffered = Buffered::new(1 << 20);
+        let mut queue = Queue::new(LinkState::Up, false, buffered.share());
+        let full = |seq| Job { bytes: Bytes::from(vec![0; 100]), ..job(seq, OpKind::Read) };
+        (1..=6).for_each(|seq| queue.push(full(seq)));
+        queue.take_late(at(0), WITHIN);
+        assert_eq!(seqs(&queue.take_for((2, usize::MAX))), [1, 2]);
+        // The last may go beyond it.
+        assert_eq!(seqs(&queue.take_for((usize::MAX, 101))), [3, 4]);
+        assert!(queue.take_for((0, 100)).is_empty() && queue.take_for((1, 0)).is_empty());
+        assert_eq!((queue.ops, queue.bytes), (2, 200));
+        assert!(queue.take_late(at(1599), WITHIN).is_empty());
+        assert_eq!(seqs(&queue.take_late(at(1600), WITHIN)), [5, 6]);
+        queue.push(full(7));
+        assert_eq!(seqs(&queue.take_for((1, 1))), [7]);
+        assert_eq!((queue.ops, queue.bytes, queue.ages.len()), (0, 0, 0));
     }
 
     #[test]

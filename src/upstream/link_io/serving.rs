@@ -196,7 +196,7 @@ impl<'a> Serving<'a> {
         if self.is_leaving || self.core.is_full() {
             return Ok(false);
         }
-        let Poll::Ready(jobs) = self.handle.poll_jobs(cx) else { return Ok(false) };
+        let Poll::Ready(jobs) = self.handle.poll_jobs(cx, self.core.room()) else { return Ok(false) };
         if jobs.is_empty() && self.handle.is_closed() {
             return Err(LinkEnd::Closed);
         }
