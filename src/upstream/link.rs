@@ -372,10 +372,7 @@ impl LinkCore {
     /// How many requests, and bytes of requests, there is room for. One that is begun may go beyond it.
     pub fn room(&self) -> (usize, usize) {
         let LinkLimits { in_flight_max, in_flight_bytes_max, .. } = self.limits;
-        (
-            in_flight_max.saturating_sub(self.expected.len()),
-            in_flight_bytes_max.saturating_sub(self.in_flight_bytes),
-        )
+        (in_flight_max.saturating_sub(self.expected.len()), in_flight_bytes_max.saturating_sub(self.in_flight_bytes))
     }
 
     /// When the oldest request that waits for a reply was sent.

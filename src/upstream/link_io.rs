@@ -398,9 +398,7 @@ impl LinkHandle {
         for job in late {
             for op in &job.ops {
                 job.port.leave(match op.kind {
-                    OpKind::Fence => {
-                        Delivery::Failed(op.seq, Failure::ReadTimeout(within.as_millis() as u64))
-                    }
+                    OpKind::Fence => Delivery::Failed(op.seq, Failure::ReadTimeout(within.as_millis() as u64)),
                     OpKind::Refresh { .. } => continue,
                     _ => Delivery::Failed(op.seq, Failure::Full),
                 });

@@ -732,7 +732,14 @@ mod tests {
             dead_after: ANSWERS_MAX,
             replies: ReplyLimits::default(),
         };
-        Peers::start(node, Identity::Anonymous, 7, settings, Arc::new(Watches::new("larder:".into())), &Family::default())
+        Peers::start(
+            node,
+            Identity::Anonymous,
+            7,
+            settings,
+            Arc::new(Watches::new("larder:".into())),
+            &Family::default(),
+        )
     }
 
     fn refused(outcome: Result<bool, Failure>) -> String {
