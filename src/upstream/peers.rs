@@ -44,7 +44,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Names and times.
 #[derive(Clone, Debug)]
@@ -630,7 +630,7 @@ impl PeersTask {
         let silence_max = self.peers.settings.dead_after;
         let mut frame = BytesMut::new();
         let mut owed = VecDeque::new();
-        let mut heard = Instant::now();
+        let (mut heard, mut asks_at) = (Instant::now(), Instant::now() + silence_max / 3);
         while !self.peers.is_closed() {
             tokio::select! {
                 came = connection.next_frame(&mut frame) => {
@@ -645,10 +645,12 @@ impl PeersTask {
                     }
                 }
                 Some(outgoing) = self.inbox.recv() => owed.push_back(self.send(&mut connection, outgoing)),
-                () = sleep(silence_max / 3) => {
+                // At its time, however much is sent meanwhile: who asks must not keep a silent connection alive.
+                () = sleep_until(asks_at) => {
                     if heard.elapsed() >= silence_max {
                         return RawError::Closed;
                     }
+                    asks_at = Instant::now() + silence_max / 3;
                     connection.put_request(b"*1\r\n$4\r\nPING\r\n");
                     owed.push_back(Sent::Ping);
                 }
@@ -789,6 +791,31 @@ mod tests {
         peers.asked(asked, 2);
         peers.answered(format!("{asked} yes").as_bytes());
         assert_eq!(asking.await.unwrap(), Ok(true), "one yes is enough");
+    }
+
+    #[tokio::test]
+    async fn who_asks_does_not_keep_a_silent_connection_alive() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
+        let limit = Duration::from_secs(2);
+        let connection = RawConnection::connect(&endpoint, limit, ReplyLimits::default()).await.unwrap();
+        let _silent = listener.accept().await.unwrap();
+        let (peers, mut task) = peers();
+        let asks = async {
+            loop {
+                let message = Outgoing::Answer { channel: b"c".to_vec(), text: b"1".to_vec() };
+                assert!(peers.outbox.send(message).await.is_ok());
+                sleep(ANSWERS_MAX / 10).await;
+            }
+        };
+        let serves = async {
+            tokio::select! {
+                end = task.serve(connection) => end,
+                () = asks => panic!("it asks for ever"),
+            }
+        };
+        let end = timeout(limit, serves).await.expect("the silence is noticed");
+        assert!(matches!(end, RawError::Closed), "{end}");
     }
 
     #[tokio::test]

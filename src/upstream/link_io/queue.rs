@@ -10,7 +10,8 @@ use super::{LinkState, LinkTimes};
 use crate::buffered::{REQUEST_OVERHEAD_BYTES, Share};
 use crate::clock::Time;
 use crate::port::Port;
-use crate::upstream::link::{Job, OpKind};
+use crate::upstream::link::{Job, Op, OpKind};
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
@@ -116,7 +117,8 @@ impl Queue {
         orders
     }
 
-    /// Takes requests and fences that have waited for `within`. Orders stay: what they order is to be done, whoever waits for it.
+    /// Takes requests and fences that have waited for `within`. What is ordered otherwise stays, and is done for nobody: who waits
+    /// for it is told by what is taken in its place.
     pub(super) fn take_late(&mut self, now: Time, within: Duration) -> Vec<Job> {
         let mut late = 0;
         while let Some((at, count)) = self.ages.front()
@@ -127,15 +129,23 @@ impl Queue {
         }
         let mut taken = Vec::new();
         if late > 0 {
-            let jobs = std::mem::take(&mut self.jobs);
+            let (jobs, ages) = (std::mem::take(&mut self.jobs), std::mem::take(&mut self.ages));
             let mut stay = Vec::with_capacity(jobs.len());
-            for (at, job) in jobs.into_iter().enumerate() {
-                if at < late && !is_to_be_done(&job) { taken.push(job) } else { stay.push(job) }
+            let before = jobs.len();
+            for (at, mut job) in jobs.into_iter().enumerate() {
+                if at >= late {
+                    stay.push(job);
+                } else if is_to_be_done(&job) {
+                    taken.push(who_waits_for(&mut job));
+                    stay.push(job);
+                } else {
+                    taken.push(job);
+                }
             }
-            let ages = std::mem::take(&mut self.ages);
+            let gone = before - stay.len();
             self.begin_anew(stay);
             self.ages = ages;
-            self.forget_ages_of(taken.len());
+            self.forget_ages_of(gone);
         }
         let is_noted = self.ages.back().is_some_and(|(at, _)| now.saturating_since(*at) < within / AGES);
         if !self.jobs.is_empty() && !is_noted {
@@ -165,14 +175,19 @@ fn is_to_be_done(job: &Job) -> bool {
     job.is_order() && job.ops.iter().any(|op| op.kind != OpKind::Fence)
 }
 
+/// A fence for each of the orders' numbers, and with it who waits for them.
+fn who_waits_for(order: &mut Job) -> Job {
+    let fence = |op: &Op| Op { seq: op.seq, bytes: 0..0, kind: OpKind::Fence };
+    let ops = order.ops.iter().map(fence).collect();
+    Job { port: std::mem::take(&mut order.port), bytes: Bytes::new(), ops }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::buffered::Buffered;
     use crate::l1::Cause;
     use crate::port::Seq;
-    use crate::upstream::link::Op;
-    use bytes::Bytes;
     use smallvec::smallvec;
 
     const WITHIN: Duration = Duration::from_millis(1600);
@@ -203,12 +218,17 @@ mod tests {
         assert!(queue.take_late(at(1500), WITHIN).is_empty());
         queue.push(job(6, OpKind::Read));
         assert!(queue.take_late(at(2599), WITHIN).is_empty());
-        assert_eq!(seqs(&queue.take_late(at(2600), WITHIN)), [1, 3]);
-        assert_eq!(seqs(&queue.take_late(at(3100), WITHIN)), [5]);
-        assert_eq!(seqs(&queue.take_late(at(4199), WITHIN)), [6], "noted at 2599");
-        assert!(queue.take_late(at(9000), WITHIN).is_empty());
-        assert_eq!(seqs(&queue.take()), [2, 4]);
+        let late = queue.take_late(at(2600), WITHIN);
+        assert_eq!(seqs(&late), [1, 2, 3, 4]);
+        assert!(late[1..].iter().all(|job| job.ops[0].kind == OpKind::Fence), "they are told of, not done");
+        assert_eq!(seqs(&queue.take_late(at(3100), WITHIN)), [2, 4, 5], "of the orders nobody hears");
+        assert_eq!(seqs(&queue.take_late(at(4199), WITHIN)), [2, 4, 6], "noted at 2599");
+        let orders = queue.take();
+        assert_eq!(seqs(&orders), [2, 4]);
         assert!(queue.is_empty());
+        let kinds: Vec<OpKind> = orders.iter().map(|job| job.ops[0].kind).collect();
+        assert_eq!(kinds, [OpKind::DropAll(Cause::Manual), OpKind::FenceAndResume]);
+        assert!(late.iter().all(|job| orders.iter().all(|order| !Arc::ptr_eq(&order.port, &job.port))));
     }
 
     #[test]
