@@ -7,14 +7,14 @@
 use super::cache::is_cache;
 use super::core::{Core, Knowledge, Login, Place};
 use super::local::{arity_error, bulk, integer, null};
-use super::tunnel::push_byte;
+use super::tunnel::{is_protocol_error, push_byte};
 use super::{Connection, End, Input, Request, retold};
 use crate::hub::Kind;
 use crate::port::{Delivery, Failure, Port, Seq, Taken};
 use crate::redirect::INVALIDATE;
 use crate::session::Muted;
 use crate::upstream::breaker::FailureCause;
-use crate::upstream::link::{Job, Op, OpKind};
+use crate::upstream::link::{ARGUMENT_BYTES_MAX, Job, Op, OpKind, too_long};
 use crate::upstream::pool::{self, Use};
 use crate::upstream::raw::{self, Identity, RawConnection, RawError};
 use crate::upstream::scope::{Scope, Upstream};
@@ -72,6 +72,7 @@ impl Connection {
             _ => (String::new(), Class::Exclusive, true),
         };
         match (&name[..], class) {
+            (name, class) if self.is_too_long_for_all(name, class, request.args()) => {}
             (_, Class::Local | Class::PubSub) if !accepts => self.refuse_arity(&name, request).await?,
             (_, Class::PubSub) => {
                 self.core.knowledge = Knowledge::Something;
@@ -116,6 +117,19 @@ impl Connection {
             return Err(End::Closed);
         }
         Ok(())
+    }
+
+    /// Answers what may be too long for a connection that clients share, or for one that is made before it is known who asks:
+    /// a server closes that. True if it was.
+    pub(super) fn is_too_long_for_all(&mut self, name: &str, class: Class, args: Args<'_>) -> bool {
+        let concerned = class == Class::PubSub || matches!(name, "auth" | "hello");
+        match too_long(args).filter(|_| concerned && self.core.upstream().is_some()) {
+            Some(line) => {
+                self.core.answer(format!("-{line}\r\n").as_bytes());
+                true
+            }
+            None => false,
+        }
     }
 
     async fn refuse_arity(&mut self, name: &str, request: Request) -> Result<(), End> {
@@ -374,8 +388,18 @@ impl Connection {
         let Some(scope) = self.core.scope().cloned() else { return Err(Failure::ReadLost) };
         let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
         let reply_max = self.core.shared.settings().link.reply_ms_max;
-        match timeout(reply_max, borrowed.call(words)).await {
-            Ok(Ok(reply)) => Ok(reply),
+        let request = OwnedArgs::new(words);
+        let is_long = request.args().bytes().len() > ARGUMENT_BYTES_MAX;
+        match timeout(reply_max, borrowed.call(request.args().iter())).await {
+            Ok(Ok(reply)) => {
+                if is_long && is_protocol_error(&reply) {
+                    borrowed.condemn();
+                    self.core.ends_after_answer = true;
+                }
+                Ok(reply)
+            }
+            // The server may have closed the connection because of it.
+            Ok(Err(_)) if is_long => Err(Failure::WriteLost),
             Ok(Err(error)) => {
                 scope.link.node().record_loss(error.cause());
                 Err(Failure::ReadLost)

@@ -12,6 +12,7 @@ use crate::config::CacheAccess;
 use crate::l1::Cause;
 use crate::server::Backend;
 use crate::upstream::feed;
+use crate::upstream::link::too_long;
 use bytes::Bytes;
 use larder_protocol::args::Args;
 use larder_protocol::cache::CacheCommand;
@@ -90,8 +91,10 @@ impl Connection {
             self.core.answer(format!("-{}\r\n", String::from_utf8_lossy(&line)).as_bytes());
             return Ok(());
         }
-        let parsed = match self.core.cache_refusal() {
-            Some(line) => Err(line.to_owned()),
+        let refusal = self.core.cache_refusal().map(str::to_owned);
+        // Its arguments go down the link.
+        let parsed = match refusal.or_else(|| too_long(request.args()).filter(|_| caller.scope.is_some())) {
+            Some(line) => Err(line),
             None => CacheCommand::parse(request.args()).map_err(|error| error.to_string()),
         };
         let command = match parsed {

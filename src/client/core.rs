@@ -16,7 +16,7 @@ use crate::received::Received;
 use crate::server::{Backend, Shared};
 use crate::session::{AHEAD_MAX, Advanced, Again, Batch, Flow, Session, Stale, Surroundings, Told};
 use crate::upstream::feed::Listening;
-use crate::upstream::link::{Job, Op, OpKind};
+use crate::upstream::link::{Job, Op, OpKind, REQUEST_BYTES_MAX};
 use crate::upstream::raw::Identity;
 use crate::upstream::scope::{Scope, Upstream};
 use bytes::Bytes;
@@ -362,6 +362,9 @@ impl Core {
             return self.refuse_for_crowd();
         }
         self.knowledge = Knowledge::Something;
+        if args.bytes().len() > REQUEST_BYTES_MAX {
+            return if self.session.under_way() == 0 { Take::Apart } else { Take::Wait };
+        }
         if command.class == Class::Plain && !self.subscriptions.is_empty() && is_publish(&command.name) {
             // It may be told of what it publishes, and before it is answered.
             return if self.session.under_way() == 0 { Take::Apart } else { Take::Wait };

@@ -7,6 +7,7 @@
 use super::core::{Core, Place, Take};
 use crate::clients::{Client, ClientId, until_nul};
 use crate::session::{Flow, Muted, Surroundings};
+use crate::upstream::link::REQUEST_BYTES_MAX;
 use crate::upstream::link_io::LinkState;
 use larder_protocol::args::Args;
 use larder_protocol::scan::strict_i64;
@@ -47,13 +48,15 @@ impl Core {
         if name == "client|reply" && command.accepts(args.len()) {
             return self.take_reply_mode(args);
         }
-        if matches!(name, "ping" | "echo") && command.accepts(args.len()) && self.reaches_upstream() {
+        // What is too long for the link is answered here.
+        let may_pass = args.bytes().len() <= REQUEST_BYTES_MAX;
+        if matches!(name, "ping" | "echo") && command.accepts(args.len()) && may_pass && self.reaches_upstream() {
             self.session.pass_on(command, args, around, &mut self.batch);
             return Take::Taken;
         }
         let answer = if self.asks_upstream(name, args) { None } else { self.local_answer(command, args) };
         match answer {
-            Some(answer) if is_counted_upstream(name) && self.reaches_upstream() => {
+            Some(answer) if is_counted_upstream(name) && may_pass && self.reaches_upstream() => {
                 match self.session.pass_on_for(answer, command, args, around, &mut self.batch) {
                     Flow::Taken => Take::Taken,
                     _ => Take::Wait,

@@ -27,6 +27,8 @@ mod swap;
 mod track;
 mod transaction;
 
+pub(super) use self::owed::is_protocol_error;
+
 use self::decide::{Next, kill_request, purpose_of, unblock_request};
 use self::owed::{Owed, Reach, What, bound_of};
 use self::patience::Patience;
@@ -43,7 +45,7 @@ use crate::monitors::{Translator, Watching};
 use crate::pause::{self, Beginning, Mode};
 use crate::port::{Failure, Seq};
 use crate::upstream::breaker::FailureCause;
-use crate::upstream::link::OpKind;
+use crate::upstream::link::{ARGUMENT_BYTES_MAX, OpKind};
 use crate::upstream::pool::{Borrowed, Use};
 use crate::upstream::raw::RawError;
 use crate::upstream::scope::{ReplyTimes, Scope};
@@ -232,6 +234,7 @@ impl Connection {
         let table = tunnel.table.clone();
         let Resolved::Known(command) = table.resolve(request.args()) else { return Ok(()) };
         match &*command.name {
+            name if self.is_too_long_for_all(name, command.class, request.args()) => {}
             name if command.class == Class::PubSub => {
                 self.subscribe(name, request.args()).await;
                 self.core.tell_watchers(command, request.args());
@@ -559,7 +562,7 @@ impl Tunnel {
     /// The connection is given up: everything that is owed is answered with an error, behind what has come.
     fn lost(&mut self, core: &Core, cause: FailureCause, failure: impl Fn(&Owed) -> Failure) {
         self.tell_breaker();
-        if self.connection.owed() > 0 {
+        if self.connection.owed() > 0 && !self.owed.iter().any(|owed| owed.is_long) {
             self.scope.link.node().record_loss(cause);
         }
         self.doubt(core);
@@ -583,7 +586,8 @@ impl Tunnel {
     /// The server is to know the connection by its client's name, in SLOWLOG say. (Who watches would see it.)
     fn put_name(&mut self, core: &Core) {
         let name = core.client.with_names(|names| names.name.clone());
-        if name != self.connection.name() && !core.shared.monitors.any() {
+        let is_long = name.len() > ARGUMENT_BYTES_MAX;
+        if name != self.connection.name() && !is_long && !core.shared.monitors.any() {
             self.connection.put_name(name);
             self.owed.push_back(Owed::unseen(What::Reply, self.times.write_max));
         }
@@ -644,6 +648,7 @@ impl Tunnel {
             Next::Leave | Next::Abandon | Next::Later => return,
         };
         owed.muted = core.session.take_muted();
+        owed.is_long = request.args().bytes().len() > ARGUMENT_BYTES_MAX;
         owed.within = bound_of(&self.table, request.args(), &owed.what, &self.times);
         match &mut owed.what {
             What::Queued => self.queue(&request, numbered),
@@ -709,9 +714,8 @@ impl Tunnel {
         if self.upstream == Upstream::Gone {
             return Ok(moved);
         }
-        if let Poll::Ready(flushed) = self.connection.poll_flush(cx) {
-            flushed?;
-        }
+        // That it cannot be written any more the reading side tells, behind what the upstream had said before.
+        let _: Poll<Result<(), RawError>> = self.connection.poll_flush(cx);
         // A client that watches is closed when it does not read: the server is not to gather its lines.
         let most = if self.watching.is_some() {
             core.shared.config.limits.subscriber_output_bytes_max
@@ -722,6 +726,9 @@ impl Tunnel {
             match self.connection.poll_piece(cx) {
                 Poll::Pending => return Ok(moved),
                 Poll::Ready(piece) => self.came(core, piece?),
+            }
+            if self.upstream == Upstream::Gone {
+                return Ok(true);
             }
             self.put_answers(core);
             moved = true;

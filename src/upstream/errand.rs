@@ -6,7 +6,7 @@
 use crate::l1::Cause;
 use crate::mutation::{Mutation, is_planted};
 use crate::port::{Delivery, Failure, Port, Seq, Taken};
-use crate::upstream::link::{Job, Op, OpKind};
+use crate::upstream::link::{Job, Op, OpKind, own_too_long};
 use crate::upstream::link_io::LinkHandle;
 use crate::upstream::scope::Scope;
 use crate::upstream::watch::Watch;
@@ -54,6 +54,7 @@ impl Errand {
         link: &LinkHandle,
         requests: &[(OpKind, &OwnedArgs)],
     ) -> Result<Bytes, Failure> {
+        requests.iter().try_for_each(|(_, request)| check(request))?;
         let job = self.job(requests);
         link.submit(job)?;
         let mut last = Bytes::new();
@@ -79,6 +80,7 @@ impl Errand {
         link: &LinkHandle,
         requests: &[(OpKind, OwnedArgs)],
     ) -> Result<Vec<Result<Bytes, Failure>>, Failure> {
+        requests.iter().try_for_each(|(_, request)| check(request))?;
         let borrowed: Vec<(OpKind, &OwnedArgs)> = requests.iter().map(|(kind, request)| (*kind, request)).collect();
         link.submit(self.job(&borrowed))?;
         let answers = self.outcomes(requests.len()).await.into_iter().map(|outcome| match outcome {
@@ -199,6 +201,11 @@ impl Errand {
         .await;
         outcomes.into_iter().flatten().collect()
     }
+}
+
+/// A name that came from the upstream (SCAN) can be longer than it lets anybody send.
+fn check(request: &OwnedArgs) -> Result<(), Failure> {
+    own_too_long(request.args()).map_or(Ok(()), |line| Err(Failure::Refused(line.into())))
 }
 
 fn unpack(taken: Taken) -> Vec<(Seq, Outcome)> {

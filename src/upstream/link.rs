@@ -33,7 +33,7 @@ mod soft;
 mod tracking;
 
 pub use self::aside::settle;
-pub use self::job::{Each, Job, Op, OpKind, SoftOrder};
+pub use self::job::{ARGUMENT_BYTES_MAX, Each, Job, Op, OpKind, REQUEST_BYTES_MAX, SoftOrder, own_too_long, too_long};
 
 use self::flights::Flight;
 use self::keys::Keys;
@@ -171,6 +171,8 @@ pub struct LinkCore {
     failures: Vec<FailureCause>,
     /// A reply has told that the server at the other end is not the one that is wanted.
     elsewhere: bool,
+    /// A TOUCH has been accepted on this connection.
+    may_touch: bool,
     counts: LinkCounts,
     admission: Filter,
     feed: Arc<Feed>,
@@ -220,6 +222,8 @@ enum What {
         waiting: SmallVec<[(Arc<Port>, Seq); 1]>,
         resumes: u32,
     },
+    /// TOUCH of keys that L1 answers.
+    Touch(Bytes),
     Ignored,
 }
 
@@ -243,6 +247,7 @@ impl What {
             Self::Encoding { .. } => ("OBJECT ENCODING", matches!(kind, b'$' | b'+' | b'_')),
             Self::Fence { .. } => ("PING", frame.bytes == b"+PONG\r\n"),
             Self::Switch { .. } | Self::OptIn => ("CLIENT", frame.bytes == b"+OK\r\n"),
+            Self::Touch(_) => ("TOUCH", kind == b':'),
             Self::Reply { .. } | Self::Flight(_) | Self::Ignored => return Ok(()),
         };
         // Any command may be refused.
@@ -303,6 +308,7 @@ impl LinkCore {
             big_keys: Vec::new(),
             failures: Vec::new(),
             elsewhere: false,
+            may_touch: false,
             counts: LinkCounts::default(),
             admission: Filter::new(limits.admission),
             feed: Arc::default(),
@@ -338,6 +344,7 @@ impl LinkCore {
         }
         self.caching = caching;
         self.tracking = Tracking::default();
+        self.may_touch = false;
         self.table = table;
         self.admission.reset();
     }
@@ -360,6 +367,12 @@ impl LinkCore {
     /// True if the bounds of the link are reached: the shell takes no more jobs until replies have come.
     pub fn is_full(&self) -> bool {
         self.expected.len() >= self.limits.in_flight_max || self.in_flight_bytes >= self.limits.in_flight_bytes_max
+    }
+
+    /// How many requests, and bytes of requests, there is room for. One that is begun may go beyond it.
+    pub fn room(&self) -> (usize, usize) {
+        let LinkLimits { in_flight_max, in_flight_bytes_max, .. } = self.limits;
+        (in_flight_max.saturating_sub(self.expected.len()), in_flight_bytes_max.saturating_sub(self.in_flight_bytes))
     }
 
     /// When the oldest request that waits for a reply was sent.
@@ -410,6 +423,12 @@ impl LinkCore {
         self.expect(What::Ignored, starts_at, now);
     }
 
+    /// Tells the upstream that keys are in use; `request` is a TOUCH.
+    pub fn submit_touch(&mut self, request: Bytes, now: Time) {
+        let starts_at = self.put(&request);
+        self.expect(What::Touch(request), starts_at, now);
+    }
+
     /// Takes over one frame that came from the upstream.
     pub fn frame(&mut self, frame: Frame<'_>, now: Time) -> Result<(), Violation> {
         if frame.bytes.first() == Some(&b'>') {
@@ -454,9 +473,24 @@ impl LinkCore {
             What::Switch { opts_in } => self.switched(opts_in, frame),
             What::OptIn => self.opted_in(frame),
             What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
+            What::Touch(request) => self.touched(&request, frame, now),
             What::Ignored => {}
         }
         Ok(())
+    }
+
+    /// A user who might touch keys, and may not any more, has lost rights, of which no push tells: what L1 holds of these keys
+    /// goes.
+    fn touched(&mut self, request: &[u8], frame: Frame<'_>, now: Time) {
+        self.may_touch |= frame.bytes.first() == Some(&b':');
+        if !self.may_touch || !frame.bytes.starts_with(b"-NOPERM") {
+            return;
+        }
+        let Some(ranges) = self.scan(request) else { return };
+        for key in Args::new(request, &ranges).iter().skip(1) {
+            self.remove(key, Cause::DataChanged, now);
+        }
+        self.scanner_gives_back(ranges);
     }
 
     /// Tells clients whose request is older than allowed. Their places in the stream stay.
@@ -524,7 +558,7 @@ impl LinkCore {
                 // What the fence was for, that L1 holds nothing older, is true of an empty L1.
                 What::Fence { waiting, resumes } => self.fenced(waiting, resumes),
                 What::Pttl { .. } | What::Encoding { .. } | What::Settling { .. } => {}
-                What::Switch { .. } | What::OptIn | What::Ignored => {}
+                What::Switch { .. } | What::OptIn | What::Touch(_) | What::Ignored => {}
             }
         }
         self.flights.clear();

@@ -16,9 +16,11 @@
 //! either (what becomes of a request depends on it). A connection is a probe of the breaker when the circuit is open; if requests on
 //! a live connection have opened it (an upstream that does not answer), the task sends the probe itself.
 
+mod queue;
 mod serving;
 mod setup;
 
+use self::queue::Queue;
 use self::serving::{LinkEnd, Moves, Serving};
 use self::setup::connect;
 
@@ -30,7 +32,8 @@ use super::node::Node;
 use super::peers::Peers;
 use super::raw::{Identity, RawConnection, RawError};
 use super::watch::Watch;
-use crate::buffered::{Buffered, REQUEST_OVERHEAD_BYTES, Share};
+use crate::buffered::{Buffered, Share};
+use crate::clock::Time;
 use crate::l1::{Cause, Partition};
 use crate::port::{Delivery, Failure, Port};
 use arc_swap::ArcSwap;
@@ -39,7 +42,7 @@ use larder_protocol::scan::ReplyLimits;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -106,19 +109,6 @@ pub enum LinkState {
     Closed,
 }
 
-struct Queue {
-    jobs: Vec<Job>,
-    ops: usize,
-    bytes: usize,
-    waker: Option<Waker>,
-    /// Clients that wait for room.
-    waiting: Vec<Arc<Port>>,
-    state: LinkState,
-    /// The first attempt is under way, and what the server understands is not known.
-    is_settling: bool,
-    share: Share,
-}
-
 /// What a link is for.
 #[derive(Clone)]
 pub struct LinkPurpose {
@@ -145,8 +135,7 @@ impl LinkHandle {
         let state = LinkState::Connecting;
         let share = buffered.share();
         let is_settling = !node.facts().is_known;
-        let queue =
-            Queue { jobs: Vec::new(), ops: 0, bytes: 0, waker: None, waiting: Vec::new(), state, is_settling, share };
+        let queue = Queue::new(state, is_settling, share);
         Arc::new(Self {
             queue: Mutex::new(queue),
             node,
@@ -233,10 +222,7 @@ impl LinkHandle {
             LinkState::Refused(line) => return Err(Failure::Refused(line.clone())),
             LinkState::Closed => return Err(Failure::Down("the scope has ended".into())),
         }
-        queue.ops += job.ops.len();
-        queue.bytes += job.bytes.len();
-        queue.jobs.push(job);
-        queue.tell();
+        queue.push(job);
         let full = queue.is_full(&self.times());
         self.is_full.store(full || queue.is_settling, Ordering::Release);
         let waker = queue.waker.take();
@@ -269,8 +255,7 @@ impl LinkHandle {
     pub fn submit_fence(&self, job: Job) {
         let mut queue = self.lock();
         if queue.state == LinkState::Up {
-            queue.ops += job.ops.len();
-            queue.jobs.push(job);
+            queue.push(job);
             let waker = queue.waker.take();
             drop(queue);
             if let Some(waker) = waker {
@@ -336,7 +321,7 @@ impl LinkHandle {
 
     /// The account of what waits.
     fn share(&self) -> Share {
-        self.lock().share.account().share()
+        self.lock().share()
     }
 
     /// The upstream that the link leads to.
@@ -387,9 +372,7 @@ impl LinkHandle {
         if queue.state != LinkState::Closed {
             queue.state = LinkState::Connecting;
         }
-        let (orders, jobs): (Vec<Job>, Vec<Job>) = std::mem::take(&mut queue.jobs).into_iter().partition(Job::is_order);
-        queue.jobs = jobs;
-        queue.ops -= orders.iter().map(|job| job.ops.len()).sum::<usize>();
+        let orders = queue.take_orders();
         core.leave_behind(&orders);
         drop(queue);
         orders.iter().for_each(|job| self.fail(job, &Failure::ReadLost));
@@ -399,6 +382,29 @@ impl LinkHandle {
     fn settle(&self, job: &Job) {
         link::settle(&self.partition, job);
         self.fail(job, &Failure::ReadLost);
+    }
+
+    /// Tells the clients whose requests have waited in the queue for too long: nothing of them was sent. So it is with a fence;
+    /// what waits for one is not shown then.
+    fn time_out(&self, now: Time) {
+        let within = self.times().reply_max;
+        let mut queue = self.lock();
+        let late = queue.take_late(now, within);
+        if late.is_empty() {
+            return;
+        }
+        self.is_full.store(queue.is_full(&self.times()), Ordering::Release);
+        drop(queue);
+        for job in late {
+            for op in &job.ops {
+                job.port.leave(match op.kind {
+                    OpKind::Fence => Delivery::Failed(op.seq, Failure::ReadTimeout(within.as_millis() as u64)),
+                    OpKind::Refresh { .. } => continue,
+                    _ => Delivery::Failed(op.seq, Failure::Full),
+                });
+            }
+            job.port.wake();
+        }
     }
 
     /// Tells a client that none of a job's requests were sent.
@@ -418,41 +424,19 @@ impl LinkHandle {
         job.port.wake();
     }
 
-    /// Ready with all jobs that wait, or when the scope has ended.
-    fn poll_jobs(&self, cx: &mut Context<'_>) -> Poll<Vec<Job>> {
+    /// Ready with the jobs that wait, as far as there is room for so many requests and bytes, or when the scope has ended.
+    fn poll_jobs(&self, cx: &mut Context<'_>, room: (usize, usize)) -> Poll<Vec<Job>> {
         let mut queue = self.lock();
-        if queue.jobs.is_empty() && queue.state != LinkState::Closed {
+        if queue.is_empty() && queue.state != LinkState::Closed {
             match &mut queue.waker {
                 Some(waker) => waker.clone_from(cx.waker()),
                 none => *none = Some(cx.waker().clone()),
             }
             return Poll::Pending;
         }
-        self.is_full.store(false, Ordering::Release);
-        Poll::Ready(queue.take())
-    }
-}
-
-// === impl Queue ===
-
-impl Queue {
-    fn is_full(&self, times: &LinkTimes) -> bool {
-        self.ops >= times.queued_max || self.bytes >= times.queued_bytes_max
-    }
-
-    /// Tells how much waits in it.
-    fn tell(&mut self) {
-        self.share.set(self.bytes + self.ops * REQUEST_OVERHEAD_BYTES);
-    }
-
-    fn take(&mut self) -> Vec<Job> {
-        self.ops = 0;
-        self.bytes = 0;
-        self.tell();
-        for port in self.waiting.drain(..) {
-            port.wake();
-        }
-        std::mem::take(&mut self.jobs)
+        let jobs = queue.take_for(room);
+        self.is_full.store(queue.is_full(&self.times()), Ordering::Release);
+        Poll::Ready(jobs)
     }
 }
 
@@ -593,7 +577,7 @@ async fn pause(handle: &LinkHandle, wait: Duration) {
         let jobs = tokio::select! {
             () = &mut waiting => return,
             () = handle.admitted.notified() => return,
-            jobs = poll_fn(|cx| handle.poll_jobs(cx)) => jobs,
+            jobs = poll_fn(|cx| handle.poll_jobs(cx, (usize::MAX, usize::MAX))) => jobs,
         };
         if handle.is_closed() {
             return;

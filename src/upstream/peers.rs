@@ -11,7 +11,8 @@
 //!
 //! A question can have a fourth word, which asks for more ([`About`]); an answer can have a second one, `yes`.
 //!
-//! By the same way Larders hear of the first dependency that is declared in a database (see [`super::watch`]).
+//! By the same way Larders hear of the first dependency that is declared in a database (see [`super::watch`]), and of what changes
+//! without a push: swapped databases, and what users may see.
 //!
 //! There is one such connection for each user who has links. The promise rests on this: **a link fills and answers
 //! from L1 only while the connection of its user is subscribed**, so the server's own count of receivers is the count of
@@ -38,12 +39,12 @@ use larder_protocol::cursor::Cursor;
 use larder_protocol::scan::ReplyLimits;
 use larder_protocol::shape::Protocol;
 use smallvec::smallvec;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Names and times.
 #[derive(Clone, Debug)]
@@ -79,6 +80,7 @@ pub struct Peers {
     identity: Identity,
     settings: PeersSettings,
     watches: Arc<Watches>,
+    family: Weak<Mutex<HashMap<Identity, Arc<Peers>>>>,
     answers_to: String,
     state: Mutex<State>,
     outbox: mpsc::Sender<Outgoing>,
@@ -118,7 +120,12 @@ pub enum About {
     Watching,
     /// Databases have been swapped, of which no push tells: to forget what they hold of any, and to look anew at what depends on what.
     Swap,
+    /// What users may see has changed, of which no push tells either: to forget what they hold.
+    Rights,
 }
+
+/// The connections of all users of one process.
+pub(super) type Family = Arc<Mutex<HashMap<Identity, Arc<Peers>>>>;
 
 /// A question of ours, and who has answered.
 struct Question {
@@ -135,6 +142,16 @@ enum Outgoing {
     Ask { number: u64, database: u32, about: About },
     /// An answer to somebody's question.
     Answer { channel: Vec<u8>, text: Vec<u8> },
+}
+
+/// What was sent, and whose reply is still to come.
+enum Sent {
+    /// A question of ours; the reply tells how many hear it.
+    Question(u64),
+    /// An answer to somebody's question.
+    Answer { channel: Vec<u8>, text: Vec<u8> },
+    /// A sign of life.
+    Ping,
 }
 
 /// How long a link waits to see its user joined before it goes on with its partition suspended.
@@ -157,6 +174,7 @@ impl Peers {
         number: u64,
         settings: PeersSettings,
         watches: Arc<Watches>,
+        family: &Family,
     ) -> (Arc<Self>, PeersTask) {
         let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
         let state = State {
@@ -173,6 +191,7 @@ impl Peers {
             identity,
             settings,
             watches,
+            family: Arc::downgrade(family),
             answers_to,
             state: Mutex::new(state),
             outbox,
@@ -263,6 +282,7 @@ impl Peers {
         let done = match about {
             About::Invalidation => "the keys are gone upstream",
             About::Swap => "the databases are swapped upstream",
+            About::Rights => "the rights are changed upstream",
             About::Dependency | About::Watching => "the others know of it as soon as they hear",
         };
         let ms = self.settings.answers_max.as_millis();
@@ -286,6 +306,8 @@ impl Peers {
             let endpoint = &self.node.endpoint;
             let mut connection = RawConnection::connect(endpoint, settings.connect_max, settings.replies).await?;
             raw::set_up(&mut connection, &self.identity, Protocol::Resp3, 0).await?;
+            // Who could hear but not answer would be waited for in vain. (Nobody hears this.)
+            raw::accepted(connection.call(["SPUBLISH", self.answers_to.as_str(), ""]).await?)?;
             // The one on which others ask comes last: what is heard from then on is heard by `serve`.
             for channel in [&self.answers_to, &settings.channel] {
                 connection.put_request(OwnedArgs::new(["SSUBSCRIBE", channel.as_str()]).args().bytes());
@@ -367,22 +389,24 @@ impl Peers {
         let (Some(database), Some(channel), Some(number)) = (words.next(), words.next(), words.next()) else { return };
         let about = About::parse(words.next());
         let database = std::str::from_utf8(database).ok().and_then(|text| text.parse::<u32>().ok());
-        let watches = match (about, database) {
-            // Who has swapped them has seen to it for this process.
-            (About::Swap, _) if self.is_of_this_process(channel) => Vec::new(),
-            (About::Swap, _) => self.watches.all(),
-            (_, Some(database)) => Vec::from_iter(self.watches.find(database)),
-            (_, None) => Vec::new(),
-        };
-        let links: Vec<Arc<LinkHandle>> = {
+        {
             let mut state = self.lock();
             if state.asked >= ASKED_MAX {
                 return;
             }
             state.asked += 1;
-            let all = about == About::Swap && !watches.is_empty();
-            let here = state.links.iter().filter(|entry| all || Some(entry.database) == database);
-            here.filter_map(|entry| entry.link.upgrade()).collect()
+        }
+        // Who has changed what no push tells of has seen to it for this process.
+        let is_seen_to = about.is_unpushed() && self.is_of_this_process(channel);
+        let watches = match (about, database) {
+            (About::Swap, _) if !is_seen_to => self.watches.all(),
+            (About::Swap | About::Rights, _) | (_, None) => Vec::new(),
+            (_, Some(database)) => Vec::from_iter(self.watches.find(database)),
+        };
+        let links = match about.is_unpushed() {
+            true if is_seen_to => Vec::new(),
+            true => self.links_of_all_users(),
+            false => self.links(|of| Some(of) == database),
         };
         let (peers, channel, mut text) = (self.clone(), channel.to_vec(), number.to_vec());
         tokio::spawn(async move {
@@ -394,6 +418,30 @@ impl Peers {
                 let _ = peers.outbox.send(Outgoing::Answer { channel, text }).await;
             }
         });
+    }
+
+    fn links(&self, of: impl Fn(u32) -> bool) -> Vec<Arc<LinkHandle>> {
+        let state = self.lock();
+        state.links.iter().filter(|entry| of(entry.database)).filter_map(|entry| entry.link.upgrade()).collect()
+    }
+
+    /// The user has lost the right to answer since it was asked: another user's connection does.
+    fn answer_by_another(&self, answer: Outgoing) {
+        let Some(family) = self.family.upgrade() else { return };
+        let family = family.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = family.values().find(|peers| !std::ptr::eq(&***peers, self) && peers.is_joined());
+        if let Some(other) = other {
+            // Who asks is told if there is no room for it.
+            let _: Result<(), _> = other.outbox.try_send(answer);
+        }
+    }
+
+    /// Also of users who may not use the channel, and of those whose subscription the server has just ended because of what
+    /// is told here.
+    fn links_of_all_users(&self) -> Vec<Arc<LinkHandle>> {
+        let Some(family) = self.family.upgrade() else { return self.links(|_| true) };
+        let all: Vec<Arc<Self>> = family.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.iter().flat_map(|peers| peers.links(|_| true)).collect()
     }
 
     fn is_of_this_process(&self, answers_to: &[u8]) -> bool {
@@ -446,6 +494,7 @@ impl About {
             Self::Dependency => " dependency",
             Self::Watching => " watching",
             Self::Swap => " swap",
+            Self::Rights => " rights",
         }
     }
 
@@ -454,14 +503,20 @@ impl About {
             Some(b"dependency") => Self::Dependency,
             Some(b"watching") => Self::Watching,
             Some(b"swap") => Self::Swap,
+            Some(b"rights") => Self::Rights,
             _ => Self::Invalidation,
         }
+    }
+
+    /// True if what is told of concerns all databases and users, and no push tells of it.
+    fn is_unpushed(self) -> bool {
+        matches!(self, Self::Swap | Self::Rights)
     }
 
     /// Does what is asked for, with links of the database and its watch, if there are any; whether the answer is `yes`.
     async fn answer(self, links: &[Arc<LinkHandle>], watches: &[Arc<Watch>]) -> Result<bool, Failure> {
         let mut errand = Errand::default();
-        if self == Self::Swap {
+        if self.is_unpushed() {
             watches.iter().for_each(|watch| watch.begin_anew());
             links.iter().for_each(|link| link.partition().suspend());
             errand.fence_and_resume(links).await?;
@@ -532,8 +587,16 @@ impl PeersTask {
                     self.peers.join();
                     let end = self.serve(connection).await;
                     self.peers.part();
-                    tracing::debug!(cause = %end, "the connection to other Larders was lost");
-                    wait = Some(REJOIN_MIN);
+                    wait = match end {
+                        RawError::Refused(line) => {
+                            self.peers.stand_apart(&line);
+                            None
+                        }
+                        end => {
+                            tracing::debug!(cause = %end, "the connection to other Larders was lost");
+                            Some(REJOIN_MIN)
+                        }
+                    };
                 }
                 Err(RawError::Refused(line)) if is_final(&line) => {
                     self.peers.stand_apart(&line);
@@ -566,25 +629,30 @@ impl PeersTask {
     async fn serve(&mut self, mut connection: RawConnection) -> RawError {
         let silence_max = self.peers.settings.dead_after;
         let mut frame = BytesMut::new();
-        // Numbers of our questions whose count is still to come; none for what else has a reply.
-        let mut owed = std::collections::VecDeque::new();
-        let mut heard = Instant::now();
+        let mut owed = VecDeque::new();
+        let (mut heard, mut asks_at) = (Instant::now(), Instant::now() + silence_max / 3);
         while !self.peers.is_closed() {
             tokio::select! {
                 came = connection.next_frame(&mut frame) => {
                     heard = Instant::now();
                     match came {
-                        Ok(frame) => self.take(&frame, &mut owed),
+                        Ok(frame) => {
+                            if let Err(error) = self.take(&frame, &mut owed) {
+                                return error;
+                            }
+                        }
                         Err(error) => return error,
                     }
                 }
                 Some(outgoing) = self.inbox.recv() => owed.push_back(self.send(&mut connection, outgoing)),
-                () = sleep(silence_max / 3) => {
+                // At its time, however much is sent meanwhile: who asks must not keep a silent connection alive.
+                () = sleep_until(asks_at) => {
                     if heard.elapsed() >= silence_max {
                         return RawError::Closed;
                     }
+                    asks_at = Instant::now() + silence_max / 3;
                     connection.put_request(b"*1\r\n$4\r\nPING\r\n");
-                    owed.push_back(None);
+                    owed.push_back(Sent::Ping);
                 }
                 () = self.peers.wanted.notified() => {}
             }
@@ -592,39 +660,54 @@ impl PeersTask {
         RawError::Closed
     }
 
-    fn send(&self, connection: &mut RawConnection, outgoing: Outgoing) -> Option<u64> {
+    fn send(&self, connection: &mut RawConnection, outgoing: Outgoing) -> Sent {
         match outgoing {
             Outgoing::Ask { number, database, about } => {
                 let question = format!("{database} {} {number}{}", self.peers.answers_to, about.word());
                 let words = ["SPUBLISH", &self.peers.settings.channel, &question];
                 connection.put_request(OwnedArgs::new(words).args().bytes());
-                Some(number)
+                Sent::Question(number)
             }
             Outgoing::Answer { channel, text } => {
                 connection.put_request(OwnedArgs::new([b"SPUBLISH", &channel[..], &text]).args().bytes());
-                None
+                Sent::Answer { channel, text }
             }
         }
     }
 
-    fn take(&self, frame: &Bytes, owed: &mut std::collections::VecDeque<Option<u64>>) {
+    /// Takes a reply or a message.
+    ///
+    /// # Errors
+    /// The user may not speak any more: then it must not hear either, or who asks would wait for it in vain.
+    fn take(&self, frame: &Bytes, owed: &mut VecDeque<Sent>) -> Result<(), RawError> {
         let mut cursor = Cursor::new(frame);
         if frame.first() != Some(&b'>') {
-            if let (Some(Some(number)), Some(receivers)) = (owed.pop_front(), cursor.next_integer()) {
-                self.peers.asked(number, usize::try_from(receivers).unwrap_or(0));
+            match (owed.pop_front(), raw::accepted(frame.clone())) {
+                (Some(Sent::Question(number)), Ok(_)) => {
+                    let receivers = cursor.next_integer().and_then(|n| usize::try_from(n).ok());
+                    self.peers.asked(number, receivers.unwrap_or(0));
+                }
+                (Some(sent), Err(RawError::Refused(line))) if line.starts_with(b"NOPERM") => {
+                    if let Sent::Answer { channel, text } = sent {
+                        self.peers.answer_by_another(Outgoing::Answer { channel, text });
+                    }
+                    return Err(RawError::Refused(line));
+                }
+                _ => {}
             }
-            return;
+            return Ok(());
         }
         cursor.next_count();
         let (Some(word), Some(channel), Some(text)) = (cursor.next_bytes(), cursor.next_bytes(), cursor.next_bytes())
         else {
-            return;
+            return Ok(());
         };
         match word {
             b"smessage" if channel == self.peers.settings.channel.as_bytes() => self.peers.answer(text),
             b"smessage" => self.peers.answered(text),
             _ => {}
         }
+        Ok(())
     }
 }
 
@@ -651,7 +734,14 @@ mod tests {
             dead_after: ANSWERS_MAX,
             replies: ReplyLimits::default(),
         };
-        Peers::start(node, Identity::Anonymous, 7, settings, Arc::new(Watches::new("larder:".into())))
+        Peers::start(
+            node,
+            Identity::Anonymous,
+            7,
+            settings,
+            Arc::new(Watches::new("larder:".into())),
+            &Family::default(),
+        )
     }
 
     fn refused(outcome: Result<bool, Failure>) -> String {
@@ -701,6 +791,31 @@ mod tests {
         peers.asked(asked, 2);
         peers.answered(format!("{asked} yes").as_bytes());
         assert_eq!(asking.await.unwrap(), Ok(true), "one yes is enough");
+    }
+
+    #[tokio::test]
+    async fn who_asks_does_not_keep_a_silent_connection_alive() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
+        let limit = Duration::from_secs(2);
+        let connection = RawConnection::connect(&endpoint, limit, ReplyLimits::default()).await.unwrap();
+        let _silent = listener.accept().await.unwrap();
+        let (peers, mut task) = peers();
+        let asks = async {
+            loop {
+                let message = Outgoing::Answer { channel: b"c".to_vec(), text: b"1".to_vec() };
+                assert!(peers.outbox.send(message).await.is_ok());
+                sleep(ANSWERS_MAX / 10).await;
+            }
+        };
+        let serves = async {
+            tokio::select! {
+                end = task.serve(connection) => end,
+                () = asks => panic!("it asks for ever"),
+            }
+        };
+        let end = timeout(limit, serves).await.expect("the silence is noticed");
+        assert!(matches!(end, RawError::Closed), "{end}");
     }
 
     #[tokio::test]

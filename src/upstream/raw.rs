@@ -329,7 +329,8 @@ impl RawConnection {
     /// The next piece; meanwhile what waits is written.
     async fn next_piece(&mut self) -> Result<Piece, RawError> {
         std::future::poll_fn(|cx| {
-            let _ = self.poll_flush(cx)?;
+            // That it cannot be written any more the reading side tells, behind what the peer had said before.
+            let _: Poll<Result<(), RawError>> = self.poll_flush(cx);
             self.poll_piece(cx)
         })
         .await

@@ -10,7 +10,7 @@
 use super::link::{LinkCore, LinkCounts, LinkLimits};
 use super::link_io::{self, LinkHandle, LinkPurpose, LinkState, LinkTimes};
 use super::node::Node;
-use super::peers::{About, Peers, PeersSettings};
+use super::peers::{About, Family, Peers, PeersSettings};
 use super::pool::{PoolLimits, Pools};
 use super::raw::Identity;
 use super::watch::{Hearing, Watches};
@@ -67,7 +67,7 @@ pub struct Upstream {
     scopes: Mutex<HashMap<(Identity, u32), Held>>,
     /// How other Larders are asked, if they are; and the connections of the users that have scopes.
     peers_settings: Option<PeersSettings>,
-    peers: Mutex<HashMap<Identity, Arc<Peers>>>,
+    peers: Family,
     watches: Arc<Watches>,
     /// What the links of scopes that have ended had done.
     ended: Mutex<LinkCounts>,
@@ -149,7 +149,7 @@ impl Upstream {
             database,
             scopes: Mutex::new(HashMap::new()),
             peers_settings,
-            peers: Mutex::default(),
+            peers: Family::default(),
             ended: Mutex::default(),
             count: AtomicUsize::new(0),
             next_seed: AtomicU64::new(seed),
@@ -347,7 +347,7 @@ impl Upstream {
         }
         let number = self.next_seed.fetch_add(1, Ordering::Relaxed);
         let (node, watches) = (self.node.clone(), self.watches.clone());
-        let (peers, task) = Peers::start(node, identity.clone(), number, settings.clone(), watches);
+        let (peers, task) = Peers::start(node, identity.clone(), number, settings.clone(), watches, &self.peers);
         self.runtime.spawn(task.run());
         all.insert(identity.clone(), peers.clone());
         Some(peers)

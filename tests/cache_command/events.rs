@@ -149,7 +149,7 @@ fn one_who_does_not_read_is_closed() {
     let (mut client, mut listener) = (larder.client(), larder.client());
     listener.ok(&["CLIENT", "SETNAME", "deaf"]);
     assert_eq!(listener.run("CACHE SUBSCRIBE"), OK);
-    let key = "k".repeat(500_000);
+    let key = "k".repeat(200_000);
     client.cmd(&["GET", &key]);
     wait_until("it has been closed", || {
         client.ok(&["SET", &key, "v"]);

@@ -1,6 +1,6 @@
 //! Users and rights: the upstream decides, and what one user's rights have read is never given to another.
 
-use crate::support::{Client, Larder, Server, Value, assert_same, encode, wait_until};
+use crate::support::{Client, Kind, Larder, Server, Value, assert_same, encode, wait_until};
 use crate::{NIL2, OK, assert_spared, bulk};
 
 /// An upstream with a password for the default user, and with users of different rights.
@@ -168,6 +168,90 @@ fn a_right_that_is_taken_away_through_larder_is_gone_at_once() {
     assert_eq!(admin.run("ACL SETUSER alice resetkeys ~other:*"), OK);
     let mut direct = signed_in(&upstream, "alice", "alice-pw");
     assert_same("GET a:1", &direct.run("GET a:1"), &alice.run("GET a:1"));
+}
+
+/// What another Larder of the same upstream holds for a user goes, too, before the change is answered.
+#[test]
+fn a_right_that_is_taken_away_through_another_larder_is_gone_at_once() {
+    if Larder::is_plain() {
+        return;
+    }
+    let file = std::env::temp_dir().join(format!("larder-users-{}.acl", std::process::id()));
+    for kind in [Kind::Redis, Kind::Valkey] {
+        std::fs::write(&file, "user default on nopass ~* &* +@all\n").expect("the file of users");
+        let upstream = Server::start(kind, &["--aclfile", file.to_str().expect("a path in UTF-8")]);
+        let [here, there] = [0, 1].map(|_| Larder::start(Some(&upstream), &[]));
+        let mut admin = here.client();
+        // Keeps a connection to other Larders at the other one, by which a user's link hears of it in any case.
+        let mut bystander = there.client();
+        assert_eq!(bystander.run("PING"), b"+PONG\r\n");
+        assert_eq!(admin.run("SET a:1 of-a"), OK);
+        // Whether the user may hear of other Larders, or not.
+        for channels in ["&*", "resetchannels"] {
+            for (n, change) in [
+                &["ACL SETUSER NAME resetkeys ~b:*"][..],
+                &["ACL SETUSER NAME -get"],
+                &["ACL SETUSER NAME -@all"],
+                &["ACL SETUSER NAME reset on >pw"],
+                &["MULTI", "ACL SETUSER NAME resetkeys", "EXEC"],
+                // There it is not.
+                &["ACL LOAD"],
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let name = format!("user{n}{}", channels.len());
+                assert_eq!(admin.run(&format!("ACL SETUSER {name} on >{name}-pw ~a:* {channels} +@all")), OK);
+                let mut user = through(&there, &name);
+                wait_until("L1 has it", || {
+                    user.run("GET a:1");
+                    let before = upstream.calls("get");
+                    user.run("GET a:1") == bulk("of-a") && upstream.calls("get") == before
+                });
+                for line in change {
+                    let told = admin.run(&line.replace("NAME", &name));
+                    assert_ne!(told[0], b'-', "{line}: {}", told.escape_ascii());
+                }
+                // Who is no user any more is disconnected, as directly.
+                let told = user.try_cmd(&["GET", "a:1"]).unwrap_or_default();
+                let what = format!("{kind:?}, {channels}, {change:?}: {}", told.escape_ascii());
+                let is_gone = told.is_empty() || told.starts_with(b"-WRONGPASS");
+                assert!(told.starts_with(b"-NOPERM") || change[0] == "ACL LOAD" && is_gone, "{what}");
+            }
+        }
+        assert!(!here.output().contains("may not know"), "{}", here.output());
+    }
+    let _: std::io::Result<()> = std::fs::remove_file(&file);
+}
+
+/// Rights that are changed at the server, where no Larder sees it: nothing tells of them, but keys that are in use are touched
+/// there now and then, and that is refused.
+#[test]
+fn a_right_to_keys_that_is_taken_away_directly_is_noticed_when_they_are_touched() {
+    if Larder::is_plain() {
+        return;
+    }
+    for kind in [Kind::Redis, Kind::Valkey] {
+        for change in ["ACL SETUSER alice resetkeys ~b:*", "ACL SETUSER alice -@all"] {
+            let upstream = Server::start(kind, &[]);
+            let mut direct = upstream.client();
+            assert_eq!(direct.run("ACL SETUSER alice on >alice-pw ~a:* ~b:* &* +@all"), OK);
+            assert_eq!(direct.run("MSET a:1 of-a b:1 of-b"), OK);
+            let larder = Larder::start(Some(&upstream), &["--set", "l1.touch_interval_ms=200"]);
+            let mut alice = through(&larder, "alice");
+            for key in ["a:1", "b:1"] {
+                alice.run(&format!("GET {key}"));
+            }
+            wait_until("it is touched", || {
+                alice.run("GET a:1");
+                upstream.calls("touch") > 0
+            });
+            assert_eq!(direct.run(change), OK);
+            wait_until("it is refused", || alice.run("GET a:1").starts_with(b"-NOPERM"));
+            let mine = alice.run("GET b:1");
+            assert!(mine == bulk("of-b") || change.ends_with("-@all"), "{}", mine.escape_ascii());
+        }
+    }
 }
 
 #[test]

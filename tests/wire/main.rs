@@ -21,6 +21,7 @@ mod outages_crowd;
 mod outages_faults;
 mod outages_replies;
 mod outages_stale;
+mod oversized;
 mod pause;
 mod pipelines;
 mod pubsub;

@@ -1,6 +1,6 @@
 //! The upstream fails: a fast, clear error, never a hang, never a value from before, and recovery by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{Client, Larder, Relay, Server, encode, wait_until};
 use crate::{OK, bulk, error_of};
@@ -12,6 +12,87 @@ pub(crate) fn plain() -> bool {
 
 pub(crate) fn is_outage(reply: &[u8]) -> bool {
     [&b"-UPSTREAMDOWN "[..], b"-UPSTREAMLOST ", b"-UPSTREAMTIMEOUT "].iter().any(|code| reply.starts_with(code))
+}
+
+/// What has a connection of its own: the error comes when it is promised, not later for asking whether a script runs.
+#[test]
+fn a_server_that_stands_still_is_told_in_time_on_every_path() {
+    if plain() {
+        return;
+    }
+    let upstream = Server::redis(&[]);
+    let flags = [
+        "link.connect_ms_max=4000",
+        "link.reply_ms_max=1200",
+        "link.write_ms_max=1200",
+        "pool.reply_ms_max=1200",
+        "pool.blocking_grace_ms=200",
+        "breaker.calls_min=1000000",
+    ];
+    let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--set", *flag]).collect();
+    let larder = Larder::start(Some(&upstream), &flags);
+    for (line, bound_ms) in [
+        ("EVAL return(1) 0", 1200),
+        ("SCRIPT EXISTS x", 1200),
+        ("BLPOP nothing 1", 1200),
+        ("WAIT 1 1000", 1200),
+        ("EXEC", 1200),
+        ("SET k v", 1200),
+    ] {
+        let mut client = larder.client();
+        // So that a connection is there: making one takes time of its own.
+        assert_eq!(client.run("EVAL return(1) 0"), b":1\r\n");
+        assert_eq!(client.run("BLPOP nothing 0.01"), b"*-1\r\n");
+        if line == "EXEC" {
+            assert_eq!(client.run("MULTI"), OK);
+            client.run("SET k v");
+        }
+        upstream.pause();
+        let began = Instant::now();
+        let told = error_of(&client.run(line));
+        let took = began.elapsed().as_millis();
+        upstream.resume();
+        assert!(told.starts_with("UPSTREAMTIMEOUT "), "{line}: {told}");
+        // The link looks at its requests every eighth of the bound; the rest is for a busy machine.
+        assert!((bound_ms..bound_ms + 600).contains(&took), "{line}: after {took} ms");
+        wait_until("it answers again", || larder.client().run("SET other 1") == OK);
+    }
+}
+
+/// A link that has no room does not take what waits in its queue. That waits no longer than what is under way.
+#[test]
+fn what_waits_for_room_on_the_link_is_told_in_time() {
+    if plain() {
+        return;
+    }
+    let upstream = Server::redis(&[]);
+    let flags = [
+        "link.in_flight_max=1",
+        "link.reply_ms_max=500",
+        "link.write_ms_max=500",
+        "link.dead_ms=60000",
+        "breaker.calls_min=1000000",
+        "tags.peers_ms_max=0",
+    ];
+    let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--set", *flag]).collect();
+    let larder = Larder::start(Some(&upstream), &flags);
+    let mut clients: Vec<Client> = (0..8).map(|_| larder.client()).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.run("SET k v"), OK));
+    upstream.pause();
+    let began = Instant::now();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.send(&if n % 2 == 0 { vec!["SET", "k", "w"] } else { vec!["GET", "other"] });
+    }
+    let mut told: Vec<String> = clients.iter_mut().map(|client| error_of(&client.reply())).collect();
+    let took = began.elapsed();
+    upstream.resume();
+    // Who is not read from meanwhile waits for the queue to be cleared, and then in it.
+    assert!(took < Duration::from_secs(6), "{took:?}: {told:?}");
+    told.sort();
+    assert!(told[0].starts_with("BUSYLINK ") && told[0].ends_with("nothing was sent"), "{told:?}");
+    assert!(told[7].starts_with("UPSTREAMTIMEOUT "), "{told:?}");
+    wait_until("it answers again", || clients[0].run("GET other") == b"$-1\r\n");
+    assert_eq!(clients[1].run("GET k").len(), bulk("v").len());
 }
 
 #[test]

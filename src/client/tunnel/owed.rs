@@ -28,6 +28,8 @@ pub(super) struct Owed {
     pub within: Option<Duration>,
     /// What it may have changed, whether its reply comes or is lost.
     pub reach: Reach,
+    /// True if it may hold an argument that the server closes the connection at: that is then its client's doing.
+    pub is_long: bool,
 }
 
 pub(super) enum What {
@@ -61,6 +63,14 @@ pub(super) enum What {
     Answer(Bytes),
 }
 
+/// True for what a server says before it closes a connection on which it has read what is no request, or what is longer than it
+/// takes (`proto-max-bulk-len`). Only believed of a request of [`ARGUMENT_BYTES_MAX`] bytes and more: a script can say it, too.
+///
+/// [`ARGUMENT_BYTES_MAX`]: crate::upstream::link::ARGUMENT_BYTES_MAX
+pub(in crate::client) fn is_protocol_error(reply: &[u8]) -> bool {
+    reply.starts_with(b"-ERR Protocol error")
+}
+
 /// Keys that are remembered for the requests of a transaction; with more it may have changed anything.
 const REACH_KEYS_MAX: usize = 4096;
 
@@ -81,12 +91,17 @@ pub(super) enum Reach {
 impl Owed {
     /// The reply to a request, before it is known how long it may take and what it reaches.
     pub(super) fn new(what: What, writes: bool) -> Self {
-        Self { what, muted: false, writes, within: None, reach: Reach::Nothing }
+        Self { what, muted: false, writes, within: None, reach: Reach::Nothing, is_long: false }
     }
 
     /// The reply to a request of Larder's own, which the client does not see.
     pub(super) fn unseen(what: What, within: Duration) -> Self {
         Self { muted: true, within: Some(within), ..Self::new(what, false) }
+    }
+
+    /// True if this reply is the server's last word: it takes no such request, and closes the connection behind.
+    pub(super) fn is_refused_for_good(&self, reply: &[u8]) -> bool {
+        self.is_long && is_protocol_error(reply)
     }
 
     /// True for a transaction of which Larder answers a part when its reply comes.

@@ -2,9 +2,9 @@
 //!
 //! A piece of a reply waits in `uncovered` until a fence is sent that covers it, and in `covered` until that is answered.
 
-use super::Tunnel;
 use super::owed::What;
 use super::transaction::Transaction;
+use super::{Tunnel, Upstream};
 use crate::client::core::Core;
 use crate::port::{CatchUp, Failure};
 use crate::received::Received;
@@ -44,6 +44,9 @@ impl Tunnel {
             return self.connection.condemn();
         };
         let first = !self.in_reply;
+        if first && piece.ends && owed.is_refused_for_good(&piece.bytes) {
+            return self.end_as_the_server_does(core, piece);
+        }
         self.in_reply = !piece.ends;
         let (writes, muted) = (owed.writes, owed.muted);
         let fenced = match &owed.what {
@@ -133,6 +136,19 @@ impl Tunnel {
             // Nobody is told, but what was changed must be known in time all the same.
             _ if fenced && first && writes => self.pass(core, Bytes::new(), true, true),
             _ => {}
+        }
+    }
+
+    /// The server closes the connection behind this reply, and has read nothing of what follows: so it is here.
+    fn end_as_the_server_does(&mut self, core: &mut Core, piece: Piece) {
+        let muted = self.owed.front().is_some_and(|owed| owed.muted);
+        self.owed.clear();
+        self.connection.condemn();
+        self.connection.outgoing = crate::outgoing::Outgoing::default();
+        self.upstream = Upstream::Gone;
+        core.ends_after_answer = true;
+        if !muted {
+            self.pass(core, piece.bytes, true, true);
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! From before such a command is sent until its reply has been fenced, all partitions are suspended: nothing is answered
 //! from them and nothing is stored, and they begin anew, empty. Scopes that are made meanwhile are emptied with them. Other
-//! Larders are told that databases were swapped, and do the same, before the client is.
+//! Larders are told, and do the same, before the client is.
 //!
 //! How it fails: if the client goes, or the connection is lost, before the answer, L1 stays suspended for `link.dead_ms`.
 
@@ -55,15 +55,13 @@ impl Swap {
     pub(super) fn start_fence(self, core: &mut Core) -> Seq {
         let (upstream, what) = (self.upstream.clone(), self.what);
         let seq = core.start_wide_fence(&self.finish(), OpKind::FenceAndResume);
-        if what == Unpushed::Databases {
-            let port = core.await_one_more(seq);
-            upstream.clone().spawn(async move {
-                announce(&upstream).await;
-                if port.leave(Delivery::Fenced(seq)) {
-                    port.wake();
-                }
-            });
-        }
+        let port = core.await_one_more(seq);
+        upstream.clone().spawn(async move {
+            what.announce(&upstream).await;
+            if port.leave(Delivery::Fenced(seq)) {
+                port.wake();
+            }
+        });
         seq
     }
 }
@@ -76,6 +74,27 @@ impl Unpushed {
         if self == Self::Databases {
             upstream.watches().all().iter().for_each(|watch| watch.begin_anew());
         }
+    }
+
+    /// Tells other Larders. What was done is done: if one does not confirm it, the log says so.
+    async fn announce(self, upstream: &Upstream) {
+        let about = match self {
+            Self::Databases => About::Swap,
+            Self::Rights => About::Rights,
+        };
+        let asked = upstream.ask_peers(upstream.default_identity(), upstream.default_database(), about).await;
+        if let Err(failure) = asked {
+            tracing::warn!(cause = %failure, "another Larder may not know yet of {self}");
+        }
+    }
+}
+
+impl std::fmt::Display for Unpushed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Databases => "databases that were swapped",
+            Self::Rights => "rights that were changed",
+        })
     }
 }
 
@@ -91,22 +110,12 @@ impl Drop for Swap {
         self.upstream.spawn(async move {
             tokio::time::sleep(grace).await;
             what.tell(&upstream);
-            if what == Unpushed::Databases {
-                announce(&upstream).await;
-            }
+            what.announce(&upstream).await;
             let nobody = Arc::default();
             for scope in with_later_scopes(scopes, &upstream) {
                 scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
             }
         });
-    }
-}
-
-/// Tells other Larders that databases were swapped. What was done is done: one that does not confirm it is told of in the log.
-async fn announce(upstream: &Upstream) {
-    let asked = upstream.ask_peers(upstream.default_identity(), upstream.default_database(), About::Swap).await;
-    if let Err(failure) = asked {
-        tracing::warn!(cause = %failure, "another Larder may not know yet that databases were swapped");
     }
 }
 

@@ -6,10 +6,21 @@
 use crate::l1::Cause;
 use crate::port::{Port, Seq};
 use bytes::Bytes;
+use larder_protocol::args::Args;
 use larder_protocol::table::CommandId;
 use smallvec::SmallVec;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// A client's request that is longer goes by a connection of its own: all who share the link would wait while it is sent,
+/// and a server may refuse it by closing the connection. That is then the loss of who has sent it, and of nobody else.
+pub const REQUEST_BYTES_MAX: usize = 256 * 1024;
+/// An argument that every server takes, whatever its settings are now or will be: redis-server and Valkey let neither
+/// `proto-max-bulk-len` nor `client-query-buffer-limit` be set below 1 MB (measured), and close the connection at an argument
+/// that is longer. What must go by a connection that clients share, and may be longer than a request, is bounded by this.
+pub const ARGUMENT_BYTES_MAX: usize = 960 * 1024;
+/// What Larder puts in front of an argument of a client's: the prefix of its index, say.
+const ADDED_BYTES_MAX: usize = 32 * 1024;
 
 /// Requests that a client sends together.
 #[derive(Debug)]
@@ -117,6 +128,25 @@ impl Job {
     pub fn is_order(&self) -> bool {
         self.ops.iter().all(|op| op.kind.is_order())
     }
+}
+
+/// The error line, without the dash, for arguments of which one may be too long for a connection that clients share.
+pub fn too_long(args: Args<'_>) -> Option<String> {
+    longest_beyond(args, ARGUMENT_BYTES_MAX)
+        .map(|len| format!("ERR larder: an argument of {len} bytes; here it may have at most {ARGUMENT_BYTES_MAX}"))
+}
+
+/// As [`too_long`], for a request that Larder has made.
+pub fn own_too_long(args: Args<'_>) -> Option<String> {
+    longest_beyond(args, ARGUMENT_BYTES_MAX + ADDED_BYTES_MAX)
+        .map(|len| format!("ERR larder: a name of {len} bytes is too long for the connection that clients share"))
+}
+
+fn longest_beyond(args: Args<'_>, most: usize) -> Option<usize> {
+    if args.bytes().len() <= most {
+        return None;
+    }
+    args.iter().map(<[u8]>::len).max().filter(|len| *len > most)
 }
 
 // === impl OpKind ===

@@ -11,7 +11,7 @@ use crate::upstream::backoff::{Backoff, BackoffSettings};
 use crate::upstream::breaker::{FailureCause, Outcome, Ticket};
 use crate::upstream::link::{Frame, LinkCore, Violation};
 use crate::upstream::raw::{RawConnection, RawError};
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::PoisonError;
@@ -153,9 +153,7 @@ impl<'a> Serving<'a> {
                 Ok(took) => took,
                 Err(end) => return Poll::Ready(end),
             };
-            if let Err(e) = self.flush(cx) {
-                return Poll::Ready(e.into());
-            }
+            self.flush(cx);
             let read = match self.read(cx, now) {
                 Ok(read) => read,
                 Err(end) => {
@@ -198,7 +196,7 @@ impl<'a> Serving<'a> {
         if self.is_leaving || self.core.is_full() {
             return Ok(false);
         }
-        let Poll::Ready(jobs) = self.handle.poll_jobs(cx) else { return Ok(false) };
+        let Poll::Ready(jobs) = self.handle.poll_jobs(cx, self.core.room()) else { return Ok(false) };
         if jobs.is_empty() && self.handle.is_closed() {
             return Err(LinkEnd::Closed);
         }
@@ -208,18 +206,16 @@ impl<'a> Serving<'a> {
         Ok(true)
     }
 
-    fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), RawError> {
+    /// Writes what waits. That it cannot be written any more is for the reading side to tell: what the upstream had sent
+    /// before it closed the connection, replies to what it has done and pushes, comes first there.
+    fn flush(&mut self, cx: &mut Context<'_>) {
         while !self.core.outgoing().is_empty() {
-            match self.connection.stream().poll_write_ready(cx) {
-                Poll::Ready(ready) => ready?,
-                Poll::Pending => break,
-            }
-            let all = self.core.outgoing().write_to(self.connection.stream())?;
-            if all {
-                break;
+            let Poll::Ready(Ok(())) = self.connection.stream().poll_write_ready(cx) else { return };
+            match self.core.outgoing().write_to(self.connection.stream()) {
+                Ok(false) => {}
+                Ok(true) | Err(_) => return,
             }
         }
-        Ok(())
     }
 
     fn read(&mut self, cx: &mut Context<'_>, now: Time) -> Result<Read, LinkEnd> {
@@ -277,6 +273,7 @@ impl<'a> Serving<'a> {
     fn take_ticks(&mut self, cx: &mut Context<'_>, now: Time) -> Result<(), LinkEnd> {
         while self.tick.poll_tick(cx).is_ready() {
             self.core.time_out(now);
+            self.handle.time_out(now);
             self.core.expire_soft(now);
             self.publish();
             let owes = self.core.oldest_sent_at();
@@ -353,7 +350,8 @@ impl<'a> Serving<'a> {
         let left = self.touched.len().saturating_sub(TOUCH_BURST_MAX);
         for keys in self.touched.split_off(left).chunks(TOUCH_KEYS_MAX) {
             let words = std::iter::once(&b"TOUCH"[..]).chain(keys.iter().map(|k| &k[..]));
-            self.core.submit_own(larder_protocol::args::OwnedArgs::new(words).args().bytes(), now);
+            let request = larder_protocol::args::OwnedArgs::new(words);
+            self.core.submit_touch(Bytes::copy_from_slice(request.args().bytes()), now);
         }
     }
 }
