@@ -203,14 +203,16 @@ fn tags_belong_to_the_name_and_survive_plain_writes() {
         let mut plain = upstream.as_ref().map_or_else(|| larder.client(), Server::client);
         for (set, change) in [
             ("k v TAGS 1 t", "SET k w"),
-            ("k v PX 50 TAGS 1 t", "PERSIST k"),
-            ("k v PX 50 TAGS 1 t", "PEXPIRE k 100000"),
+            ("k v PX 200 TAGS 1 t", "PERSIST k"),
+            ("k v PX 200 TAGS 1 t", "PEXPIRE k 100000"),
             ("k v TAGS 1 t", "PEXPIRE k 100000"),
             ("k v TAGS 1 t", "APPEND k w"),
             ("k v TAGS 1 t", "COPY k other"),
         ] {
-            assert_eq!(client.run(&format!("CACHE SET {set}")), OK);
-            plain.run(change);
+            wait_until("it has not expired before the change", || {
+                assert_eq!(client.run(&format!("CACHE SET {set}")), OK);
+                plain.run(change) != b":0\r\n"
+            });
             // Long enough for the sweeper to look at it more than once.
             std::thread::sleep(std::time::Duration::from_millis(300));
             assert_eq!(client.ask("CACHE INVALIDATE TAGS 1 t").int(), 1, "{change}");
