@@ -122,13 +122,13 @@ fn a_key_that_expires_in_the_outage_is_answered_and_one_that_had_expired_is_not(
     let larder = Larder::start(Some(&upstream), LONG);
     let mut client = larder.client();
     client.run("SET short v PX 30");
-    client.run("SET long v PX 1500");
+    client.run("SET long v PX 3000");
     warm(&mut client, &["GET long"]);
     client.run("GET short");
     wait_until("it has expired", || client.run("GET short") == NIL2);
     upstream.kill();
     wait_for_stale(&larder);
-    std::thread::sleep(Duration::from_millis(1600));
+    std::thread::sleep(Duration::from_millis(3100));
     assert_eq!(client.run("GET long"), bulk("v"), "it was alive when the feed was lost");
     let reply = client.run("GET short");
     assert!(reply == NIL2 || is_outage(&reply), "{}", reply.escape_ascii());
