@@ -848,7 +848,7 @@ fn fill_of(command: &Command, args: Args<'_>, may_join: bool, around: &Surroundi
     let asks_encoding = around.has_field_ttls && command.reads_hash_fields();
     // A flight that began before this read may bring what another user's client was just told to be gone.
     let may_join = may_join && !around.fences;
-    match command.keys(args).next().filter(|_| around.keeps) {
+    match command.first_key_at(args).filter(|_| around.keeps) {
         Some(key_at) => OpKind::Fill { command: command.id, key_at: key_at as u16, may_join, asks_encoding },
         None => OpKind::Read,
     }

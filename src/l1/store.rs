@@ -52,7 +52,7 @@ pub(super) struct Inserted<E> {
     pub(super) evicted: Evicted<E>,
 }
 
-type Evicted<E> = SmallVec<[E; 2]>;
+pub(super) type Evicted<E> = SmallVec<[E; 2]>;
 
 /// All entries that are there throughout, each once, and some of those that come and go meanwhile. Holds a shard's lock for one
 /// entry at a time.
@@ -159,6 +159,12 @@ impl<E: Item> Store<E> {
     /// Puts an entry in the place of one with this hash for which `is` says that it has the same key.
     pub(super) fn insert(&self, hash: u64, entry: E, is: impl Fn(&E) -> bool) -> Inserted<E> {
         self.write(self.shard_of(hash)).insert(name_of(hash), entry, is)
+    }
+
+    /// Puts an entry there, unless there is one with this hash for which `is` says that it has the same key: then `None`, else
+    /// what had to go for it.
+    pub(super) fn insert_new(&self, hash: u64, entry: E, is: impl Fn(&E) -> bool) -> Option<Evicted<E>> {
+        self.write(self.shard_of(hash)).insert_new(name_of(hash), entry, is)
     }
 
     pub(super) fn remove(&self, hash: u64, is: impl Fn(&E) -> bool) -> Option<E> {
@@ -302,6 +308,22 @@ impl<E: Item> Shard<E> {
             let replaced = self.replace(at, entry);
             return Inserted { replaced, evicted: self.make_room(0) };
         }
+        Inserted { replaced: None, evicted: self.add(name, entry, bytes) }
+    }
+
+    fn insert_new(&mut self, name: u32, entry: E, is: impl Fn(&E) -> bool) -> Option<Evicted<E>> {
+        let bytes = entry.bytes();
+        if self.find(name, is).is_some() {
+            return None;
+        }
+        if bytes > self.bytes_max {
+            return Some(SmallVec::from_iter([entry]));
+        }
+        Some(self.add(name, entry, bytes))
+    }
+
+    /// Puts an entry there that is new and not too large.
+    fn add(&mut self, name: u32, entry: E, bytes: u64) -> Evicted<E> {
         self.came += 1;
         if self.came >= JUDGED_MIN.max(self.len() / JUDGED_PART) {
             self.judge();
@@ -311,7 +333,7 @@ impl<E: Item> Shard<E> {
         let is_hot = self.ghosts.take(name) || has_room;
         let evicted = self.make_room(bytes);
         self.put(name, entry, is_hot);
-        Inserted { replaced: None, evicted }
+        evicted
     }
 
     fn replace(&mut self, at: u32, entry: E) -> Option<E> {
@@ -338,7 +360,8 @@ impl<E: Item> Shard<E> {
     }
 
     fn hot_bytes(&self) -> u64 {
-        (u128::from(self.bytes_max) * u128::from(self.hot_percent) / 100) as u64
+        // Of the product of both, which need not fit.
+        self.bytes_max / 100 * self.hot_percent + self.bytes_max % 100 * self.hot_percent / 100
     }
 
     /// Decides who has to go. Each turn of the loop spares an entry for a hit that it has had, or ends it.
