@@ -588,6 +588,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Insert(u32, u64),
+        InsertNew(u32, u64),
         Hit(u32),
         Remove(u32),
         Resize(u64),
@@ -596,6 +597,7 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
             8 => (0..60_u32, prop_oneof![20 => 1..40_u64, 1 => 300..900_u64]).prop_map(|(key, bytes)| Step::Insert(key, bytes)),
+            4 => (0..60_u32, prop_oneof![20 => 1..40_u64, 1 => 300..900_u64]).prop_map(|(key, bytes)| Step::InsertNew(key, bytes)),
             8 => (0..60_u32).prop_map(Step::Hit),
             2 => (0..60_u32).prop_map(Step::Remove),
             1 => (0..900_u64).prop_map(Step::Resize),
@@ -615,6 +617,17 @@ mod tests {
                         let Inserted { replaced, evicted } = insert(&store, thing);
                         prop_assert_eq!(replaced, held.insert(key, thing));
                         for gone in evicted {
+                            prop_assert_eq!(held.remove(&gone.key), Some(gone));
+                        }
+                    }
+                    Step::InsertNew(key, bytes) => {
+                        let thing = Thing { key, bytes, version };
+                        let evicted = store.insert_new(hash(key), thing, |other| other.key == key);
+                        prop_assert_eq!(evicted.is_none(), held.contains_key(&key));
+                        if evicted.is_some() {
+                            held.insert(key, thing);
+                        }
+                        for gone in evicted.into_iter().flatten() {
                             prop_assert_eq!(held.remove(&gone.key), Some(gone));
                         }
                     }

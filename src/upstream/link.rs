@@ -316,6 +316,11 @@ impl LinkCore {
         self.limits = limits;
     }
 
+    /// Seeds the hash of keys, before anything is submitted: what a simulation does is then repeatable.
+    pub fn seed(&mut self, seed: u64) {
+        self.under_way.seed(seed);
+    }
+
     /// Who hears of what L1 forgets.
     pub fn set_feed(&mut self, feed: Arc<Feed>) {
         self.feed = feed;
@@ -394,9 +399,22 @@ impl LinkCore {
 
     /// Takes a client's requests over: writes what is to be sent, expects what will come.
     pub fn submit(&mut self, job: &Job, now: Time) {
+        if job.bytes.len() < SHARED_BYTES_MIN && job.ops.len() > 1 && job.is_forwarded(self.keeps()) {
+            return self.submit_whole(job, now);
+        }
         for op in &job.ops {
             let request = job.bytes.slice(op.bytes.start as usize..op.bytes.end as usize);
             self.submit_one(&job.port, op.seq, op.kind, request, Patience::Waiting, now);
+        }
+    }
+
+    /// The same, where nothing is to stand between the requests: they are written as one.
+    fn submit_whole(&mut self, job: &Job, now: Time) {
+        let begins_at = self.put(&job.bytes);
+        for op in &job.ops {
+            let request = job.bytes.slice(op.bytes.start as usize..op.bytes.end as usize);
+            let starts_at = begins_at + u64::from(op.bytes.start);
+            self.expect_reply(&job.port, op.seq, op.kind, request, Patience::Waiting, starts_at, now);
         }
     }
 
@@ -564,10 +582,24 @@ impl LinkCore {
     /// Writes a request whose reply is for a client; where it begins among all bytes put.
     fn send(&mut self, port: &Arc<Port>, seq: Seq, kind: OpKind, request: Bytes, state: Patience, now: Time) -> u64 {
         let starts_at = self.put_shared(&request);
+        self.expect_reply(port, seq, kind, request, state, starts_at, now);
+        starts_at
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one expected reply, put together here")]
+    fn expect_reply(
+        &mut self,
+        port: &Arc<Port>,
+        seq: Seq,
+        kind: OpKind,
+        request: Bytes,
+        state: Patience,
+        starts_at: u64,
+        now: Time,
+    ) {
         self.in_flight_bytes += request.len();
         self.expect(What::Reply { port: port.clone(), seq, request, kind, state }, starts_at, now);
         port.set_link_position(self.position);
-        starts_at
     }
 
     fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, resumes: bool, now: Time) {

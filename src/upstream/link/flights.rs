@@ -100,6 +100,17 @@ impl Flight {
     }
 }
 
+// === impl FlightKey ===
+
+#[cfg(test)]
+impl FlightKey {
+    /// A key that is all of a request.
+    pub(super) fn of_all(request: &[u8], hash: u64, orders_seen: u64) -> Self {
+        let (at, kind) = (0..request.len() as u32, Some(FillKind::Miss));
+        Self { at, hash, deadline: None, exists: true, kind, changes_seen: 0, orders_seen, peer_fills: 0 }
+    }
+}
+
 // === impl LinkCore (flights) ===
 
 impl LinkCore {
@@ -485,4 +496,49 @@ pub(super) fn slice_of<'a>(request: &'a [u8], at: &Range<u32>) -> &'a [u8] {
 
 fn memmem(text: &[u8], wanted: &[u8]) -> bool {
     text.windows(wanted.len()).any(|window| window == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use larder_protocol::args::OwnedArgs;
+
+    #[test]
+    fn arguments_of_any_length_are_found_where_they_stand() {
+        let lengths = [0, 1, 9, 10, 99, 100, 999, 1000, 70_000];
+        for (at, length) in (0..).zip(lengths) {
+            for behind in [0, 1, 12, 120] {
+                let mut words = vec![vec![b'w'; 3]; at];
+                words.push(vec![b'$'; length]);
+                words.extend(vec![vec![b'x'; 11]; behind]);
+                let request = OwnedArgs::new(&words);
+                let request = request.args().bytes();
+                let found = argument(request, at).unwrap();
+                assert_eq!(slice_of(request, &found), words[at], "{at} of {}", words.len());
+                let bulk = [format!("${length}\r\n").as_bytes(), &words[at], b"\r\n"].concat();
+                assert_eq!(bulk_of(request, &found), Some(&bulk[..]));
+                assert_eq!(argument(request, words.len()), None);
+                if length > 0 {
+                    assert_eq!(argument(&request[..found.end as usize - 1], at), None, "it is cut off");
+                }
+            }
+        }
+        for odd in [
+            "",
+            "*",
+            "*1",
+            "*1\r\n",
+            "*1\r\n$",
+            "*1\r\n$1\r\n",
+            "*x\r\n$1\r\nk\r\n",
+            "*1\r\n$-1\r\n",
+            "*1\r\n:1\r\nk\r\n",
+            "*1\r\n$99999999999999999999999\r\nk\r\n",
+            "$1\r\n$1\r\nk\r\n",
+            "*1\r\n$/\r\nk\r\n        ",
+            "*1\r\n$:0\r\nk\r\n        ",
+        ] {
+            assert_eq!(argument(odd.as_bytes(), 0), None, "{odd:?}");
+        }
+    }
 }

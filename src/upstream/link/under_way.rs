@@ -15,6 +15,7 @@
 //! * The flights of one key that can be shared are all in its group's list, the latest first.
 
 use super::flights::{Flight, FlightKey};
+use foldhash::fast::{FixedState, RandomState};
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 
@@ -26,7 +27,7 @@ pub(super) struct UnderWay {
     first: u64,
     /// A power of two of them, or none before the first flight.
     groups: Vec<Group>,
-    hasher: foldhash::fast::RandomState,
+    hasher: FixedState,
 }
 
 /// What is known of the keys whose hashes end alike.
@@ -49,11 +50,17 @@ const GROUPS_MIN: usize = 256;
 impl Default for UnderWay {
     fn default() -> Self {
         let (flights, groups) = (VecDeque::new(), Vec::new());
-        Self { flights, first: NO_FLIGHT + 1, groups, hasher: foldhash::fast::RandomState::default() }
+        let seed = RandomState::default().hash_one(NO_FLIGHT);
+        Self { flights, first: NO_FLIGHT + 1, groups, hasher: FixedState::with_seed(seed) }
     }
 }
 
 impl UnderWay {
+    /// Which keys share a group depends on this, from now on: for nothing that is under way.
+    pub(super) fn seed(&mut self, seed: u64) {
+        self.hasher = FixedState::with_seed(seed);
+    }
+
     pub(super) fn hash(&self, key: &[u8]) -> u64 {
         self.hasher.hash_one(key)
     }
@@ -178,5 +185,80 @@ impl UnderWay {
     fn group_mut(&mut self, hash: u64) -> Option<&mut Group> {
         let at = hash as usize & self.groups.len().wrapping_sub(1);
         self.groups.get_mut(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Time;
+    use crate::upstream::link::{OpKind, Patience};
+    use bytes::Bytes;
+    use larder_protocol::table::CommandId;
+    use smallvec::SmallVec;
+
+    fn name(n: u64) -> Vec<u8> {
+        format!("key {n}").into_bytes()
+    }
+
+    /// A read of the key with this number takes off; `position` tells it from others of the same key.
+    fn take_off(under_way: &mut UnderWay, n: u64, position: u64) -> u64 {
+        let number = under_way.next_number();
+        let request = Bytes::from(name(n));
+        let key = FlightKey::of_all(&request, under_way.hash(&request), under_way.orders(under_way.hash(&request)));
+        let kind = OpKind::Fill { command: CommandId(1), key_at: 1, may_join: true, asks_encoding: false };
+        let (keys, patience, sent_at) = (SmallVec::from_buf([key]), Patience::Waiting, Time::ZERO);
+        let waiting = SmallVec::new();
+        under_way.take_off(Flight { request, kind, keys, waiting, position, patience, sent_at, older: NO_FLIGHT });
+        number
+    }
+
+    fn found(under_way: &mut UnderWay, n: u64) -> Option<u64> {
+        let (hash, name) = (under_way.hash(&name(n)), name(n));
+        under_way.find(hash, |flight| flight.request == name).map(|flight| flight.position)
+    }
+
+    #[test]
+    fn the_latest_read_of_a_key_is_found_until_it_has_landed() {
+        let mut under_way = UnderWay::default();
+        assert_eq!(found(&mut under_way, 0), None);
+        // More than there are groups at the start: they grow meanwhile.
+        let count = 10 * GROUPS_MIN as u64;
+        let numbers: Vec<u64> = (0..count).map(|n| take_off(&mut under_way, n / 2, n)).collect();
+        assert!(under_way.groups.len() >= count as usize);
+        assert!((0..count / 2).all(|n| found(&mut under_way, n) == Some(2 * n + 1)));
+        assert!(under_way.land(numbers[1]).is_none(), "it is not the first");
+        for n in 0..count / 2 {
+            assert_eq!(under_way.land(numbers[2 * n as usize]).map(|flight| flight.position), Some(2 * n));
+            assert_eq!(found(&mut under_way, n), Some(2 * n + 1));
+            assert!(under_way.land(numbers[2 * n as usize + 1]).is_some() && found(&mut under_way, n).is_none());
+        }
+        assert!(under_way.is_empty() && under_way.land(under_way.first).is_none());
+    }
+
+    #[test]
+    fn what_happens_to_a_key_is_seen_whatever_takes_off_meanwhile() {
+        let mut under_way = UnderWay::default();
+        under_way.changed(b"nobody reads this");
+        assert!(under_way.groups.is_empty());
+        take_off(&mut under_way, 0, 0);
+        let hashes: Vec<u64> = (0..100).map(|n| under_way.hash(&name(n))).collect();
+        let counts = |under_way: &UnderWay, n: usize| (under_way.changes(hashes[n]), under_way.orders(hashes[n]));
+        let before: Vec<_> = (0..100).map(|n| counts(&under_way, n)).collect();
+        under_way.changed(&name(7));
+        under_way.keep_nothing_of(&name(8));
+        (0..2 * GROUPS_MIN as u64).for_each(|n| _ = take_off(&mut under_way, 1000 + n, n));
+        assert_eq!(counts(&under_way, 7), (before[7].0 + 1, before[7].1));
+        assert_eq!(counts(&under_way, 8), (before[8].0, before[8].1 + 1));
+        // A few share the group of one of these.
+        let same = (0..100).filter(|n| counts(&under_way, *n) == before[*n]).count();
+        assert!((90..=98).contains(&same), "{same}");
+        let before: Vec<_> = (0..100).map(|n| counts(&under_way, n)).collect();
+        under_way.all_changed();
+        under_way.keep_nothing();
+        assert!((0..100).all(|n| counts(&under_way, n) == (before[n].0 + 1, before[n].1 + 1)));
+        let last = under_way.next_number();
+        under_way.clear();
+        assert!(under_way.is_empty() && under_way.next_number() == last && under_way.get_mut(last - 1).is_none());
     }
 }
