@@ -642,6 +642,11 @@ impl Item for Slot {
         self.bytes()
     }
 
+    #[inline]
+    fn hits(&self) -> u16 {
+        self.hit_count() as u16
+    }
+
     fn leave(&self) {
         if !is_planted(Mutation::LeftUnmarked) {
             self.front().rest.fetch_or(LEFT, Ordering::Release);

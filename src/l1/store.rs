@@ -16,6 +16,9 @@
 //! writes two relaxed atomics; whatever else takes it for writing. Keys are compared by the caller: the store knows an entry
 //! by a 32-bit part of its hash, its *name*, and by what the caller's comparison says.
 //!
+//! What is answered without the store, by a thread's front, it is told of now and then only. So an entry counts its hits itself,
+//! and the store looks at that count when it is told, and before it lets the entry go.
+//!
 //! Invariants:
 //! * A place is in exactly one of three lists: cold, hot, free. The table knows all that are not free, and no other.
 //! * The bytes of a shard's entries never exceed its part of the bound when an operation ends. An entry larger than that is
@@ -25,13 +28,16 @@
 
 use hashbrown::HashTable;
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// What can be stored.
 pub(super) trait Item: Clone {
     /// Bytes that it counts for, always the same.
     fn bytes(&self) -> u64;
+
+    /// Hits that it has had, those included that the store was not told of (the front's). Its low bits will do.
+    fn hits(&self) -> u16;
 
     /// It leaves the store: told while the shard's lock is still held, whatever the reason.
     fn leave(&self);
@@ -90,6 +96,8 @@ struct Place<E> {
     /// Hits since it came or was last spared, at most [`HITS_MAX`].
     hits: AtomicU8,
     is_hot: bool,
+    /// What [`Item::hits`] said when they were counted last.
+    hits_seen: AtomicU16,
 }
 
 /// Entries in the order in which they came or were last spared.
@@ -294,7 +302,8 @@ impl<E: Item> Shard<E> {
             place.hits.store(hits + 1, Ordering::Relaxed);
         }
         let counter = if place.is_hot { &self.hot.hits } else { &self.cold.hits };
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        let more = u64::from(place.hits_unseen()).max(1);
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
     }
 
     fn insert(&mut self, name: u32, entry: E, is: impl Fn(&E) -> bool) -> Inserted<E> {
@@ -341,6 +350,7 @@ impl<E: Item> Shard<E> {
         self.count_hit(at);
         let place = &mut self.places[at as usize];
         let list = if place.is_hot { &mut self.hot } else { &mut self.cold };
+        *place.hits_seen.get_mut() = entry.hits();
         let replaced = place.entry.replace(entry);
         replaced.iter().for_each(E::leave);
         list.bytes = list.bytes + bytes - replaced.as_ref().map_or(0, E::bytes);
@@ -370,13 +380,15 @@ impl<E: Item> Shard<E> {
             let from_hot = self.hot.bytes > self.hot_bytes() || self.cold.oldest == NONE;
             let at = if from_hot { self.hot.oldest } else { self.cold.oldest };
             let place = self.places.get_mut(at as usize)?;
+            // Such hits spare it, but came some time ago: what is hot now, they do not tell.
+            let unseen = place.hits_unseen();
             let hits = place.hits.get_mut();
-            if *hits == 0 {
+            if *hits == 0 && unseen == 0 {
                 let name = place.name;
                 self.ghosts.put(name, self.len());
                 return self.take(at);
             }
-            *hits -= 1;
+            *hits = hits.saturating_sub(1);
             self.unlink(at);
             self.link(at, true);
         }
@@ -395,7 +407,8 @@ impl<E: Item> Shard<E> {
     }
 
     fn put(&mut self, name: u32, entry: E, is_hot: bool) {
-        let place = Place { entry: Some(entry), name, newer: NONE, older: NONE, hits: AtomicU8::new(0), is_hot };
+        let (hits, hits_seen) = (AtomicU8::new(0), AtomicU16::new(entry.hits()));
+        let place = Place { entry: Some(entry), name, newer: NONE, older: NONE, hits, is_hot, hits_seen };
         let at = self.free;
         match self.places.get_mut(at as usize) {
             Some(free) => {
@@ -468,6 +481,18 @@ impl<E: Item> Shard<E> {
     }
 }
 
+// === impl Place ===
+
+impl<E: Item> Place<E> {
+    /// Hits of its entry since they were counted last; they are counted now.
+    fn hits_unseen(&self) -> u16 {
+        let hits = self.entry.as_ref().map_or(0, E::hits);
+        let seen = self.hits_seen.load(Ordering::Relaxed);
+        self.hits_seen.store(hits, Ordering::Relaxed);
+        hits.wrapping_sub(seen)
+    }
+}
+
 // === impl List ===
 
 impl List {
@@ -530,6 +555,10 @@ mod tests {
     impl Item for Thing {
         fn bytes(&self) -> u64 {
             self.bytes
+        }
+
+        fn hits(&self) -> u16 {
+            0
         }
 
         fn leave(&self) {}
@@ -674,6 +703,48 @@ mod tests {
         assert!(shard.hot_percent < HOT_AT_START, "{}", shard.hot_percent);
         drop(shard);
         assert!((0..900).filter(|key| hit(&store, *key)).count() < 100);
+    }
+
+    /// An entry that counts its hits itself.
+    #[derive(Clone)]
+    struct Counting(u32, std::sync::Arc<AtomicU16>);
+
+    impl Item for Counting {
+        fn bytes(&self) -> u64 {
+            10
+        }
+
+        fn hits(&self) -> u16 {
+            self.1.load(Ordering::Relaxed)
+        }
+
+        fn leave(&self) {}
+    }
+
+    #[test]
+    fn hits_that_the_store_was_not_told_of_count_when_it_looks() {
+        let store = Store::new(1_000, 1);
+        let is = |key| move |other: &Counting| other.0 == key;
+        let put = |key| _ = store.insert_new(hash(key), Counting(key, std::sync::Arc::default()), is(key));
+        (0..100).for_each(put);
+        let counters: HashMap<u32, _> = store.iter().map(|entry| (entry.0, entry.1)).collect();
+        let shard = store.shards[0].read().unwrap();
+        let cold: Vec<u32> =
+            shard.places.iter().filter(|place| !place.is_hot).map(|p| p.entry.as_ref().unwrap().0).collect();
+        drop(shard);
+        assert!(cold.len() >= 5);
+        // Who is hit by an account of its own stays when the others go, without the store having been told.
+        let hit = &cold[2..4];
+        hit.iter().for_each(|key| _ = counters[key].fetch_add(3, Ordering::Relaxed));
+        (1000..1000 + 2 * cold.len() as u32).for_each(put);
+        assert!(cold.iter().all(|key| store.peek(hash(*key), is(*key)) == hit.contains(key)));
+        // Told of one, the store counts all.
+        let hot_hits = || store.shards[0].read().unwrap().hot.hits.load(Ordering::Relaxed);
+        assert!(store.hit(hash(hit[0]), is(hit[0])));
+        let before = hot_hits();
+        counters[&hit[0]].fetch_add(8, Ordering::Relaxed);
+        assert!(store.hit(hash(hit[0]), is(hit[0])));
+        assert_eq!(hot_hits() - before, 8);
     }
 
     #[test]
