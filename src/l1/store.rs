@@ -230,6 +230,11 @@ impl<E: Item> Store<E> {
     }
 }
 
+/// Hits of a place, and more of them.
+fn with_more(hits: u8, more: u16) -> u8 {
+    u16::from(HITS_MAX).min(more.saturating_add(hits.into())) as u8
+}
+
 #[inline]
 fn name_of(hash: u64) -> u32 {
     (hash >> 32) as u32
@@ -297,13 +302,10 @@ impl<E: Item> Shard<E> {
     #[inline]
     fn count_hit(&self, at: u32) {
         let place = &self.places[at as usize];
-        let hits = place.hits.load(Ordering::Relaxed);
-        if hits < HITS_MAX {
-            place.hits.store(hits + 1, Ordering::Relaxed);
-        }
+        let more = place.hits_unseen().max(1);
+        place.hits.store(with_more(place.hits.load(Ordering::Relaxed), more), Ordering::Relaxed);
         let counter = if place.is_hot { &self.hot.hits } else { &self.cold.hits };
-        let more = u64::from(place.hits_unseen()).max(1);
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(more.into()), Ordering::Relaxed);
     }
 
     fn insert(&mut self, name: u32, entry: E, is: impl Fn(&E) -> bool) -> Inserted<E> {
@@ -380,15 +382,16 @@ impl<E: Item> Shard<E> {
             let from_hot = self.hot.bytes > self.hot_bytes() || self.cold.oldest == NONE;
             let at = if from_hot { self.hot.oldest } else { self.cold.oldest };
             let place = self.places.get_mut(at as usize)?;
-            // Such hits spare it, but came some time ago: what is hot now, they do not tell.
+            // What was not told spares it, too; but it came some time ago, and tells no more what is hot now.
             let unseen = place.hits_unseen();
             let hits = place.hits.get_mut();
-            if *hits == 0 && unseen == 0 {
+            *hits = with_more(*hits, unseen);
+            if *hits == 0 {
                 let name = place.name;
                 self.ghosts.put(name, self.len());
                 return self.take(at);
             }
-            *hits = hits.saturating_sub(1);
+            *hits -= 1;
             self.unlink(at);
             self.link(at, true);
         }
