@@ -87,7 +87,7 @@ impl L1Settings {
 pub struct L1 {
     store: Store<Slot>,
     hasher: foldhash::fast::RandomState,
-    settings: ArcSwap<L1Settings>,
+    settings: Arc<ArcSwap<L1Settings>>,
     evictions: AtomicU64,
     causes: Causes,
     insight: Arc<Insight>,
@@ -123,6 +123,9 @@ pub struct Filler {
     partition: Arc<Partition>,
     /// What will be left behind.
     aside: Option<Left>,
+    settings: arc_swap::Cache<Arc<ArcSwap<L1Settings>>, Arc<L1Settings>>,
+    /// The buffer in which entries are made up.
+    scratch: Vec<u8>,
 }
 
 /// How a read was answered.
@@ -188,7 +191,7 @@ impl L1 {
     pub fn watched(settings: L1Settings, insight: Arc<Insight>) -> Arc<Self> {
         let store = Store::new(settings.size_bytes_max, shards_for(settings));
         let (causes, sweeps, savings) = (Causes::default(), Sweeps::default(), Savings::default());
-        let (hasher, settings) = (foldhash::fast::RandomState::default(), ArcSwap::from_pointee(settings));
+        let (hasher, settings) = (foldhash::fast::RandomState::default(), Arc::new(ArcSwap::from_pointee(settings)));
         Arc::new(Self { store, hasher, settings, evictions: AtomicU64::new(0), causes, insight, sweeps, savings })
     }
 
@@ -211,7 +214,8 @@ impl L1 {
             softs: Softs::default(),
             peer_fills: std::array::from_fn(|_| AtomicU64::new(0)),
         });
-        (partition.clone(), Filler { partition, aside: None })
+        let settings = arc_swap::Cache::new(self.settings.clone());
+        (partition.clone(), Filler { partition, aside: None, settings, scratch: Vec::new() })
     }
 
     /// Bytes in use.
@@ -297,6 +301,16 @@ impl L1 {
         let inserted = self.store.insert(self.hash(partition, key), entry, |other| other.is_of(partition, key));
         self.evictions.fetch_add(inserted.evicted.len() as u64, Ordering::Relaxed);
         inserted.replaced
+    }
+
+    /// Puts an entry into the store, if there is none of its key; false if there is.
+    fn insert_new(&self, partition: u64, key: &[u8], entry: Slot) -> bool {
+        let is = |other: &Slot| other.is_of(partition, key);
+        let Some(evicted) = self.store.insert_new(self.hash(partition, key), entry, is) else { return false };
+        if !evicted.is_empty() {
+            self.evictions.fetch_add(evicted.len() as u64, Ordering::Relaxed);
+        }
+        true
     }
 
     fn remove(&self, partition: u64, key: &[u8]) -> Option<Slot> {
@@ -684,13 +698,51 @@ impl Filler {
             self.partition.peers.load().iter().filter_map(Weak::upgrade).for_each(|peer| peer.drop_left());
         }
         let l1 = &self.partition.l1;
-        let settings = l1.settings();
+        let settings = **self.settings.load();
         l1.insight.sized(self.partition.scope, key, reply.len() as u64);
         if reply.len() > settings.entry_bytes_max {
             return Filled::TooBig;
         }
         let packed = compress::pack(reply, settings.compress_min_bytes);
-        let stored_bytes = packed.as_ref().map_or(reply.len(), Vec::len);
+        let body = encode(std::mem::take(&mut self.scratch), (key, now), &[], variant, reply, packed.as_deref());
+        let is_too_big = body.len() > settings.entry_bytes_max;
+        let mark = if kind == FillKind::Marked { MARKED } else { 0 };
+        let slot = (!is_too_big).then(|| Slot::new(Header { partition, deadline, filled_at: now }, mark, &body));
+        self.scratch = body.into_buffer();
+        let Some(slot) = slot else { return Filled::TooBig };
+        // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
+        self.partition.filled.store(true, Ordering::Release);
+        self.partition.tell_peers(key);
+        if kind == FillKind::Refresh || !l1.insert_new(partition, key, slot) {
+            let Some(slot) =
+                self.beside_old(kind, (partition, key), variant, reply, packed.as_deref(), (deadline, now))
+            else {
+                return Filled::TooBig;
+            };
+            if let Some(old) = self.partition.l1.insert(partition, key, slot) {
+                self.partition.l1.causes.add(Cause::TtlExpired, u64::from(old.is_dead(now)));
+            }
+        }
+        if let Some(packed) = packed {
+            self.partition.l1.savings.add(reply.len(), packed.len());
+        }
+        Filled::Stored
+    }
+
+    /// The entry that takes the place of the one that may be there: with its other variants, its hits, and no longer a life, if
+    /// it is alive. `None` if that is larger than an entry may be.
+    fn beside_old(
+        &self,
+        kind: FillKind,
+        (partition, key): (u64, &[u8]),
+        variant: Variant<'_>,
+        reply: &[u8],
+        packed: Option<&[u8]>,
+        (deadline, now): (Time, Time),
+    ) -> Option<Slot> {
+        let settings = self.partition.l1.settings();
+        let stored_bytes = packed.map_or(reply.len(), <[u8]>::len);
+        let encoded = |others: &[u8]| encode(Vec::new(), (key, now), others, variant, reply, packed);
         let old = self.partition.peek(key);
         let kept = old.as_ref().filter(|e| !e.is_dead(now));
         let kept = kept.map(|e| (e.other_variants(variant, settings.variants_per_key_max), e));
@@ -702,34 +754,15 @@ impl Filler {
                 let life = header.deadline.saturating_since(header.filled_at);
                 let is_extended = deadline.saturating_since(header.deadline) >= life / 8;
                 let mark = if is_extended { REFRESHED } else { 0 };
-                let hits = e.hits().load(Ordering::Relaxed) & !mark;
-                (encode((key, now), &[], variant, reply, packed.as_deref()), deadline, hits)
+                (encoded(&[]), deadline, e.hits().load(Ordering::Relaxed) & !mark)
             }
-            Some((others, e)) if key.len() + others.len() + stored_bytes < settings.entry_bytes_max => (
-                encode((key, now), &others, variant, reply, packed.as_deref()),
-                deadline.min(e.header().deadline),
-                e.hits().load(Ordering::Relaxed),
-            ),
-            _ => {
-                let mark = if kind == FillKind::Marked { MARKED } else { 0 };
-                (encode((key, now), &[], variant, reply, packed.as_deref()), deadline, mark)
+            Some((others, e)) if key.len() + others.len() + stored_bytes < settings.entry_bytes_max => {
+                (encoded(&others), deadline.min(e.header().deadline), e.hits().load(Ordering::Relaxed))
             }
+            _ => (encoded(&[]), deadline, if kind == FillKind::Marked { MARKED } else { 0 }),
         };
-        if body.len() > settings.entry_bytes_max {
-            return Filled::TooBig;
-        }
-        let slot = Slot::new(Header { partition, deadline, filled_at: now }, hits, &body);
-        // Before the entry can be seen, so that who finds the partition empty cannot have missed it.
-        self.partition.filled.store(true, Ordering::Release);
-        self.partition.tell_peers(key);
-        let old = l1.insert(partition, key, slot);
-        if packed.is_some() {
-            l1.savings.add(reply.len(), stored_bytes);
-        }
-        if let Some(old) = old {
-            l1.causes.add(Cause::TtlExpired, u64::from(old.is_dead(now)));
-        }
-        Filled::Stored
+        let fits = body.len() <= settings.entry_bytes_max;
+        fits.then(|| Slot::new(Header { partition, deadline, filled_at: now }, hits, &body))
     }
 
     /// Drops the entry of `key`, a soft one included; true if there was one that was not soft. If its deadline has passed,

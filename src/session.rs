@@ -132,6 +132,8 @@ pub struct Session {
 
 /// A batch of up to so many bytes leaves its buffer to the next.
 const BATCH_KEPT_BYTES_MAX: usize = 64 * 1024;
+/// Requests that there is room for behind the first, when there is a second.
+const BATCH_OPS_MORE: usize = 15;
 /// Room for so many replies' times is kept from batch to batch.
 const WAITED_KEPT_MAX: usize = 32;
 
@@ -832,6 +834,10 @@ impl Batch {
     fn push(&mut self, seq: Seq, request: &[u8], kind: OpKind) {
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(request);
+        if self.ops.len() == 1 {
+            // Where there is a second, there are mostly more: room is made once.
+            self.ops.reserve(BATCH_OPS_MORE);
+        }
         self.ops.push(Op { seq, bytes: start..self.bytes.len() as u32, kind });
     }
 }
@@ -848,7 +854,7 @@ fn fill_of(command: &Command, args: Args<'_>, may_join: bool, around: &Surroundi
     let asks_encoding = around.has_field_ttls && command.reads_hash_fields();
     // A flight that began before this read may bring what another user's client was just told to be gone.
     let may_join = may_join && !around.fences;
-    match command.keys(args).next().filter(|_| around.keeps) {
+    match command.first_key_at(args).filter(|_| around.keeps) {
         Some(key_at) => OpKind::Fill { command: command.id, key_at: key_at as u16, may_join, asks_encoding },
         None => OpKind::Read,
     }

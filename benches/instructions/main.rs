@@ -45,7 +45,8 @@ struct Case {
 }
 
 const OFF: &[&str] = &["--set", "l1.enabled=false"];
-const ALWAYS: &[&str] = &["--set", "l1.admission=always"];
+/// L1 is full soon, so that each fill evicts, and so small that what is swept at the end is the same in both runs.
+const ALWAYS: &[&str] = &["--set", "l1.admission=always", "--set", "l1.size_bytes_max=512kb"];
 const CHOOSY: &[&str] = &["--set", "l1.admission=second-touch"];
 
 const CASES: &[Case] = &[
@@ -57,8 +58,8 @@ const CASES: &[Case] = &[
     case("get-forwarded-p16", 16, get_small, 71, OFF),
     case("set-p1", 1, set, 5, &[]),
     case("set-p16", 16, set, 5, &[]),
-    case("get-filled-p16", 16, get_new, 5, ALWAYS),
-    case("get-not-admitted-p16", 16, get_new, 5, CHOOSY),
+    case("get-filled-p16", 16, get_new, 71, ALWAYS),
+    case("get-not-admitted-p16", 16, get_new, 71, CHOOSY),
 ];
 
 const fn case(
@@ -122,6 +123,7 @@ fn total(case: &Case, operations: usize) -> Result<u64, Failure> {
     redis.args(["--port", &upstream_port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     let _upstream = Process::start(&mut redis)?;
     converse(upstream_port, &mut KEYS_THERE.iter().flat_map(|there| (0..KEYS).map(there)), 16, 5)?;
+    converse(upstream_port, &mut (0..2 * KEYS + operations).map(set_new), 16, 5)?;
 
     let port = free_port()?;
     let out = Scratch::new(port);
@@ -205,6 +207,10 @@ fn get_large(i: usize) -> Vec<u8> {
 
 fn get_new(i: usize) -> Vec<u8> {
     encode(&[b"GET", format!("new:{i:012}").as_bytes()])
+}
+
+fn set_new(i: usize) -> Vec<u8> {
+    encode(&[b"SET", format!("new:{i:012}").as_bytes(), &[b'x'; 64]])
 }
 
 fn set(i: usize) -> Vec<u8> {

@@ -155,8 +155,12 @@ fn cases(quick: bool) -> Vec<Case> {
             (_, Verb::MgetTen) => 500_000,
             _ => 2_000_000,
         } / scale;
-        // There are only so many keys to be read once.
-        let operations = if keys == Keys::Once { operations.min(ONCE_KEYS) } else { operations };
+        // There are only so many keys to be read once, and none twice.
+        let operations = match (keys, pipeline) {
+            (Keys::Random | Keys::Prepared, _) => operations,
+            (Keys::Once, 1) => operations.min(ONCE_AT_PIPELINE_1),
+            (Keys::Once, _) => operations.min(ONCE_KEYS - ONCE_AT_PIPELINE_1),
+        };
         let load = Load { verb, keys: KEYS, value_bytes, pipeline, operations };
         Case { name, load, keys, systems }
     };
@@ -183,6 +187,8 @@ fn cases(quick: bool) -> Vec<Case> {
 
 /// Keys that there are for the loads that read each once.
 const ONCE_KEYS: u64 = 1_000_000;
+/// The first of them are for the load at pipeline 1, which is measured first, the others for the one at pipeline 16.
+const ONCE_AT_PIPELINE_1: u64 = 300_000;
 
 type Started = io::Result<System>;
 
@@ -238,10 +244,7 @@ fn measure(system: &System, case: &Case, cores: Option<Cores>) -> io::Result<Sam
         Keys::Prepared => saturate::run(system.subject.address, case.load)?,
         // The one at pipeline 16 reads what the one at pipeline 1 has not.
         Keys::Once if case.load.pipeline == 1 => load::read_once(system.subject.address, case.load, 0)?,
-        Keys::Once => {
-            let from = 300_000.min(ONCE_KEYS - case.load.operations);
-            load::read_once(system.subject.address, case.load, from)?
-        }
+        Keys::Once => load::read_once(system.subject.address, case.load, ONCE_AT_PIPELINE_1)?,
     };
     // An empty sum is -0.
     let micros = |seconds: Vec<f64>| seconds.iter().fold(0.0, |a, b| a + b) * 1e6 / case.load.operations as f64;

@@ -368,10 +368,15 @@ fn head_len(head: &[u8; HEAD_BYTES]) -> usize {
 
 /// What is in a bulk string that can do without its frame: [`Reply::of_bulk`] makes the same bytes of it.
 fn bulk_without_frame(reply: &[u8]) -> Option<&[u8]> {
-    let head_len = reply.iter().take(HEAD_BYTES).position(|byte| *byte == b'\n')? + 1;
-    let body = reply.get(head_len..reply.len().checked_sub(LINE_END.len())?)?;
-    let made = Reply::of_bulk(body);
-    (made.head.is_some() && made.is(reply)).then_some(body)
+    let head_len = match reply {
+        [b'$', _, b'\r', ..] => 4,
+        [b'$', _, _, b'\r', ..] => 5,
+        [b'$', _, _, _, b'\r', ..] => 6,
+        _ => return None,
+    };
+    let (first, rest) = reply.split_at_checked(head_len)?;
+    let body = rest.strip_suffix(LINE_END)?;
+    (first == HEADS.get(body.len())?.get(..head_len)?).then_some(body)
 }
 
 // === impl Slot ===
@@ -637,6 +642,11 @@ impl Item for Slot {
         self.bytes()
     }
 
+    #[inline]
+    fn hits(&self) -> u16 {
+        self.hit_count() as u16
+    }
+
     fn leave(&self) {
         if !is_planted(Mutation::LeftUnmarked) {
             self.front().rest.fetch_or(LEFT, Ordering::Release);
@@ -655,10 +665,21 @@ impl Body {
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
+
+    /// The buffer that it stands in, for the next one; nothing of it if it is large.
+    pub(super) fn into_buffer(mut self) -> Vec<u8> {
+        self.bytes.clear();
+        if self.bytes.capacity() > BUFFER_KEPT_BYTES_MAX { Vec::new() } else { self.bytes }
+    }
 }
 
-/// The body of an entry: a key, variants that are listed already, and one more, whose reply stands there packed if it is given so.
+/// A buffer larger than this is given back.
+const BUFFER_KEPT_BYTES_MAX: usize = 16 * 1024;
+
+/// The body of an entry: a key, variants that are listed already, and one more, whose reply stands there packed if it is given
+/// so. `bytes` is an empty buffer for it.
 pub(super) fn encode(
+    mut bytes: Vec<u8>,
     (key, filled_at): (&[u8], Time),
     others: &[u8],
     variant: Variant<'_>,
@@ -666,17 +687,14 @@ pub(super) fn encode(
     packed: Option<&[u8]>,
 ) -> Body {
     let stored_len = packed.map_or(reply.len(), <[u8]>::len);
-    let room = LONG_KEY_AT + key.len() + others.len() + VARIANT_HEADER_BYTES + variant.name_len() + stored_len;
-    let mut bytes = Vec::with_capacity(room);
+    bytes.reserve(LONG_KEY_AT + key.len() + others.len() + VARIANT_HEADER_BYTES + variant.name_len() + stored_len);
     let command = variant.command.0;
-    bytes.extend_from_slice(&filled_at.as_micros().min(TIME_MAX).to_le_bytes()[..FILLED_AT_BYTES]);
-    bytes.push(command as u8);
-    match u8::try_from(key.len()) {
-        Ok(length) if length != LONG_KEY => bytes.push(length),
-        _ => {
-            bytes.push(LONG_KEY);
-            bytes.extend_from_slice(&(key.len() as u32).to_le_bytes());
-        }
+    let mut head = filled_at.as_micros().min(TIME_MAX).to_le_bytes();
+    head[FILLED_AT_BYTES] = command as u8;
+    head[KEY_LENGTH_AT] = u8::try_from(key.len()).unwrap_or(LONG_KEY);
+    bytes.extend_from_slice(&head);
+    if head[KEY_LENGTH_AT] == LONG_KEY {
+        bytes.extend_from_slice(&(key.len() as u32).to_le_bytes());
     }
     bytes.extend_from_slice(key);
     if !others.is_empty() || packed.is_some() || !variant.is_bare() || command >= COMMANDS_MAX {
@@ -686,9 +704,12 @@ pub(super) fn encode(
     }
     let body = bulk_without_frame(reply);
     bytes.extend_from_slice(body.unwrap_or(reply));
-    let frameless = if body.is_some() { FRAMELESS } else { 0 };
-    let same = if shape::same_in_both(reply) { SAME } else { 0 };
-    Body { form: frameless | same | ((command >> 8) as u8) << COMMAND_SHIFT, bytes }
+    let form = match body {
+        Some(_) => FRAMELESS | SAME,
+        None if shape::same_in_both(reply) => SAME,
+        None => 0,
+    };
+    Body { form: form | ((command >> 8) as u8) << COMMAND_SHIFT, bytes }
 }
 
 /// Puts a variant behind others.
@@ -724,7 +745,7 @@ mod tests {
     #[test]
     fn the_usual_entry_takes_a_hundred_and_twenty_eight_bytes_of_the_allocator() {
         let reply = [&b"$64\r\n"[..], &[b'x'; 64], b"\r\n"].concat();
-        let body = encode((&[b'k'; 16], Time::ZERO), &[], get(), &reply, None);
+        let body = encode(Vec::new(), (&[b'k'; 16], Time::ZERO), &[], get(), &reply, None);
         let slot = Slot::new(header(1, Time::MAX, Time::ZERO), 0, &body);
         assert_eq!(slot.bytes(), 128 + STORE_BYTES);
         assert_eq!(size_of::<Option<Slot>>(), 8);
@@ -764,7 +785,7 @@ mod tests {
 
     #[test]
     fn a_deadline_that_does_not_fit_is_sooner_and_never_none() {
-        let body = encode((b"k", Time::MAX), &[], get(), b"_\r\n", None);
+        let body = encode(Vec::new(), (b"k", Time::MAX), &[], get(), b"_\r\n", None);
         let held = |deadline| Slot::new(header(PARTITIONS_MAX - 1, deadline, Time::ZERO), 0, &body);
         for micros in [TIME_MAX - 1, TIME_MAX, TIME_MAX + 1, u64::MAX - 1] {
             let slot = held(Time::from_micros(micros));
@@ -802,7 +823,7 @@ mod tests {
             let (deadline, filled_at) = (Time::from_micros(deadline), Time::from_micros(filled_at));
             let (bare, range) = (Variant::bare(CommandId(command)), OwnedArgs::new(["GETRANGE", "k", "0", "1"]));
             let range = Variant::new(CommandId(command), range.args(), 1);
-            let body = encode((&key, filled_at), &[], bare, &first, None);
+            let body = encode(Vec::new(), (&key, filled_at), &[], bare, &first, None);
             let one = Slot::new(header(partition, deadline, filled_at), HIT, &body);
             prop_assert_eq!(one.key(), &key[..]);
             prop_assert!(one.is_of(partition, &key) && !one.is_of(partition ^ 1, &key) && !one.is_of(partition ^ 1 << 39, &key));
@@ -822,12 +843,12 @@ mod tests {
             prop_assert_eq!((one.facts().variants, one.facts().hits), (1, 1));
             // Beside another variant it is the same.
             prop_assert!(one.other_variants(bare, 9).is_empty() && one.other_variants(range, 1).is_empty());
-            let body = encode((&key, filled_at), &one.other_variants(range, 2), range, &second, None);
+            let body = encode(Vec::new(), (&key, filled_at), &one.other_variants(range, 2), range, &second, None);
             let two = Slot::new(header(partition, deadline, filled_at), 0, &body);
             prop_assert_eq!(two.key(), &key[..]);
             prop_assert_eq!((reply_of(&two, bare), reply_of(&two, range)), (Some(first), Some(second.clone())));
             prop_assert_eq!(two.facts().variants, 2);
-            let body = encode((&key, filled_at), &two.other_variants(bare, 9), bare, &second, None);
+            let body = encode(Vec::new(), (&key, filled_at), &two.other_variants(bare, 9), bare, &second, None);
             let again = Slot::new(header(partition, deadline, filled_at), 0, &body);
             prop_assert_eq!((reply_of(&again, bare), reply_of(&again, range)), (Some(second.clone()), Some(second)));
         }

@@ -16,6 +16,9 @@
 //! writes two relaxed atomics; whatever else takes it for writing. Keys are compared by the caller: the store knows an entry
 //! by a 32-bit part of its hash, its *name*, and by what the caller's comparison says.
 //!
+//! What is answered without the store, by a thread's front, it is told of now and then only. So an entry counts its hits itself,
+//! and the store looks at that count when it is told, and before it lets the entry go.
+//!
 //! Invariants:
 //! * A place is in exactly one of three lists: cold, hot, free. The table knows all that are not free, and no other.
 //! * The bytes of a shard's entries never exceed its part of the bound when an operation ends. An entry larger than that is
@@ -25,13 +28,16 @@
 
 use hashbrown::HashTable;
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// What can be stored.
 pub(super) trait Item: Clone {
     /// Bytes that it counts for, always the same.
     fn bytes(&self) -> u64;
+
+    /// Hits that it has had, those included that the store was not told of (the front's). Its low bits will do.
+    fn hits(&self) -> u16;
 
     /// It leaves the store: told while the shard's lock is still held, whatever the reason.
     fn leave(&self);
@@ -52,7 +58,7 @@ pub(super) struct Inserted<E> {
     pub(super) evicted: Evicted<E>,
 }
 
-type Evicted<E> = SmallVec<[E; 2]>;
+pub(super) type Evicted<E> = SmallVec<[E; 2]>;
 
 /// All entries that are there throughout, each once, and some of those that come and go meanwhile. Holds a shard's lock for one
 /// entry at a time.
@@ -90,6 +96,8 @@ struct Place<E> {
     /// Hits since it came or was last spared, at most [`HITS_MAX`].
     hits: AtomicU8,
     is_hot: bool,
+    /// What [`Item::hits`] said when they were counted last.
+    hits_seen: AtomicU16,
 }
 
 /// Entries in the order in which they came or were last spared.
@@ -161,6 +169,12 @@ impl<E: Item> Store<E> {
         self.write(self.shard_of(hash)).insert(name_of(hash), entry, is)
     }
 
+    /// Puts an entry there, unless there is one with this hash for which `is` says that it has the same key: then `None`, else
+    /// what had to go for it.
+    pub(super) fn insert_new(&self, hash: u64, entry: E, is: impl Fn(&E) -> bool) -> Option<Evicted<E>> {
+        self.write(self.shard_of(hash)).insert_new(name_of(hash), entry, is)
+    }
+
     pub(super) fn remove(&self, hash: u64, is: impl Fn(&E) -> bool) -> Option<E> {
         let mut shard = self.write(self.shard_of(hash));
         let at = shard.find(name_of(hash), is)?;
@@ -214,6 +228,11 @@ impl<E: Item> Store<E> {
     fn write(&self, at: usize) -> RwLockWriteGuard<'_, Shard<E>> {
         self.shards[at].write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Hits of a place, and more of them.
+fn with_more(hits: u8, more: u16) -> u8 {
+    u16::from(HITS_MAX).min(more.saturating_add(hits.into())) as u8
 }
 
 #[inline]
@@ -283,12 +302,10 @@ impl<E: Item> Shard<E> {
     #[inline]
     fn count_hit(&self, at: u32) {
         let place = &self.places[at as usize];
-        let hits = place.hits.load(Ordering::Relaxed);
-        if hits < HITS_MAX {
-            place.hits.store(hits + 1, Ordering::Relaxed);
-        }
+        let more = place.hits_unseen().max(1);
+        place.hits.store(with_more(place.hits.load(Ordering::Relaxed), more), Ordering::Relaxed);
         let counter = if place.is_hot { &self.hot.hits } else { &self.cold.hits };
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(more.into()), Ordering::Relaxed);
     }
 
     fn insert(&mut self, name: u32, entry: E, is: impl Fn(&E) -> bool) -> Inserted<E> {
@@ -302,6 +319,22 @@ impl<E: Item> Shard<E> {
             let replaced = self.replace(at, entry);
             return Inserted { replaced, evicted: self.make_room(0) };
         }
+        Inserted { replaced: None, evicted: self.add(name, entry, bytes) }
+    }
+
+    fn insert_new(&mut self, name: u32, entry: E, is: impl Fn(&E) -> bool) -> Option<Evicted<E>> {
+        let bytes = entry.bytes();
+        if self.find(name, is).is_some() {
+            return None;
+        }
+        if bytes > self.bytes_max {
+            return Some(SmallVec::from_iter([entry]));
+        }
+        Some(self.add(name, entry, bytes))
+    }
+
+    /// Puts an entry there that is new and not too large.
+    fn add(&mut self, name: u32, entry: E, bytes: u64) -> Evicted<E> {
         self.came += 1;
         if self.came >= JUDGED_MIN.max(self.len() / JUDGED_PART) {
             self.judge();
@@ -311,7 +344,7 @@ impl<E: Item> Shard<E> {
         let is_hot = self.ghosts.take(name) || has_room;
         let evicted = self.make_room(bytes);
         self.put(name, entry, is_hot);
-        Inserted { replaced: None, evicted }
+        evicted
     }
 
     fn replace(&mut self, at: u32, entry: E) -> Option<E> {
@@ -319,6 +352,7 @@ impl<E: Item> Shard<E> {
         self.count_hit(at);
         let place = &mut self.places[at as usize];
         let list = if place.is_hot { &mut self.hot } else { &mut self.cold };
+        *place.hits_seen.get_mut() = entry.hits();
         let replaced = place.entry.replace(entry);
         replaced.iter().for_each(E::leave);
         list.bytes = list.bytes + bytes - replaced.as_ref().map_or(0, E::bytes);
@@ -338,7 +372,8 @@ impl<E: Item> Shard<E> {
     }
 
     fn hot_bytes(&self) -> u64 {
-        (u128::from(self.bytes_max) * u128::from(self.hot_percent) / 100) as u64
+        // Of the product of both, which need not fit.
+        self.bytes_max / 100 * self.hot_percent + self.bytes_max % 100 * self.hot_percent / 100
     }
 
     /// Decides who has to go. Each turn of the loop spares an entry for a hit that it has had, or ends it.
@@ -347,7 +382,10 @@ impl<E: Item> Shard<E> {
             let from_hot = self.hot.bytes > self.hot_bytes() || self.cold.oldest == NONE;
             let at = if from_hot { self.hot.oldest } else { self.cold.oldest };
             let place = self.places.get_mut(at as usize)?;
+            // What was not told spares it, too; but it came some time ago, and tells no more what is hot now.
+            let unseen = place.hits_unseen();
             let hits = place.hits.get_mut();
+            *hits = with_more(*hits, unseen);
             if *hits == 0 {
                 let name = place.name;
                 self.ghosts.put(name, self.len());
@@ -372,7 +410,8 @@ impl<E: Item> Shard<E> {
     }
 
     fn put(&mut self, name: u32, entry: E, is_hot: bool) {
-        let place = Place { entry: Some(entry), name, newer: NONE, older: NONE, hits: AtomicU8::new(0), is_hot };
+        let (hits, hits_seen) = (AtomicU8::new(0), AtomicU16::new(entry.hits()));
+        let place = Place { entry: Some(entry), name, newer: NONE, older: NONE, hits, is_hot, hits_seen };
         let at = self.free;
         match self.places.get_mut(at as usize) {
             Some(free) => {
@@ -445,6 +484,18 @@ impl<E: Item> Shard<E> {
     }
 }
 
+// === impl Place ===
+
+impl<E: Item> Place<E> {
+    /// Hits of its entry since they were counted last; they are counted now.
+    fn hits_unseen(&self) -> u16 {
+        let hits = self.entry.as_ref().map_or(0, E::hits);
+        let seen = self.hits_seen.load(Ordering::Relaxed);
+        self.hits_seen.store(hits, Ordering::Relaxed);
+        hits.wrapping_sub(seen)
+    }
+}
+
 // === impl List ===
 
 impl List {
@@ -509,6 +560,10 @@ mod tests {
             self.bytes
         }
 
+        fn hits(&self) -> u16 {
+            0
+        }
+
         fn leave(&self) {}
     }
 
@@ -565,6 +620,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Insert(u32, u64),
+        InsertNew(u32, u64),
         Hit(u32),
         Remove(u32),
         Resize(u64),
@@ -573,6 +629,7 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
             8 => (0..60_u32, prop_oneof![20 => 1..40_u64, 1 => 300..900_u64]).prop_map(|(key, bytes)| Step::Insert(key, bytes)),
+            4 => (0..60_u32, prop_oneof![20 => 1..40_u64, 1 => 300..900_u64]).prop_map(|(key, bytes)| Step::InsertNew(key, bytes)),
             8 => (0..60_u32).prop_map(Step::Hit),
             2 => (0..60_u32).prop_map(Step::Remove),
             1 => (0..900_u64).prop_map(Step::Resize),
@@ -592,6 +649,17 @@ mod tests {
                         let Inserted { replaced, evicted } = insert(&store, thing);
                         prop_assert_eq!(replaced, held.insert(key, thing));
                         for gone in evicted {
+                            prop_assert_eq!(held.remove(&gone.key), Some(gone));
+                        }
+                    }
+                    Step::InsertNew(key, bytes) => {
+                        let thing = Thing { key, bytes, version };
+                        let evicted = store.insert_new(hash(key), thing, |other| other.key == key);
+                        prop_assert_eq!(evicted.is_none(), held.contains_key(&key));
+                        if evicted.is_some() {
+                            held.insert(key, thing);
+                        }
+                        for gone in evicted.into_iter().flatten() {
                             prop_assert_eq!(held.remove(&gone.key), Some(gone));
                         }
                     }
@@ -638,6 +706,48 @@ mod tests {
         assert!(shard.hot_percent < HOT_AT_START, "{}", shard.hot_percent);
         drop(shard);
         assert!((0..900).filter(|key| hit(&store, *key)).count() < 100);
+    }
+
+    /// An entry that counts its hits itself.
+    #[derive(Clone)]
+    struct Counting(u32, std::sync::Arc<AtomicU16>);
+
+    impl Item for Counting {
+        fn bytes(&self) -> u64 {
+            10
+        }
+
+        fn hits(&self) -> u16 {
+            self.1.load(Ordering::Relaxed)
+        }
+
+        fn leave(&self) {}
+    }
+
+    #[test]
+    fn hits_that_the_store_was_not_told_of_count_when_it_looks() {
+        let store = Store::new(1_000, 1);
+        let is = |key| move |other: &Counting| other.0 == key;
+        let put = |key| _ = store.insert_new(hash(key), Counting(key, std::sync::Arc::default()), is(key));
+        (0..100).for_each(put);
+        let counters: HashMap<u32, _> = store.iter().map(|entry| (entry.0, entry.1)).collect();
+        let shard = store.shards[0].read().unwrap();
+        let cold: Vec<u32> =
+            shard.places.iter().filter(|place| !place.is_hot).map(|p| p.entry.as_ref().unwrap().0).collect();
+        drop(shard);
+        assert!(cold.len() >= 5);
+        // Who is hit by an account of its own stays when the others go, without the store having been told.
+        let hit = &cold[2..4];
+        hit.iter().for_each(|key| _ = counters[key].fetch_add(3, Ordering::Relaxed));
+        (1000..1000 + 2 * cold.len() as u32).for_each(put);
+        assert!(cold.iter().all(|key| store.peek(hash(*key), is(*key)) == hit.contains(key)));
+        // Told of one, the store counts all.
+        let hot_hits = || store.shards[0].read().unwrap().hot.hits.load(Ordering::Relaxed);
+        assert!(store.hit(hash(hit[0]), is(hit[0])));
+        let before = hot_hits();
+        counters[&hit[0]].fetch_add(8, Ordering::Relaxed);
+        assert!(store.hit(hash(hit[0]), is(hit[0])));
+        assert_eq!(hot_hits() - before, 8);
     }
 
     #[test]

@@ -227,7 +227,7 @@ fn what_cannot_be_unpacked_is_no_answer() {
     for at_byte in 0..packed.len() {
         let mut faulty = packed.clone();
         faulty[at_byte] ^= 0x80;
-        let body = encode((b"k", at(1)), &[], get, &long_reply('a'), Some(&faulty));
+        let body = encode(Vec::new(), (b"k", at(1)), &[], get, &long_reply('a'), Some(&faulty));
         let partition = p.id.load(Ordering::Relaxed);
         let header = Header { partition, deadline: Time::MAX, filled_at: at(1) };
         p.filled.store(true, Ordering::Relaxed);

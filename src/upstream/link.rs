@@ -28,16 +28,16 @@ mod aside;
 mod drops;
 mod flights;
 mod job;
-mod keys;
 mod soft;
 mod tracking;
+mod under_way;
 
 pub use self::aside::settle;
 pub use self::job::{ARGUMENT_BYTES_MAX, Each, Job, Op, OpKind, REQUEST_BYTES_MAX, SoftOrder, own_too_long, too_long};
 
-use self::flights::Flight;
-use self::keys::Keys;
+use self::flights::{argument, slice_of};
 use self::tracking::Tracking;
+use self::under_way::UnderWay;
 use crate::clock::Time;
 use crate::l1::{Cause, Filler};
 use crate::mutation::{Mutation, is_planted};
@@ -52,8 +52,7 @@ use bytes::Bytes;
 use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::cursor::{Cursor, Item};
 use larder_protocol::scan::{RequestLimits, RequestScanner, Step};
-use larder_protocol::table::{CommandId, Table};
-use slab::Slab;
+use larder_protocol::table::{Command, CommandId, Table};
 use smallvec::{SmallVec, smallvec};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -154,11 +153,9 @@ pub struct LinkCore {
     caching: Caching,
     tracking: Tracking,
     expected: VecDeque<Expected>,
-    flights: Slab<Flight>,
-    /// How many of them refresh.
+    under_way: UnderWay,
+    /// How many flights refresh.
     refreshing: usize,
-    /// Keys of the flights under way.
-    keys: Keys,
     position: u64,
     in_flight_bytes: usize,
     outgoing: Outgoing,
@@ -200,18 +197,18 @@ enum What {
         state: Patience,
     },
     Pttl {
-        flight: usize,
+        flight: u64,
         key: usize,
     },
     Encoding {
-        flight: usize,
+        flight: u64,
     },
     /// Whether a soft key that the order with this number has deleted is missing still.
     Settling {
         key: Bytes,
         order: u64,
     },
-    Flight(usize),
+    Flight(u64),
     /// `CLIENT TRACKING ON`, with OPTIN or without.
     Switch {
         opts_in: bool,
@@ -291,9 +288,8 @@ impl LinkCore {
             caching: Caching::Off,
             tracking: Tracking::default(),
             expected: VecDeque::new(),
-            flights: Slab::new(),
+            under_way: UnderWay::default(),
             refreshing: 0,
-            keys: Keys::default(),
             position: 0,
             in_flight_bytes: 0,
             outgoing: Outgoing::default(),
@@ -324,6 +320,11 @@ impl LinkCore {
             self.admission = Filter::new(limits.admission);
         }
         self.limits = limits;
+    }
+
+    /// Seeds the hash of keys, before anything is submitted: what a simulation does is then repeatable.
+    pub fn seed(&mut self, seed: u64) {
+        self.under_way.seed(seed);
     }
 
     /// Who hears of what L1 forgets.
@@ -411,9 +412,22 @@ impl LinkCore {
 
     /// Takes a client's requests over: writes what is to be sent, expects what will come.
     pub fn submit(&mut self, job: &Job, now: Time) {
+        if job.bytes.len() < SHARED_BYTES_MIN && job.ops.len() > 1 && job.is_forwarded(self.keeps()) {
+            return self.submit_whole(job, now);
+        }
         for op in &job.ops {
             let request = job.bytes.slice(op.bytes.start as usize..op.bytes.end as usize);
             self.submit_one(&job.port, op.seq, op.kind, request, Patience::Waiting, now);
+        }
+    }
+
+    /// The same, where nothing is to stand between the requests: they are written as one.
+    fn submit_whole(&mut self, job: &Job, now: Time) {
+        let begins_at = self.put(&job.bytes);
+        for op in &job.ops {
+            let request = job.bytes.slice(op.bytes.start as usize..op.bytes.end as usize);
+            let starts_at = begins_at + u64::from(op.bytes.start);
+            self.expect_reply(&job.port, op.seq, op.kind, request, Patience::Waiting, starts_at, now);
         }
     }
 
@@ -466,7 +480,7 @@ impl LinkCore {
                     self.hand_on(&port, seq, frame);
                 }
             }
-            What::Pttl { flight, key } => self.pttl(flight, key, frame),
+            What::Pttl { flight, key } => self.pttl(flight, key, expected.sent_at, frame),
             What::Encoding { flight } => self.encoding(flight, frame),
             What::Settling { key, order } => self.settled_softly(&key, order, frame),
             What::Flight(flight) => self.landed(flight, frame, now),
@@ -514,7 +528,7 @@ impl LinkCore {
                     told.push((port.clone(), Delivery::Failed(*seq, failure)));
                 }
                 What::Flight(flight) if age >= reply_max => {
-                    if let Some(flight) = self.flights.get_mut(*flight) {
+                    if let Some(flight) = self.under_way.get_mut(*flight) {
                         let failed = |seq| Delivery::Failed(seq, Failure::ReadTimeout(read_ms));
                         told.extend(flight.waiting.drain(..).map(|(port, seq)| (port, failed(seq))));
                         flight.patience = Patience::ToldOfTimeout;
@@ -561,9 +575,8 @@ impl LinkCore {
                 What::Switch { .. } | What::OptIn | What::Touch(_) | What::Ignored => {}
             }
         }
-        self.flights.clear();
+        self.under_way.clear();
         self.refreshing = 0;
-        self.keys.clear();
         self.in_flight_bytes = 0;
         self.outgoing = Outgoing::default();
         self.bytes_put = 0;
@@ -603,15 +616,29 @@ impl LinkCore {
     /// Writes a request whose reply is for a client; where it begins among all bytes put.
     fn send(&mut self, port: &Arc<Port>, seq: Seq, kind: OpKind, request: Bytes, state: Patience, now: Time) -> u64 {
         let starts_at = self.put_shared(&request);
+        self.expect_reply(port, seq, kind, request, state, starts_at, now);
+        starts_at
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one expected reply, put together here")]
+    fn expect_reply(
+        &mut self,
+        port: &Arc<Port>,
+        seq: Seq,
+        kind: OpKind,
+        request: Bytes,
+        state: Patience,
+        starts_at: u64,
+        now: Time,
+    ) {
         self.in_flight_bytes += request.len();
         self.expect(What::Reply { port: port.clone(), seq, request, kind, state }, starts_at, now);
         port.set_link_position(self.position);
-        starts_at
     }
 
     fn submit_fence(&mut self, port: &Arc<Port>, seq: Seq, resumes: bool, now: Time) {
         self.tell_of_ended();
-        let nothing_is_older = self.filler.partition().is_empty() && self.flights.is_empty();
+        let nothing_is_older = self.filler.partition().is_empty() && self.under_way.is_empty();
         if nothing_is_older && !resumes || is_planted(Mutation::FenceDropped) {
             self.leave(port, Delivery::Fenced(seq));
             return;
@@ -677,11 +704,11 @@ impl LinkCore {
         self.filler.empty(Cause::DataChanged);
         self.feed.tell(None, Cause::DataChanged);
         self.counts.emptied += 1;
-        self.keys.all_changed();
+        self.under_way.all_changed();
     }
 
     fn remove(&mut self, key: &[u8], cause: Cause, now: Time) -> bool {
-        self.keys.changed(key);
+        self.under_way.changed(key);
         let removed = self.filler.remove(key, cause, now);
         // Afterwards: who acts upon the news must not find the entry.
         self.feed.tell(Some(key), cause);
@@ -690,18 +717,27 @@ impl LinkCore {
 
     fn remove_keys_of(&mut self, command: CommandId, request: &Bytes, now: Time) {
         let partition = self.filler.partition();
-        if partition.is_empty() && self.keys.is_empty() && !partition.has_peers() {
+        if partition.is_empty() && self.under_way.is_empty() && !partition.has_peers() {
             return;
         }
-        let Some(ranges) = self.scan(request) else { return };
-        let args = Args::new(request, &ranges);
+        // Most write one key, whose place is known.
+        let single = self.table.command(command).and_then(Command::single_key_at);
+        if let Some(at) = single.and_then(|at| argument(request, at)) {
+            return self.remove_written(slice_of(request, &at), now);
+        }
         let table = self.table.clone();
         let Some(command) = table.command(command) else { return };
+        let Some(ranges) = self.scan(request) else { return };
+        let args = Args::new(request, &ranges);
         for key_at in command.keys(args) {
-            let removed = self.written(args.arg(key_at), Cause::DataChanged, now);
-            self.counts.dropped_by_write += u64::from(removed);
+            self.remove_written(args.arg(key_at), now);
         }
         self.scanner_gives_back(ranges);
+    }
+
+    fn remove_written(&mut self, key: &[u8], now: Time) {
+        let removed = self.written(key, Cause::DataChanged, now);
+        self.counts.dropped_by_write += u64::from(removed);
     }
 
     fn fenced(&mut self, waiting: SmallVec<[(Arc<Port>, Seq); 1]>, resumes: u32) {
@@ -769,6 +805,13 @@ impl LinkCore {
         let starts_at = self.bytes_put;
         self.outgoing.put(bytes);
         self.bytes_put += bytes.len() as u64;
+        starts_at
+    }
+
+    /// Writes two pieces of one request.
+    fn put_both(&mut self, head: &[u8], rest: &[u8]) -> u64 {
+        let starts_at = self.put(head);
+        self.put(rest);
         starts_at
     }
 

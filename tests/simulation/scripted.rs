@@ -42,6 +42,7 @@ fn link(table: &Arc<Table>) -> (LinkCore, Arc<Partition>) {
         stale_longest: None,
     };
     let mut link = LinkCore::new(filler, table.clone(), limits);
+    link.seed(1);
     link.connected(Caching::Tracked, table.clone());
     (link, partition)
 }
@@ -233,6 +234,7 @@ fn a_read_that_another_users_fill_has_overtaken_is_not_kept() {
     let link = || {
         let (partition, filler) = l1.partition();
         let mut link = LinkCore::new(filler, table.clone(), limits);
+        link.seed(1);
         link.connected(Caching::Tracked, table.clone());
         (link, partition)
     };

@@ -74,6 +74,9 @@ enum ReplyState {
     Body { missing: u64 },
 }
 
+/// Bytes that a look at the start of a reply takes; what is shorter, at the end of the piece, goes the long way.
+const SHORT_BYTES: usize = 8;
+
 // === impl ReplyScanner ===
 
 impl ReplyScanner {
@@ -112,6 +115,10 @@ impl ReplyScanner {
         if self.state == ReplyState::Top && !piece.is_empty() {
             self.kind = piece[0];
             self.bytes = 0;
+            if let Some(len) = self.whole(piece) {
+                self.bytes = len as u64;
+                return Ok(Advance { consumed: len, complete: true });
+            }
             self.state = ReplyState::Element;
         }
         while at < piece.len() {
@@ -124,6 +131,31 @@ impl ReplyScanner {
         }
         self.bytes += at as u64;
         Ok(Advance { consumed: at, complete: false })
+    }
+
+    /// The length of the reply at the start of `piece`, if it is all there and of a usual kind: a bulk string of up to three
+    /// digits of bytes, or a line of a few bytes. Of anything else nothing is noted, nor of what may be an error: the steps
+    /// look at it from its start.
+    #[inline]
+    fn whole(&self, piece: &[u8]) -> Option<usize> {
+        let first: [u8; SHORT_BYTES] = *piece.first_chunk()?;
+        match first[0] {
+            b'$' => {
+                let [x, y, z] = [first[1], first[2], first[3]].map(|digit| u64::from(digit.wrapping_sub(b'0')));
+                let (head, body) = match first {
+                    [_, _, _, b'\r', b'\n', ..] if x < 10 && y < 10 => (5, x * 10 + y),
+                    [_, _, b'\r', b'\n', ..] if x < 10 => (4, x),
+                    [_, _, _, _, b'\r', b'\n', ..] if x < 10 && y < 10 && z < 10 => (6, x * 100 + y * 10 + z),
+                    _ => return None,
+                };
+                let end = head + body as usize + 2;
+                (end <= piece.len() && body <= self.limits.bulk_bytes_max).then_some(end)
+            }
+            b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(' if self.limits.line_bytes_max >= SHORT_BYTES => {
+                first.iter().position(|byte| *byte == b'\n').map(|at| at + 1)
+            }
+            _ => None,
+        }
     }
 
     /// Takes one state over; true if the whole reply is complete.

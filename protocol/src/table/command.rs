@@ -101,6 +101,13 @@ impl Command {
         }
     }
 
+    /// The argument that holds the one key, where that is the same for every request: the only one of [`Command::keys`], if the
+    /// request has so many arguments.
+    #[inline]
+    pub fn single_key_at(&self) -> Option<usize> {
+        (self.single_key > 0).then_some(usize::from(self.single_key))
+    }
+
     /// Like [`Command::keys`], without the keys that the command only reads (the sources of `ZUNIONSTORE`, say).
     pub fn written_keys<'a>(&'a self, args: Args<'a>) -> Keys<'a> {
         self.keys_without(args, KeyFlags::RO)

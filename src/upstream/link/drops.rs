@@ -4,7 +4,7 @@
 //! not answered afterwards. Reads under way stay what they are for those who wait for them, and are kept no more.
 
 use super::soft::{keys_of, named};
-use super::{Frame, LinkCore, OpKind};
+use super::{Frame, LinkCore};
 use crate::clock::Time;
 use crate::l1::Cause;
 use crate::port::{Port, Seq};
@@ -19,7 +19,7 @@ impl LinkCore {
         let mut dropped = 0;
         if let Some(ranges) = self.scan(request) {
             for key in Args::new(request, &ranges).iter().skip(1) {
-                self.keep_nothing_of(key);
+                self.under_way.keep_nothing_of(key);
                 dropped += u64::from(self.remove(key, cause, now));
             }
             self.scanner_gives_back(ranges);
@@ -32,8 +32,7 @@ impl LinkCore {
         self.filler.empty(cause);
         self.feed.tell(None, cause);
         self.counts.emptied += 1;
-        let flights: Vec<usize> = self.flights.iter().map(|(flight, _)| flight).collect();
-        flights.into_iter().for_each(|flight| self.keep_no_more(flight));
+        self.under_way.keep_nothing();
         self.hand_on(port, seq, Frame { bytes: b"+OK\r\n", shared: None });
     }
 
@@ -44,19 +43,6 @@ impl LinkCore {
             self.written(key, cause, now);
         }
     }
-
-    /// What is under way for a key is answered, and not kept.
-    pub(super) fn keep_nothing_of(&mut self, key: &[u8]) {
-        let flights = self.keys.get(key).map(|state| state.flights.clone()).unwrap_or_default();
-        flights.into_iter().for_each(|flight| self.keep_no_more(flight));
-    }
-
-    /// A read under way is from now on one whose reply is only handed on.
-    fn keep_no_more(&mut self, flight: usize) {
-        if let Some(flight) = self.flights.get_mut(flight) {
-            flight.kind = OpKind::Read;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -65,7 +51,7 @@ mod tests {
     use crate::l1::{L1, L1Settings, Partition};
     use crate::outgoing::Outgoing;
     use crate::port::{Delivery, Taken};
-    use crate::upstream::link::{Caching, Job, LinkLimits, Op};
+    use crate::upstream::link::{Caching, Job, LinkLimits, Op, OpKind};
     use bytes::Bytes;
     use larder_protocol::args::OwnedArgs;
     use larder_protocol::table::Table;

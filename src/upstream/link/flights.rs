@@ -8,6 +8,7 @@
 //! How it fails: a PTTL that is not answered by a number, a key that changed meanwhile, or an error for a reply mean that
 //! the reply is handed on and not kept. A flight that is lost with its connection is kept for one retry.
 
+use super::under_way::NO_FLIGHT;
 use super::{Caching, Each, Frame, LinkCore, OpKind, Patience, Retry, What};
 use crate::clock::Time;
 use crate::l1::{FillKind, Filled, Variant};
@@ -33,18 +34,22 @@ pub(super) struct Flight {
     pub(super) position: u64,
     pub(super) patience: Patience,
     pub(super) sent_at: Time,
+    /// The flight in front of it in its group's list: see [`super::under_way`].
+    pub(super) older: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct FlightKey {
-    /// Where it stands in the request, and where its state is kept; `None` if it is not worth keeping.
+    /// Where it stands in the request.
     at: Range<u32>,
-    place: Option<usize>,
+    pub(super) hash: u64,
     pub(super) deadline: Option<Time>,
     pub(super) exists: bool,
-    changes_seen: u64,
     /// As what it is to be kept; `None` for not at all.
     kind: Option<FillKind>,
+    /// What its group counted when its PTTL was answered, and when the flight took off.
+    changes_seen: u64,
+    orders_seen: u64,
     /// [`crate::l1::Partition::peer_fills`] when the read was sent.
     peer_fills: u64,
 }
@@ -57,7 +62,7 @@ struct Wanted {
 }
 
 /// What a PTTL begins with.
-pub(super) const PTTL: &[u8] = b"*2\r\n$4\r\nPTTL\r\n$";
+pub(super) const PTTL: &[u8] = b"*2\r\n$4\r\nPTTL\r\n";
 
 /// Flights whose reply a planted bug keeps only when their clients have been woken.
 #[cfg(feature = "mutations")]
@@ -78,8 +83,31 @@ impl Flight {
         slice_of(&self.request, &k.at)
     }
 
+    /// The hash of its key, if others may share it.
+    pub(super) fn shared_hash(&self) -> Option<u64> {
+        match self.kind {
+            OpKind::Fill { .. } | OpKind::Refresh { .. } => self.keys.first().map(|k| k.hash),
+            _ => None,
+        }
+    }
+
+    fn reads_just(&self, key: &[u8]) -> bool {
+        matches!(&self.keys[..], [k] if self.key(k) == key)
+    }
+
     fn refreshes(&self) -> bool {
         self.keys.first().is_some_and(|k| k.kind == Some(FillKind::Refresh))
+    }
+}
+
+// === impl FlightKey ===
+
+#[cfg(test)]
+impl FlightKey {
+    /// A key that is all of a request.
+    pub(super) fn of_all(request: &[u8], hash: u64, orders_seen: u64) -> Self {
+        let (at, kind) = (0..request.len() as u32, Some(FillKind::Miss));
+        Self { at, hash, deadline: None, exists: true, kind, changes_seen: 0, orders_seen, peer_fills: 0 }
     }
 }
 
@@ -106,8 +134,8 @@ impl LinkCore {
             return self.submit_one(port, seq, OpKind::Read, request, patience, now);
         };
         let key = slice_of(&request, &at);
-        let hash = self.keys.hash(key);
-        if may_join && self.join(port, seq, hash, key, &request) {
+        let hash = self.under_way.hash(key);
+        if may_join && self.join(port, seq, hash, &request) {
             return;
         }
         let first_hits = self.filler.partition().first_hits();
@@ -117,8 +145,8 @@ impl LinkCore {
                 self.send(port, seq, OpKind::Read, request, patience, now);
             }
             kind_of_fill => {
-                let wanted = Wanted { at, hash, kind: kind_of_fill };
-                self.take_off(Some((port, seq)), kind, request, [wanted], patience, now);
+                let key = self.ask(0, kind, &request, Wanted { at, hash, kind: kind_of_fill }, now);
+                self.take_off(Some((port, seq)), kind, request, SmallVec::from_buf([key]), patience, now);
             }
         }
     }
@@ -127,14 +155,14 @@ impl LinkCore {
     pub(super) fn submit_refresh(&mut self, kind: OpKind, request: Bytes, key_at: usize, now: Time) {
         let Some(at) = argument(&request, key_at).filter(|_| self.keeps()) else { return };
         let key = slice_of(&request, &at);
-        let hash = self.keys.hash(key);
-        if self.refreshing >= REFRESHES_MAX || self.keys.find(hash, key).is_some() {
+        let hash = self.under_way.hash(key);
+        if self.refreshing >= REFRESHES_MAX || self.under_way.find(hash, |f| f.reads_just(key)).is_some() {
             return;
         }
         self.refreshing += 1;
         self.counts.refreshes += 1;
-        let wanted = Wanted { at, hash, kind: Some(FillKind::Refresh) };
-        self.take_off(None, kind, request, [wanted], Patience::Waiting, now);
+        let key = self.ask(0, kind, &request, Wanted { at, hash, kind: Some(FillKind::Refresh) }, now);
+        self.take_off(None, kind, request, SmallVec::from_buf([key]), Patience::Waiting, now);
     }
 
     pub(super) fn submit_fill_each(
@@ -152,7 +180,7 @@ impl LinkCore {
             for range in ranges.iter().skip(1) {
                 let at = range.start..range.start + range.len;
                 let key = slice_of(&request, &at);
-                let hash = self.keys.hash(key);
+                let hash = self.under_way.hash(key);
                 let kind = self.admit(hash, key, first_hits, now);
                 wanted.push(Wanted { at, hash, kind });
             }
@@ -163,7 +191,9 @@ impl LinkCore {
             self.send(port, seq, OpKind::Read, request, patience, now);
             return;
         }
-        self.take_off(Some((port, seq)), kind, request, wanted, patience, now);
+        let keys =
+            wanted.into_iter().enumerate().map(|(index, key)| self.ask(index, kind, &request, key, now)).collect();
+        self.take_off(Some((port, seq)), kind, request, keys, patience, now);
     }
 
     /// As what the reply to a miss of this key is to be kept, if it is worth that.
@@ -178,143 +208,129 @@ impl LinkCore {
     }
 
     /// Shares the reply of an equal read that is under way, if the client's order allows it.
-    fn join(&mut self, port: &Arc<Port>, seq: Seq, hash: u64, key: &[u8], request: &Bytes) -> bool {
-        let Some(state) = self.keys.find(hash, key) else { return false };
+    fn join(&mut self, port: &Arc<Port>, seq: Seq, hash: u64, request: &Bytes) -> bool {
         let sent_to = port.link_position();
         let in_order = |f: &Flight| f.position >= sent_to || is_planted(Mutation::JoinAnywhere);
-        let equal = |f: &&Flight| f.patience != Patience::ToldOfTimeout && f.request == *request && in_order(f);
-        let found = state.flights.iter().copied().find(|&i| self.flights.get(i).as_ref().is_some_and(equal));
-        let Some(flight) = found.and_then(|i| self.flights.get_mut(i)) else { return false };
+        let equal = |f: &Flight| f.patience != Patience::ToldOfTimeout && f.request == *request && in_order(f);
+        let Some(flight) = self.under_way.find(hash, equal) else { return false };
         port.set_link_position(flight.position);
         flight.waiting.push((port.clone(), seq));
         self.counts.joined += 1;
         true
     }
 
+    /// Writes what is to be known of a key in front of its read, which is the next to take off: its key number `index`.
+    #[inline]
+    fn ask(&mut self, index: usize, kind: OpKind, request: &[u8], wanted: Wanted, now: Time) -> FlightKey {
+        let Wanted { at, hash, kind: kind_of_fill } = wanted;
+        let (mut orders_seen, mut peer_fills) = (0, 0);
+        let asked = kind_of_fill.zip(bulk_of(request, &at));
+        if let Some((_, bulk)) = asked {
+            peer_fills = self.filler.partition().peer_fills(slice_of(request, &at));
+            orders_seen = self.under_way.orders(hash);
+            self.ask_about(self.under_way.next_number(), index, kind, bulk, now);
+        }
+        let kind = asked.map(|(kind, _)| kind);
+        FlightKey { at, hash, deadline: None, exists: true, kind, changes_seen: 0, orders_seen, peer_fills }
+    }
+
+    /// Writes the read itself.
     fn take_off(
         &mut self,
         reader: Option<(&Arc<Port>, Seq)>,
         kind: OpKind,
         request: Bytes,
-        wanted: impl IntoIterator<Item = Wanted>,
+        keys: SmallVec<[FlightKey; 1]>,
         patience: Patience,
         now: Time,
     ) {
-        let number = self.flights.vacant_key();
-        let mut keys: SmallVec<[FlightKey; 1]> = SmallVec::new();
-        for (i, Wanted { at, hash, kind: kind_of_fill }) in wanted.into_iter().enumerate() {
-            let (mut place, mut peer_fills) = (None, 0);
-            if kind_of_fill.is_some() {
-                let key = slice_of(&request, &at);
-                peer_fills = self.filler.partition().peer_fills(key);
-                place = Some(self.keys.take_off(hash, request.slice_ref(key), number));
-                self.ask_about(number, i, kind, key, now);
-            }
-            let kind = kind_of_fill;
-            keys.push(FlightKey { at, place, deadline: None, exists: true, changes_seen: 0, kind, peer_fills });
-        }
         let starts_at = self.put_shared(&request);
         self.in_flight_bytes += request.len();
-        self.expect(What::Flight(number), starts_at, now);
+        self.expect(What::Flight(self.under_way.next_number()), starts_at, now);
         let position = self.position;
-        if let Some((port, _)) = reader {
+        let mut waiting = SmallVec::new();
+        if let Some((port, seq)) = reader {
             port.set_link_position(position);
+            waiting.push((port.clone(), seq));
         }
-        self.flights.insert(Flight {
-            request,
-            kind,
-            keys,
-            waiting: reader.into_iter().map(|(port, seq)| (port.clone(), seq)).collect(),
-            position,
-            patience,
-            sent_at: now,
-        });
+        let older = NO_FLIGHT;
+        self.under_way.take_off(Flight { request, kind, keys, waiting, position, patience, sent_at: now, older });
     }
 
     /// Asks what is to be known of a key in front of its read: when it ends, and how it is encoded if that matters.
-    fn ask_about(&mut self, flight: usize, key: usize, kind: OpKind, name: &[u8], now: Time) {
+    fn ask_about(&mut self, flight: u64, key: usize, kind: OpKind, bulk: &[u8], now: Time) {
         self.opt_in(now);
-        let starts_at = self.put_about_key(PTTL, name);
+        let starts_at = self.put_both(PTTL, bulk);
         self.expect(What::Pttl { flight, key }, starts_at, now);
         if let OpKind::Fill { asks_encoding: true, .. } | OpKind::Refresh { asks_encoding: true, .. } = kind {
-            let starts_at = self.put_about_key(b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n$", name);
+            let starts_at = self.put_both(b"*3\r\n$6\r\nOBJECT\r\n$8\r\nENCODING\r\n", bulk);
             self.expect(What::Encoding { flight }, starts_at, now);
         }
     }
 
-    pub(super) fn put_about_key(&mut self, head: &[u8], key: &[u8]) -> u64 {
-        let starts_at = self.put(head);
-        let mut digits = itoa(key.len());
-        self.put(digits.text());
-        self.put(b"\r\n");
-        self.put(key);
-        self.put(b"\r\n");
-        starts_at
+    /// The reply to a PTTL: from here on a change of the key makes the fill void.
+    pub(super) fn pttl(&mut self, flight: u64, key: usize, sent_at: Time, frame: Frame<'_>) {
+        let is_tracked = self.take_tracked() || self.caching != Caching::Tracked;
+        let pttl = match frame.bytes {
+            b":-1\r\n" => Some(Item::Integer(-1)),
+            bytes => Cursor::new(bytes).next(),
+        };
+        let deadline = self.deadline(pttl, sent_at).filter(|_| is_tracked);
+        let Some((k, changes)) = self.under_way.key_mut(flight, key) else { return };
+        (k.deadline, k.exists, k.changes_seen) = (deadline, pttl != Some(Item::Integer(-2)), changes);
     }
 
-    /// The reply to a PTTL: from here on a change of the key makes the fill void.
-    pub(super) fn pttl(&mut self, flight: usize, key: usize, frame: Frame<'_>) {
-        let is_tracked = self.take_tracked() || self.caching != Caching::Tracked;
-        let Some(flight) = self.flights.get_mut(flight) else { return };
-        let Some(k) = flight.keys.get_mut(key) else { return };
-        let pttl = Cursor::new(frame.bytes).next();
-        k.exists = pttl != Some(Item::Integer(-2));
-        k.deadline = match pttl {
-            Some(Item::Integer(-1 | -2)) => Some(Time::MAX),
-            Some(Item::Integer(ms)) if ms > 0 => {
-                Some(flight.sent_at.saturating_add(Duration::from_millis(ms.unsigned_abs())))
-            }
-            Some(Item::Error(text)) => {
+    /// Until when a key may be answered whose PTTL, sent at `sent_at`, was answered so; `None` for not at all.
+    fn deadline(&mut self, pttl: Option<Item<'_>>, sent_at: Time) -> Option<Time> {
+        let deadline = match pttl? {
+            Item::Integer(-1 | -2) => Time::MAX,
+            Item::Integer(ms) if ms > 0 => sent_at.saturating_add(Duration::from_millis(ms.unsigned_abs())),
+            Item::Error(text) => {
                 // Of the command, not of this key: other keys may be read and kept.
                 let of_command = text.starts_with(b"NOPERM") && memmem(text, b"'pttl'");
                 if of_command && self.caching != Caching::NoPttl {
                     tracing::warn!("the upstream refuses PTTL to this user: nothing is cached for it");
                     self.caching = Caching::NoPttl;
                 }
-                None
+                return None;
             }
-            _ => None,
+            _ => return None,
         };
-        if self.caching == Caching::Untracked {
-            let bound = self.limits.untracked_ttl.map(|ttl| flight.sent_at.saturating_add(ttl));
-            k.deadline = k.deadline.zip(bound).map(|(a, b)| a.min(b));
+        match self.caching {
+            Caching::Untracked => self.limits.untracked_ttl.map(|ttl| deadline.min(sent_at.saturating_add(ttl))),
+            _ => Some(deadline),
         }
-        if !is_tracked {
-            k.deadline = None;
-        }
-        k.changes_seen = k.place.map_or(0, |place| self.keys.changes(place));
     }
 
     /// The reply to OBJECT ENCODING: only a hash that cannot have field TTLs may be kept, or a key that is not there.
-    pub(super) fn encoding(&mut self, flight: usize, frame: Frame<'_>) {
+    pub(super) fn encoding(&mut self, flight: u64, frame: Frame<'_>) {
         let keeps = matches!(Cursor::new(frame.bytes).next(), Some(Item::Bulk(b"listpack") | Item::Null));
-        if let (false, Some(flight)) = (keeps, self.flights.get_mut(flight)) {
+        if let (false, Some(flight)) = (keeps, self.under_way.get_mut(flight)) {
             flight.keys.iter_mut().for_each(|k| k.deadline = None);
         }
     }
 
     /// The reply to a read that may be kept: keep it, then hand it on.
-    pub(super) fn landed(&mut self, flight: usize, frame: Frame<'_>, now: Time) {
-        let Some(flight_state) = self.flights.try_remove(flight) else { return };
-        self.in_flight_bytes -= flight_state.request.len();
-        self.refreshing -= usize::from(flight_state.refreshes());
+    pub(super) fn landed(&mut self, flight: u64, frame: Frame<'_>, now: Time) {
+        let Some(mut flight) = self.under_way.land(flight) else { return };
+        self.in_flight_bytes -= flight.request.len();
+        self.refreshing -= usize::from(flight.refreshes());
+        if flight.keys.iter().any(|k| k.kind.is_some() && self.under_way.orders(k.hash) != k.orders_seen) {
+            // It is answered, and not kept.
+            flight.kind = OpKind::Read;
+        }
         let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
         let is_kept = !is_error && !is_planted(Mutation::FillFromRequester);
-        self.tell_of_flight(&flight_state, is_error);
+        self.tell_of_flight(&flight, is_error);
         if is_kept {
-            self.keep(&flight_state, frame, now);
+            self.keep(&flight, frame, now);
         }
-        for k in &flight_state.keys {
-            if let Some(place) = k.place {
-                self.keys.land(place, flight);
-            }
-        }
-        for (port, seq) in &flight_state.waiting {
+        for (port, seq) in &flight.waiting {
             self.hand_on(port, *seq, frame);
         }
         #[cfg(feature = "mutations")]
         if !is_error && !is_kept {
-            self.late.landed.push((flight_state, Bytes::copy_from_slice(frame.bytes)));
+            self.late.landed.push((flight, Bytes::copy_from_slice(frame.bytes)));
         }
     }
 
@@ -375,7 +391,7 @@ impl LinkCore {
     /// The deadline of a key that was read, unless it changed since its PTTL was answered, or another user's partition
     /// was filled with it since it was asked for: its clients may have been answered what is newer than this. That a key is
     /// missing which was softly deleted is not kept either: who may have the value of before would find that.
-    fn fresh_until(&mut self, k: &FlightKey, place: usize, key: &[u8]) -> Option<Time> {
+    fn fresh_until(&mut self, k: &FlightKey, key: &[u8]) -> Option<Time> {
         if !k.exists && self.filler.is_missed(key) {
             return None;
         }
@@ -383,7 +399,8 @@ impl LinkCore {
             self.counts.fills_outrun += 1;
             return None;
         }
-        if self.keys.changes(place) != k.changes_seen && !is_planted(Mutation::FillOutrun) {
+        let is_blind = is_planted(Mutation::FillOutrun) || is_planted(Mutation::FillFromRequester);
+        if self.under_way.changes(k.hash) != k.changes_seen && !is_blind {
             self.counts.fills_outrun += 1;
             return None;
         }
@@ -392,9 +409,9 @@ impl LinkCore {
 
     /// Keeps what a key was read to hold, if it was to be kept and is still fresh.
     fn keep_as(&mut self, flight: &Flight, k: &FlightKey, variant: Variant<'_>, reply: &[u8], now: Time) {
-        let Some((kind, place)) = k.kind.zip(k.place) else { return };
+        let Some(kind) = k.kind else { return };
         let key = flight.key(k);
-        let Some(deadline) = self.fresh_until(k, place, key) else { return };
+        let Some(deadline) = self.fresh_until(k, key) else { return };
         match self.filler.fill_as(kind, key, variant, reply, deadline, now) {
             Filled::Stored => self.counts.fills += 1,
             Filled::TooBig => self.big_keys.push(Bytes::copy_from_slice(key)),
@@ -404,11 +421,11 @@ impl LinkCore {
 
     pub(super) fn lost_flight(
         &mut self,
-        flight: usize,
+        flight: u64,
         overtaken: impl Fn(&Arc<Port>) -> bool,
         retries: &mut Vec<Retry>,
     ) {
-        let Some(flight) = self.flights.try_remove(flight) else { return };
+        let Some(flight) = self.under_way.land(flight) else { return };
         for (port, seq) in flight.waiting {
             if flight.patience == Patience::Retried || overtaken(&port) {
                 self.leave(&port, Delivery::Failed(seq, Failure::ReadLost));
@@ -421,27 +438,59 @@ impl LinkCore {
 }
 
 /// Where argument `at` of a request stands, as sessions make them, without looking at those behind it.
-fn argument(request: &[u8], at: usize) -> Option<Range<u32>> {
-    let number = |kind: u8, from: usize| {
-        let digits = request.get(from..)?.strip_prefix(&[kind])?.iter().take_while(|byte| byte.is_ascii_digit());
-        let (len, value) = digits.fold((0, 0_u32), |(len, value), digit| {
-            (len + 1, value.saturating_mul(10).saturating_add(u32::from(digit - b'0')))
-        });
-        Some((from + 1 + len + 2, value as usize))
-    };
-    let (mut next, count) = number(b'*', 0)?;
+pub(super) fn argument(request: &[u8], at: usize) -> Option<Range<u32>> {
+    let (mut next, count) = header(request, 0, b'*')?;
     if at >= count {
         return None;
     }
     for _ in 0..at {
-        let (start, len) = number(b'$', next)?;
+        let (start, len) = header(request, next, b'$')?;
         next = start + len + 2;
     }
-    let (start, len) = number(b'$', next)?;
+    let (start, len) = header(request, next, b'$')?;
     (start + len <= request.len()).then_some(start as u32..(start + len) as u32)
 }
 
-fn slice_of<'a>(request: &'a [u8], at: &Range<u32>) -> &'a [u8] {
+/// Where the line ends that begins here with a byte and a number, and the number. Nearly all have one digit or two.
+#[inline]
+fn header(request: &[u8], from: usize, kind: u8) -> Option<(usize, usize)> {
+    const END: u64 = u16::from_le_bytes(*b"\r\n") as u64;
+    let kind_at_start = u64::from(kind);
+    if let Some(bytes) = request.get(from..).and_then(<[u8]>::first_chunk::<8>) {
+        let word = u64::from_le_bytes(*bytes);
+        let (units, tens) = (word >> 8 & 0xff, word >> 16 & 0xff);
+        let digit = |byte: u64| byte.wrapping_sub(u64::from(b'0'));
+        if word & 0xffff_00ff == END << 16 | kind_at_start && digit(units) < 10 {
+            return Some((from + 4, digit(units) as usize));
+        }
+        let (tens, units) = (units, tens);
+        if word & 0xff_ff00_00ff == END << 24 | kind_at_start && digit(tens) < 10 && digit(units) < 10 {
+            return Some((from + 5, (digit(tens) * 10 + digit(units)) as usize));
+        }
+    }
+    long_header(request.get(from..)?.strip_prefix(&[kind])?).map(|(len, value)| (from + 1 + len + 2, value))
+}
+
+/// The digits in front of a line end, and the number that they are.
+#[inline(never)]
+fn long_header(line: &[u8]) -> Option<(usize, usize)> {
+    let len = line.iter().position(|byte| *byte == b'\r').filter(|len| *len > 0)?;
+    let add = |value: usize, byte: &u8| {
+        let digit = byte.wrapping_sub(b'0');
+        if digit < 10 { value.checked_mul(10)?.checked_add(usize::from(digit)) } else { None }
+    };
+    Some((len, line[..len].iter().try_fold(0, add)?))
+}
+
+/// An argument of a request with the line in front of it and the line end behind, as sessions make them.
+fn bulk_of<'a>(request: &'a [u8], at: &Range<u32>) -> Option<&'a [u8]> {
+    let (start, end) = (at.start as usize, at.end as usize);
+    let digits = (end - start).checked_ilog10().unwrap_or(0) as usize + 1;
+    let bulk = request.get(start.checked_sub(digits + 3)?..end + 2)?;
+    (bulk.first() == Some(&b'$')).then_some(bulk)
+}
+
+pub(super) fn slice_of<'a>(request: &'a [u8], at: &Range<u32>) -> &'a [u8] {
     &request[at.start as usize..at.end as usize]
 }
 
@@ -449,28 +498,47 @@ fn memmem(text: &[u8], wanted: &[u8]) -> bool {
     text.windows(wanted.len()).any(|window| window == wanted)
 }
 
-/// A length in decimal digits, without an allocation.
-struct Digits {
-    bytes: [u8; 20],
-    from: usize,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use larder_protocol::args::OwnedArgs;
 
-fn itoa(mut n: usize) -> Digits {
-    let mut digits = Digits { bytes: [b'0'; 20], from: 20 };
-    loop {
-        digits.from -= 1;
-        digits.bytes[digits.from] = b'0' + (n % 10) as u8;
-        n /= 10;
-        if n == 0 {
-            return digits;
+    #[test]
+    fn arguments_of_any_length_are_found_where_they_stand() {
+        let lengths = [0, 1, 9, 10, 99, 100, 999, 1000, 70_000];
+        for (at, length) in (0..).zip(lengths) {
+            for behind in [0, 1, 12, 120] {
+                let mut words = vec![vec![b'w'; 3]; at];
+                words.push(vec![b'$'; length]);
+                words.extend(vec![vec![b'x'; 11]; behind]);
+                let request = OwnedArgs::new(&words);
+                let request = request.args().bytes();
+                let found = argument(request, at).unwrap();
+                assert_eq!(slice_of(request, &found), words[at], "{at} of {}", words.len());
+                let bulk = [format!("${length}\r\n").as_bytes(), &words[at], b"\r\n"].concat();
+                assert_eq!(bulk_of(request, &found), Some(&bulk[..]));
+                assert_eq!(argument(request, words.len()), None);
+                if length > 0 {
+                    assert_eq!(argument(&request[..found.end as usize - 1], at), None, "it is cut off");
+                }
+            }
         }
-    }
-}
-
-// === impl Digits ===
-
-impl Digits {
-    fn text(&mut self) -> &[u8] {
-        &self.bytes[self.from..]
+        for odd in [
+            "",
+            "*",
+            "*1",
+            "*1\r\n",
+            "*1\r\n$",
+            "*1\r\n$1\r\n",
+            "*x\r\n$1\r\nk\r\n",
+            "*1\r\n$-1\r\n",
+            "*1\r\n:1\r\nk\r\n",
+            "*1\r\n$99999999999999999999999\r\nk\r\n",
+            "$1\r\n$1\r\nk\r\n",
+            "*1\r\n$/\r\nk\r\n        ",
+            "*1\r\n$:0\r\nk\r\n        ",
+        ] {
+            assert_eq!(argument(odd.as_bytes(), 0), None, "{odd:?}");
+        }
     }
 }

@@ -128,6 +128,14 @@ impl Job {
     pub fn is_order(&self) -> bool {
         self.ops.iter().all(|op| op.kind.is_order())
     }
+
+    /// True if its bytes are sent as they are, and nothing between: all are plain requests. `keeps`: replies may be kept.
+    #[inline]
+    pub(super) fn is_forwarded(&self, keeps: bool) -> bool {
+        let mut at = 0;
+        let is_next = |op: &Op| op.bytes.start == std::mem::replace(&mut at, op.bytes.end) && op.kind.is_plain(keeps);
+        self.ops.iter().all(is_next) && at as usize == self.bytes.len()
+    }
 }
 
 /// The error line, without the dash, for arguments of which one may be too long for a connection that clients share.
@@ -155,6 +163,15 @@ impl OpKind {
     /// True if the request can be sent twice without harm.
     pub fn is_read(self) -> bool {
         matches!(self, Self::Read | Self::ReadTracked | Self::Fill { .. } | Self::FillEach(_) | Self::Refresh { .. })
+    }
+
+    /// True if the request is sent and its reply handed on, and nothing else is written.
+    fn is_plain(self, keeps: bool) -> bool {
+        match self {
+            Self::Read | Self::Write(_) | Self::Effect => true,
+            Self::Fill { .. } | Self::FillEach(_) => !keeps,
+            _ => false,
+        }
     }
 
     /// The same for who waits for the reply: a read may have joined a refresh.

@@ -71,7 +71,7 @@ impl LinkCore {
         let Some(ranges) = self.scan(request) else { return };
         for key in Args::new(request, &ranges).iter().skip(1) {
             if is_done {
-                self.keys.changed(key);
+                self.under_way.changed(key);
                 self.filler.remove_but_soft(key, cause, now);
                 self.filler.deleted_softly(key, number);
             } else {
@@ -89,7 +89,7 @@ impl LinkCore {
             None => return,
         };
         for key in keys {
-            self.keys.changed(&key);
+            self.under_way.changed(&key);
             if self.soften(&key, how, now) == Softened::Soft {
                 self.ask_whether_missing(key, number, now);
             }
@@ -109,7 +109,7 @@ impl LinkCore {
         if !self.filler.is_settling(key) {
             return self.remove(key, Cause::DataChanged, now);
         }
-        self.keys.changed(key);
+        self.under_way.changed(key);
         let removed = self.filler.remove_but_soft(key, Cause::DataChanged, now);
         self.feed.tell(Some(key), Cause::DataChanged);
         removed
@@ -174,7 +174,7 @@ impl LinkCore {
     }
 
     fn soften(&mut self, key: &[u8], how: Softening, now: Time) -> Softened {
-        self.keep_nothing_of(key);
+        self.under_way.keep_nothing_of(key);
         let softened = self.filler.soften(key, how, now);
         self.feed.tell(Some(key), how.cause);
         softened
@@ -182,7 +182,8 @@ impl LinkCore {
 
     fn ask_whether_missing(&mut self, key: Bytes, order: u64, now: Time) {
         self.opt_in(now);
-        let starts_at = self.put_about_key(PTTL, &key);
+        let bulk = [format!("${}\r\n", key.len()).as_bytes(), &key, b"\r\n"].concat();
+        let starts_at = self.put_both(PTTL, &bulk);
         self.expect(What::Settling { key, order }, starts_at, now);
     }
 

@@ -236,8 +236,13 @@ impl<'a> Serving<'a> {
     /// Hands all whole frames that have been received to the core.
     fn frames(&mut self, now: Time) -> Result<(), LinkEnd> {
         let mut longest = 0;
+        // What was sent later, and is answered now as well, is no slower.
+        let mut is_fast = false;
         while let Some(len) = self.connection.frame_len()? {
-            self.heed(now);
+            if self.connection.input().first() != Some(&b'>') {
+                is_fast = is_fast || self.is_fast(now);
+                self.answered += u32::from(is_fast);
+            }
             longest = longest.max(len);
             if len >= SHARED_BYTES_MIN {
                 let shared = self.connection.input().split_to(len).freeze();
@@ -256,18 +261,15 @@ impl<'a> Serving<'a> {
         Ok(())
     }
 
-    /// Notes for the breaker that a reply, or a push, is there.
-    fn heed(&mut self, now: Time) {
-        if self.connection.input().first() == Some(&b'>') {
-            return;
-        }
+    /// True if the reply that is there has not taken long, or nobody is to be told of that; else the breaker is.
+    fn is_fast(&self, now: Time) -> bool {
         let latency = self.core.oldest_sent_at().map_or(Duration::ZERO, |sent| now.saturating_since(sent));
-        match self.handle.node.ticket() {
-            Some(ticket) if self.handle.node.is_slow(latency) => {
-                self.handle.node.record(ticket, Outcome::Success, latency);
-            }
-            _ => self.answered += 1,
+        if !self.handle.node.is_slow(latency) {
+            return true;
         }
+        let Some(ticket) = self.handle.node.ticket() else { return true };
+        self.handle.node.record(ticket, Outcome::Success, latency);
+        false
     }
 
     fn take_ticks(&mut self, cx: &mut Context<'_>, now: Time) -> Result<(), LinkEnd> {
