@@ -27,7 +27,7 @@ mod stand;
 use clap::Parser;
 use latency::Pace;
 use load::{Load, Verb};
-use report::{Latency, Report, Row, Sample, Workers};
+use report::{Latency, ONE_WORKER, Report, Row, Sample, TWO_PROCESSES, TWO_WORKERS, Workers};
 use stand::{Cores, Process, is_installed, start};
 use std::io;
 use std::net::SocketAddr;
@@ -40,6 +40,8 @@ const SMALL_BYTES: usize = 64;
 const LARGE_BYTES: usize = 1024;
 /// How often latencies are measured in a round, a second for each system.
 const LATENCY_TURNS: usize = 5;
+/// How often one and two workers are measured in a round, in turn.
+const WORKERS_TURNS: usize = 3;
 
 #[derive(Parser)]
 struct Options {
@@ -241,7 +243,7 @@ fn measure(system: &System, case: &Case, cores: Option<Cores>) -> io::Result<Sam
     let (before, behind_before) = (system.subject.times()?, behind_times(system)?);
     let per_second = match case.keys {
         Keys::Random => load::random_keys(system.subject.address, case.load, cores.map(|c| c.others))?,
-        Keys::Prepared => saturate::run(system.subject.address, case.load)?,
+        Keys::Prepared => saturate::run(&[system.subject.address], case.load)?,
         // The one at pipeline 16 reads what the one at pipeline 1 has not.
         Keys::Once if case.load.pipeline == 1 => load::read_once(system.subject.address, case.load, 0)?,
         Keys::Once => load::read_once(system.subject.address, case.load, ONCE_AT_PIPELINE_1)?,
@@ -291,43 +293,62 @@ fn latencies(options: &Options, cores: Option<Cores>, report: &mut Report) -> io
     Ok(())
 }
 
-/// What two worker threads do for one: the CPU time that an operation costs with each, and how evenly the two are loaded.
-/// Each worker has a core, and shares it with a generator of its own, so that a core has the same to do whether there is
-/// one or two of them. What the generators use does not count.
+/// What two worker threads do for one. Each worker has a core, and shares it with a generator of its own, so that a core has the
+/// same to do whether there is one or two of them; what the generators use does not count. With two cores, half of what a
+/// generator sends crosses from one to the other, which costs the kernel more than what stays: how much, two processes of one worker
+/// each show, which have nothing in common.
 fn two_threads(options: &Options, cores: Option<Cores>, report: &mut Report) -> io::Result<()> {
     let Some(Cores { subject, others }) = cores else { return Ok(()) };
     let behind = redis(None)?;
     load::populate(behind.address, KEYS, SMALL_BYTES)?;
-    let operations = if options.quick { 250_000 } else { 2_000_000 };
+    for _ in 0..if options.quick { 1 } else { WORKERS_TURNS } {
+        for (name, processes) in [
+            (ONE_WORKER, &[&[subject][..]][..]),
+            (TWO_WORKERS, &[&[subject, others]]),
+            (TWO_PROCESSES, &[&[subject], &[others]]),
+        ] {
+            let sample = workers_on(processes, options, behind.address)?;
+            eprintln!("workers: {name}: {:.3} us, the busiest {:.3} us", sample.cpu_us, sample.busiest_us);
+            report.add_workers(name, sample);
+        }
+    }
+    Ok(())
+}
+
+/// Measures processes with a worker on each of these cores, and a generator beside each of them.
+fn workers_on(processes: &[&[usize]], options: &Options, behind: SocketAddr) -> io::Result<Workers> {
+    let operations = if options.quick { 250_000 } else { 3_000_000 };
     let load = Load { verb: Verb::Get, keys: KEYS, value_bytes: SMALL_BYTES, pipeline: 16, operations };
-    for cores in [&[subject][..], &[subject, others]] {
-        let threads = cores.len();
-        let setting = format!("threads={threads}");
-        let larder = larder_with(&options.larder, behind.address, None, &["--set", &setting])?;
+    let mut larders = Vec::new();
+    for cores in processes {
+        let larder = larder_with(&options.larder, behind, None, &["--set", &format!("threads={}", cores.len())])?;
         larder.pin_threads("larder-", cores)?;
         load::warm(larder.address, KEYS, SMALL_BYTES)?;
         load::warm(larder.address, KEYS, SMALL_BYTES)?;
-        let before = larder.times()?;
-        let began = Instant::now();
-        std::thread::scope(|scope| {
-            let generate = |core: usize| scope.spawn(move || load::random_keys(larder.address, load, Some(core)));
-            let generators: Vec<_> = cores.iter().map(|core| generate(*core)).collect();
-            let ended = generators.into_iter().map(|generator| generator.join());
-            ended.into_iter().try_for_each(|rate| rate.map_err(|_| io::Error::other("a generator failed"))?.map(drop))
-        })?;
-        let operations = (load.operations * threads as u64) as f64;
-        let per_second = operations / began.elapsed().as_secs_f64();
-        let spent = stand::spent(&before, &larder.times()?);
-        let micros = |seconds: f64| seconds * 1e6 / operations;
-        let sample = Workers {
-            cpu_us: micros(spent.iter().sum()),
-            busiest_us: micros(spent.iter().copied().fold(0.0, f64::max)),
-            per_second,
-        };
-        eprintln!("{threads} workers: {:.3} us, the busiest {:.3} us", sample.cpu_us, sample.busiest_us);
-        report.add_workers(threads, sample);
+        larders.push(larder);
     }
-    Ok(())
+    let addresses: Vec<SocketAddr> = larders.iter().map(|larder| larder.address).collect();
+    let generate = |core: usize| {
+        stand::pin(stand::own_thread()?, core)?;
+        saturate::run(&addresses, load)
+    };
+    let before: Vec<_> = larders.iter().map(Process::times).collect::<io::Result<_>>()?;
+    let began = Instant::now();
+    let cores = processes.concat();
+    std::thread::scope(|scope| {
+        let generators: Vec<_> = cores.iter().map(|core| scope.spawn(|| generate(*core))).collect();
+        let mut ended = generators.into_iter().map(|generator| generator.join());
+        ended.try_for_each(|rate| rate.map_err(|_| io::Error::other("a generator failed"))?.map(drop))
+    })?;
+    let operations = (load.operations * cores.len() as u64) as f64;
+    let per_second = operations / began.elapsed().as_secs_f64();
+    let mut spent = Vec::new();
+    for (larder, before) in larders.iter().zip(&before) {
+        spent.extend(stand::spent(before, &larder.times()?));
+    }
+    let micros = |seconds: f64| seconds * 1e6 / operations;
+    let busiest_us = micros(spent.iter().copied().fold(0.0, f64::max));
+    Ok(Workers { cpu_us: micros(spent.iter().sum()), busiest_us, per_second })
 }
 
 fn redis(core: Option<usize>) -> io::Result<Process> {

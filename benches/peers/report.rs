@@ -29,7 +29,14 @@ pub(crate) struct Latency {
     pub(crate) per_second: f64,
 }
 
-/// What one round measured of a number of workers.
+/// One worker of one process.
+pub(crate) const ONE_WORKER: &str = "1";
+/// Two workers of one process.
+pub(crate) const TWO_WORKERS: &str = "2";
+/// Two processes of one worker each.
+pub(crate) const TWO_PROCESSES: &str = "2, each a process of its own";
+
+/// What one round measured of workers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Workers {
     /// CPU time of all workers per operation, in microseconds.
@@ -47,7 +54,7 @@ pub(crate) struct Report {
     /// The order in which loads came first.
     cases: Vec<&'static str>,
     latencies: BTreeMap<&'static str, Vec<Latency>>,
-    workers: BTreeMap<usize, Vec<Workers>>,
+    workers: BTreeMap<&'static str, Vec<Workers>>,
 }
 
 /// One line of the table.
@@ -76,23 +83,25 @@ impl Report {
         self.latencies.entry(system).or_default().push(latency);
     }
 
-    pub(crate) fn add_workers(&mut self, threads: usize, workers: Workers) {
-        self.workers.entry(threads).or_default().push(workers);
+    pub(crate) fn add_workers(&mut self, name: &'static str, workers: Workers) {
+        self.workers.entry(name).or_default().push(workers);
     }
 
-    /// Medians by number of workers.
-    fn worker_lines(&self) -> impl Iterator<Item = (usize, Workers)> + '_ {
+    /// Medians by what was measured, in the order of their names.
+    fn worker_lines(&self) -> impl Iterator<Item = (&'static str, Workers)> + '_ {
         let of = |samples: &[Workers], part: fn(&Workers) -> f64| median(samples.iter().map(part).collect());
-        self.workers.iter().map(move |(threads, samples)| {
+        self.workers.iter().map(move |(name, samples)| {
             let (cpu_us, busiest_us) = (of(samples, |w| w.cpu_us), of(samples, |w| w.busiest_us));
-            (*threads, Workers { cpu_us, busiest_us, per_second: of(samples, |w| w.per_second) })
+            (*name, Workers { cpu_us, busiest_us, per_second: of(samples, |w| w.per_second) })
         })
     }
 
-    /// How many times as much as one worker the others can serve, with the connections spread as they were.
-    fn scaling(&self) -> Option<f64> {
-        let busiest = |wanted| self.worker_lines().find(|(threads, _)| *threads == wanted).map(|(_, w)| w.busiest_us);
-        Some(busiest(1)? / busiest(2)?)
+    /// How many times as much as one worker two can serve, and how many times as much as one of two processes, by the CPU time of
+    /// the busiest.
+    fn scaling(&self) -> Option<(f64, f64)> {
+        let of = |wanted| self.worker_lines().find(|(name, _)| *name == wanted).map(|(_, workers)| workers);
+        let (one, two, apart) = (of(ONE_WORKER)?, of(TWO_WORKERS)?, of(TWO_PROCESSES)?);
+        Some((one.busiest_us / two.busiest_us, apart.cpu_us / two.busiest_us))
     }
 
     /// The lines, by load; what all are compared with comes first: the server itself, else Larder when it forwards.
@@ -163,17 +172,18 @@ impl Report {
                 );
             }
         }
-        if let Some(scaling) = self.scaling() {
+        if let Some((of_one, of_a_process)) = self.scaling() {
             text.push_str(
                 "\n| workers (hits, pipeline 16), each with a generator on its core | CPU us/op | the busiest worker's | thousand op/s |\n\
                  |---|---|---|---|\n",
             );
-            for (threads, Workers { cpu_us, busiest_us, per_second }) in self.worker_lines() {
-                let _ = writeln!(text, "| {threads} | {cpu_us:.3} | {busiest_us:.3} | {:.0} |", per_second / 1000.0);
+            for (name, Workers { cpu_us, busiest_us, per_second }) in self.worker_lines() {
+                let _ = writeln!(text, "| {name} | {cpu_us:.3} | {busiest_us:.3} | {:.0} |", per_second / 1000.0);
             }
             let _ = writeln!(
                 text,
-                "\nBy the CPU time of the busiest worker, two workers serve {scaling:.2} times what one does."
+                "\nBy the CPU time of the busiest worker, two workers serve {of_one:.2} times what one does whose generator is on \
+                 its own core, and {of_a_process:.2} times what one does of two that have nothing in common."
             );
         }
         text
@@ -201,7 +211,7 @@ impl Report {
                 l.p50_us, l.p99_us, l.p999_us, l.per_second
             )
         });
-        let scaling = self.scaling().map_or("null".to_owned(), |s| format!("{s:.3}"));
+        let scaling = self.scaling().map_or("null".to_owned(), |(of_one, apart)| format!("[{of_one:.3},{apart:.3}]"));
         format!(
             "{{\"cpu\":[\n{}\n],\"latency\":[\n{}\n],\"two_threads\":{scaling}}}\n",
             lines.collect::<Vec<_>>().join(",\n"),

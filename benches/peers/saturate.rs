@@ -30,12 +30,12 @@ struct Plan {
     replies_bytes: usize,
 }
 
-/// Asks until the load's operations are done; returns operations a second.
-pub(crate) fn run(address: SocketAddr, load: Load) -> io::Result<f64> {
+/// Asks these, with connections to each in turn, until the load's operations are done; returns operations a second.
+pub(crate) fn run(addresses: &[SocketAddr], load: Load) -> io::Result<f64> {
     let plan = Plan::of(load);
     let mut poll = Poll::new()?;
     let mut lines = Vec::new();
-    for n in 0..CONNECTIONS {
+    for (n, address) in addresses.iter().cycle().take(CONNECTIONS).enumerate() {
         // Connected before it is non-blocking, so that it can be written to at once.
         let stream = std::net::TcpStream::connect(address)?;
         stream.set_nodelay(true)?;

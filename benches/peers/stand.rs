@@ -76,6 +76,13 @@ pub(crate) fn pin(id: u32, core: usize) -> io::Result<()> {
     if command.status()?.success() { Ok(()) } else { Err(io::Error::other(format!("{id} cannot be pinned"))) }
 }
 
+/// The number by which the system knows the thread that asks.
+pub(crate) fn own_thread() -> io::Result<u32> {
+    let link = fs::read_link("/proc/thread-self")?;
+    let id = link.file_name().and_then(|name| name.to_string_lossy().parse().ok());
+    id.ok_or_else(|| io::Error::other("the system does not tell a thread's number"))
+}
+
 /// True if a program can be run by its name.
 pub(crate) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
