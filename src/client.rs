@@ -42,7 +42,7 @@ use larder_protocol::args::{ArgRange, Args};
 use larder_protocol::scan::{RequestScanner, Step};
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, Write};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -117,9 +117,8 @@ pub(crate) enum End {
 }
 
 /// Serves one client until it leaves.
-pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, counters: Arc<Counters>) {
-    let id = client.id;
-    let registered = Registered { shared: shared.clone(), id };
+pub(crate) async fn serve(stream: TcpStream, registered: Registered, client: Arc<Client>, counters: Arc<Counters>) {
+    let (shared, id) = (registered.shared.clone(), client.id);
     let scanner = RequestScanner::new(shared.request_limits());
     let mut connection = match Core::new(shared.clone(), client, counters) {
         Ok(core) => {
@@ -144,7 +143,7 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
         }
         Err(line) => {
             // The answer is a courtesy; there is nobody to tell if it cannot be written.
-            let _ = stream.try_write(format!("-{line}\r\n").as_bytes());
+            let _ = stream.into_std().and_then(|mut stream| stream.write(format!("-{line}\r\n").as_bytes()));
             return;
         }
     };
@@ -157,9 +156,9 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>, 
 }
 
 /// A client's place in the registry, given up however its task ends.
-struct Registered {
-    shared: Arc<Shared>,
-    id: ClientId,
+pub(crate) struct Registered {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) id: ClientId,
 }
 
 impl Drop for Registered {

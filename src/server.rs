@@ -8,8 +8,8 @@
 use crate::buffered::Buffered;
 use crate::cache::warm::{self, Warming};
 use crate::cache::{self, jobs::Jobs};
-use crate::client::{self, Place};
-use crate::clients::Clients;
+use crate::client::{self, Place, Registered};
+use crate::clients::{Client, Clients};
 use crate::clock::Clock;
 use crate::config::{Config, Credentials, DenyRule, Resolved};
 use crate::embedded::Embedded;
@@ -42,7 +42,7 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -147,6 +147,8 @@ const EXPIRY_EVERY: Duration = Duration::from_millis(100);
 const BUFFERED_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Connections that may wait to be accepted (the system may hold fewer).
 const BACKLOG: i32 = 4096;
+/// So much of what a client has sent is read before it is refused.
+const REFUSED_READ_BYTES: usize = 4096;
 /// How long accepting pauses when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -616,20 +618,34 @@ async fn work(
     Ok(())
 }
 
-/// Hands a connection that worker `own` has accepted to the worker that is to serve it.
+/// Registers who has connected to worker `own`, and hands the connection to the worker that is to serve it.
 fn seat(stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>, own: usize) {
     let at = shared.workers.choose(own);
-    let Some(worker) = shared.workers.get(at) else { return };
-    let (seat, counters) = (worker.seat(), worker.counters.clone());
-    if at == own {
-        return accept(stream, address, shared, counters, seat);
+    let (Some(here), Some(there)) = (shared.workers.get(own), shared.workers.get(at)) else { return };
+    if let Err(error) = prepare(&stream, shared) {
+        tracing::debug!(cause = %error, "connection lost while it was accepted");
+        return;
     }
-    let (shared, runtime) = (shared.clone(), worker.runtime.clone());
+    let local = stream.local_addr().unwrap_or(address);
+    let now_s = shared.clock.now().as_micros() / 1_000_000;
+    let Some(client) = shared.clients.join(address, local, now_s) else {
+        here.counters.refused.add(1);
+        return refuse(stream);
+    };
+    there.counters.accepted.add(1);
+    let seat = there.seat();
+    let registered = Registered { shared: shared.clone(), id: client.id };
+    let counters = there.counters.clone();
+    if at == own {
+        tokio::spawn(serve(stream, registered, client, counters, seat));
+        return;
+    }
+    let runtime = there.runtime.clone();
     // A stream belongs to the runtime in which it was made.
     let moved = stream.into_std().map(|stream| {
         runtime.spawn(async move {
             match TcpStream::from_std(stream) {
-                Ok(stream) => accept(stream, address, &shared, counters, seat),
+                Ok(stream) => serve(stream, registered, client, counters, seat).await,
                 Err(error) => tracing::warn!(cause = %error, "a connection cannot be handed to another worker"),
             }
         })
@@ -639,28 +655,17 @@ fn seat(stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>, own: usize
     }
 }
 
-fn accept(stream: TcpStream, address: SocketAddr, shared: &Arc<Shared>, counters: Arc<Counters>, seat: Seat) {
-    if let Err(error) = prepare(&stream, shared) {
-        tracing::debug!(cause = %error, "connection lost while it was accepted");
-        return;
-    }
-    let local = stream.local_addr().unwrap_or(address);
-    let now_s = shared.clock.now().as_micros() / 1_000_000;
-    match shared.clients.join(address, local, now_s) {
-        Some(client) => {
-            counters.accepted.add(1);
-            let served = client::serve(stream, shared.clone(), client, counters);
-            tokio::spawn(async move {
-                served.await;
-                drop(seat);
-            });
-        }
-        None => {
-            counters.refused.add(1);
-            // A courtesy; there is nobody to tell if it cannot be written.
-            let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
-        }
-    }
+async fn serve(stream: TcpStream, registered: Registered, client: Arc<Client>, counters: Arc<Counters>, seat: Seat) {
+    client::serve(stream, registered, client, counters).await;
+    drop(seat);
+}
+
+/// The answer is a courtesy: there is nobody to tell if it cannot be written. What has come already is taken from the socket, or the
+/// system would reset the connection, and the answer with it.
+fn refuse(stream: TcpStream) {
+    let Ok(mut stream) = stream.into_std() else { return };
+    let _ = stream.write(b"-ERR max number of clients reached\r\n");
+    let _ = stream.read(&mut [0; REFUSED_READ_BYTES]);
 }
 
 fn prepare(stream: &TcpStream, shared: &Shared) -> io::Result<()> {

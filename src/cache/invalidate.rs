@@ -109,7 +109,7 @@ async fn invalidate_upstream(
         (Target::Tags(matching, tags), Reach::Local) => {
             let members = tags::invalidate::members(caller, scope, matching, &tags).await?;
             let members = members.iter().map(|key| &key[..]);
-            let dropped = drop_keys(scope, members, dropping(Cause::TagBased, soft_ms)).await;
+            let dropped = drop_keys(scope, members, dropping(Cause::TagBased, soft_ms)).await?;
             Ok(Invalidated::Keys(dropped))
         }
         (Target::All, Reach::Everywhere) if soft_ms.is_some() => {
@@ -118,7 +118,7 @@ async fn invalidate_upstream(
         }
         (Target::All, Reach::Everywhere) => flush(caller, upstream, scope).await,
         (Target::Keys(keys), Reach::Local) => {
-            let dropped = drop_keys(scope, keys.iter(), dropping(Cause::Manual, soft_ms)).await;
+            let dropped = drop_keys(scope, keys.iter(), dropping(Cause::Manual, soft_ms)).await?;
             Ok(Invalidated::Keys(dropped))
         }
         (Target::Pattern { glob, .. }, Reach::Local) => {
@@ -130,7 +130,7 @@ async fn invalidate_upstream(
             drop_matching(caller, scope, b"*", kind).await.map(|_| Invalidated::All)
         }
         (Target::All, Reach::Local) => {
-            Errand::default().drop_all(&scope.link, Cause::Manual).await;
+            Errand::default().drop_all(&scope.link, Cause::Manual).await?;
             Ok(Invalidated::All)
         }
     }
@@ -331,16 +331,20 @@ async fn flush(caller: &Caller, upstream: &Upstream, scope: &Arc<Scope>) -> Resu
     Ok(Invalidated::All)
 }
 
-async fn drop_keys<'k>(scope: &Scope, keys: impl ExactSizeIterator<Item = &'k [u8]>, kind: OpKind) -> u64 {
+async fn drop_keys<'k>(
+    scope: &Scope,
+    keys: impl ExactSizeIterator<Item = &'k [u8]>,
+    kind: OpKind,
+) -> Result<u64, Failure> {
     let mut errand = Errand::default();
     let mut dropped = 0;
     let mut keys = keys;
     while keys.len() > 0 {
         let chunk = keys.by_ref().take(KEYS_PER_REQUEST_MAX);
         let request = OwnedArgs::new(std::iter::once(&b"DROP"[..]).chain(chunk));
-        dropped += errand.drop_keys(&scope.link, kind, &request).await;
+        dropped += errand.drop_keys(&scope.link, kind, &request).await?;
     }
-    dropped
+    Ok(dropped)
 }
 
 /// Drops the entries whose keys match: those of now, and those that were on their way.
@@ -352,7 +356,7 @@ async fn drop_matching(caller: &Caller, scope: &Arc<Scope>, glob: &[u8], kind: O
         let (partition, pattern) = (scope.link.partition().clone(), glob.to_vec());
         let search = move || partition.keys_matching(&pattern, made_by, GATHERED_KEYS_MAX);
         let keys = tokio::task::spawn_blocking(search).await.unwrap_or_default();
-        let here = drop_keys(scope, keys.iter().map(|key| &key[..]), kind).await;
+        let here = drop_keys(scope, keys.iter().map(|key| &key[..]), kind).await?;
         dropped += here;
         // Fewer than were asked for are all; and where nothing goes, nothing would go the next time.
         if keys.len() < GATHERED_KEYS_MAX || here == 0 {

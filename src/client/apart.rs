@@ -7,6 +7,7 @@
 use super::cache::is_cache;
 use super::core::{Core, Knowledge, Login, Place};
 use super::local::{arity_error, bulk, integer, null};
+use super::retold::is_publish;
 use super::tunnel::{is_protocol_error, push_byte};
 use super::{Connection, End, Input, Request, retold};
 use crate::hub::Kind;
@@ -383,12 +384,15 @@ impl Connection {
         };
     }
 
-    /// Calls a command on a connection of the scope's, outside of what is fenced: it must not tell of keys.
+    /// Calls a command on a connection of the scope's, outside of what is fenced: it must not tell of keys. What others hear of it
+    /// cannot be unheard: a message whose reply is missing is told to be in doubt.
     pub(super) async fn ask(&mut self, words: impl IntoIterator<Item = Vec<u8>>) -> Result<Bytes, Failure> {
         let Some(scope) = self.core.scope().cloned() else { return Err(Failure::ReadLost) };
         let mut borrowed = scope.pools.borrow(Use::Short, self.core.session.protocol()).await?;
-        let reply_max = self.core.shared.settings().link.reply_ms_max;
         let request = OwnedArgs::new(words);
+        let publishes = is_publish(&String::from_utf8_lossy(request.args().arg(0)).to_ascii_lowercase());
+        let link = &self.core.shared.settings().link;
+        let reply_max = if publishes { link.write_ms_max } else { link.reply_ms_max };
         let is_long = request.args().bytes().len() > ARGUMENT_BYTES_MAX;
         match timeout(reply_max, borrowed.call(request.args().iter())).await {
             Ok(Ok(reply)) => {
@@ -402,13 +406,14 @@ impl Connection {
             Ok(Err(_)) if is_long => Err(Failure::WriteLost),
             Ok(Err(error)) => {
                 scope.link.node().record_loss(error.cause());
-                Err(Failure::ReadLost)
+                Err(if publishes { Failure::WriteLost } else { Failure::ReadLost })
             }
             Err(_) => {
                 // The reply is still to come, and not for the next borrower.
                 borrowed.condemn();
                 scope.link.node().record_failures(FailureCause::Timeout, 1);
-                Err(Failure::ReadTimeout(reply_max.as_millis() as u64))
+                let within = reply_max.as_millis() as u64;
+                Err(if publishes { Failure::WriteTimeout(within) } else { Failure::ReadTimeout(within) })
             }
         }
     }

@@ -518,7 +518,8 @@ impl Slot {
         if hits & MARKED != 0 {
             first_hits.fetch_add(1, Ordering::Relaxed);
         }
-        self.hits().store((hits & !MARKED).checked_add(HIT).unwrap_or(hits) | UNTOLD, Ordering::Relaxed);
+        // It begins anew at the end, so that it goes on to grow: who looks, looks at differences.
+        self.hits().store((hits & !MARKED).wrapping_add(HIT) | UNTOLD, Ordering::Relaxed);
     }
 
     pub(super) fn facts(&self) -> EntryFacts {

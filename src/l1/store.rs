@@ -492,7 +492,9 @@ impl<E: Item> Place<E> {
         let hits = self.entry.as_ref().map_or(0, E::hits);
         let seen = self.hits_seen.load(Ordering::Relaxed);
         self.hits_seen.store(hits, Ordering::Relaxed);
-        hits.wrapping_sub(seen)
+        let unseen = hits.wrapping_sub(seen);
+        // Another thread may have counted between the looks at the two: that is none, not nearly all that there could be.
+        if unseen < u16::MAX / 2 { unseen } else { 0 }
     }
 }
 

@@ -96,19 +96,36 @@ impl Errand {
 
     /// Drops keys from L1, or softens them, as the order `kind` says, in the order of the link: how many were there. `keys`
     /// has a word in front of them.
-    pub(crate) async fn drop_keys(&mut self, link: &LinkHandle, kind: OpKind, keys: &OwnedArgs) -> u64 {
-        link.submit_fence(self.job(&[(kind, keys)]));
-        let dropped = match self.outcomes(1).await.pop() {
-            Some(Outcome::Reply(reply)) => Cursor::new(&reply).next_integer(),
-            _ => None,
-        };
-        dropped.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
+    ///
+    /// # Errors
+    /// It was not done in time; it will be.
+    pub(crate) async fn drop_keys(
+        &mut self,
+        link: &LinkHandle,
+        kind: OpKind,
+        keys: &OwnedArgs,
+    ) -> Result<u64, Failure> {
+        let reply = self.order(link, kind, keys).await?;
+        let dropped = reply.and_then(|reply| Cursor::new(&reply).next_integer());
+        Ok(dropped.and_then(|n| u64::try_from(n).ok()).unwrap_or(0))
     }
 
     /// Empties the partition of a link, in its order.
-    pub(crate) async fn drop_all(&mut self, link: &LinkHandle, cause: Cause) {
-        link.submit_fence(self.job(&[(OpKind::DropAll(cause), &OwnedArgs::default())]));
-        self.outcomes(1).await;
+    ///
+    /// # Errors
+    /// As [`Errand::drop_keys`].
+    pub(crate) async fn drop_all(&mut self, link: &LinkHandle, cause: Cause) -> Result<(), Failure> {
+        self.order(link, OpKind::DropAll(cause), &OwnedArgs::default()).await.map(drop)
+    }
+
+    /// The reply to an order; `None` if there is no connection, and so nothing that it could be about.
+    async fn order(&mut self, link: &LinkHandle, kind: OpKind, request: &OwnedArgs) -> Result<Option<Bytes>, Failure> {
+        link.submit_fence(self.job(&[(kind, request)]));
+        match self.outcomes(1).await.pop() {
+            Some(Outcome::Failed(failure)) => Err(failure),
+            Some(Outcome::Reply(reply)) => Ok(Some(reply)),
+            Some(Outcome::Fenced) | None => Ok(None),
+        }
     }
 
     /// Returns when all links have caught up with this moment.

@@ -741,7 +741,8 @@ impl LinkCore {
     }
 
     fn fenced(&mut self, waiting: SmallVec<[(Arc<Port>, Seq); 1]>, resumes: u32) {
-        if resumes > 0 {
+        // Where no push tells of what the fence waited for, all that is held may be older than that.
+        if resumes > 0 || self.caching == Caching::Untracked {
             self.empty();
         }
         (0..resumes).for_each(|_| self.filler.partition().resume());

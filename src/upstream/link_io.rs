@@ -244,7 +244,7 @@ impl LinkHandle {
         let mut queue = self.lock();
         let full = queue.is_full(&self.times()) || queue.is_settling;
         if full && !queue.waiting.iter().any(|p| Arc::ptr_eq(p, port)) {
-            queue.waiting.push(port.clone());
+            queue.waiting.push_back(port.clone());
         }
         !full
     }
@@ -398,7 +398,8 @@ impl LinkHandle {
         for job in late {
             for op in &job.ops {
                 job.port.leave(match op.kind {
-                    OpKind::Fence => Delivery::Failed(op.seq, Failure::ReadTimeout(within.as_millis() as u64)),
+                    // What waits for it may be a write's reply.
+                    OpKind::Fence => Delivery::Failed(op.seq, Failure::WriteTimeout(within.as_millis() as u64)),
                     OpKind::Refresh { .. } => continue,
                     _ => Delivery::Failed(op.seq, Failure::Full),
                 });

@@ -48,6 +48,30 @@ fn a_hot_key_misses_once_where_entries_end_before_their_keys() {
     }
 }
 
+/// No push tells of what a client writes by a connection of its own; it sees that all the same.
+#[test]
+fn a_client_sees_all_its_own_writes_where_nothing_is_tracked() {
+    for kind in [Kind::Redis, Kind::Valkey] {
+        let upstream = untracked(kind);
+        let flags = ["--set", "l1.untracked_ttl_ms_max=60000", "--set", "l1.admission=always"];
+        let larder = Larder::start(Some(&upstream), &flags);
+        let mut client = larder.client();
+        let large = "x".repeat(300_000);
+        let writes: [&[&[&str]]; 4] = [
+            &[&["SET", "k", "short"]],
+            &[&["SET", "k", &large]],
+            &[&["MULTI"], &["SET", "k", "in a transaction"], &["EXEC"]],
+            &[&["EVAL", "return redis.call('set', 'k', 'by a script')", "0"]],
+        ];
+        for (value, requests) in ["short", &large, "in a transaction", "by a script"].into_iter().zip(writes) {
+            client.ok(&["SET", "k", "old"]);
+            (0..3).for_each(|_| assert_eq!(client.value(&["GET", "k"]).text(), "old"));
+            requests.iter().for_each(|request| drop(client.value(request)));
+            assert_eq!(client.value(&["GET", "k"]).text(), value, "{kind:?}");
+        }
+    }
+}
+
 /// With tracking an entry ends with its key. It is asked for once, and that changes nothing.
 #[test]
 fn is_asked_for_once_where_the_deadline_stays() {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{Client, Larder, Relay, Server, encode, wait_until};
-use crate::{OK, bulk, error_of};
+use crate::{NIL2, OK, bulk, error_of};
 
 /// These tests are about what Larder does when its upstream is gone, which a server in its place cannot show.
 pub(crate) fn plain() -> bool {
@@ -283,4 +283,55 @@ fn sigterm_answers_what_is_in_flight_and_exits_0() {
     let answered = rest.split(|&b| b == b'\n').filter(|line| line.starts_with(b":")).count() + 1;
     let done = upstream.client().ask("GET n").int();
     assert_eq!(i64::try_from(answered), Ok(done), "every executed command has been answered");
+}
+
+/// What an operator orders is told to be done when it is done.
+#[test]
+fn an_order_that_waits_for_room_on_the_link_is_not_said_to_be_done() {
+    if plain() {
+        return;
+    }
+    let upstream = Server::redis(&[]);
+    let flags = [
+        "link.in_flight_max=4",
+        "link.reply_ms_max=500",
+        "link.write_ms_max=500",
+        "link.dead_ms=60000",
+        "breaker.calls_min=1000000",
+        "tags.peers_ms_max=0",
+    ];
+    let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--set", *flag]).collect();
+    let larder = Larder::start(Some(&upstream), &flags);
+    let (mut client, mut operator, mut writer) = (larder.client(), larder.client(), larder.client());
+    assert_eq!(client.run("SET k v"), OK);
+    wait_until("it is in L1", || client.run("GET k") == bulk("v") && operator.run("CACHE ENTRY k") != NIL2);
+    upstream.pause();
+    (0..4).for_each(|_| writer.send(&["SET", "other", "w"]));
+    // Until they are under way; if they were not yet, the first order would be done.
+    std::thread::sleep(Duration::from_millis(200));
+    for line in ["CACHE INVALIDATE KEYS 1 k LOCAL", "CACHE INVALIDATE ALL LOCAL", "CACHE INVALIDATE PATTERN * LOCAL"] {
+        let told = operator.run(line);
+        assert!(is_outage(&told), "{line}: {}", told.escape_ascii());
+    }
+    upstream.resume();
+    wait_until("it is done all the same", || operator.run("CACHE ENTRY k") == NIL2);
+    assert_eq!(client.run("GET k"), bulk("v"));
+}
+
+#[test]
+fn a_message_of_any_length_whose_reply_is_missing_is_in_doubt() {
+    if plain() {
+        return;
+    }
+    let upstream = Server::redis(&[]);
+    let larder = Larder::start(Some(&upstream), &["--set", "link.write_ms_max=500", "--set", "pool.reply_ms_max=500"]);
+    let mut client = larder.client();
+    client.run("PUBLISH channel message");
+    upstream.pause();
+    for length in [10, 300_000] {
+        let told = client.cmd(&["PUBLISH", "channel", &"x".repeat(length)]);
+        let told = String::from_utf8_lossy(&told).into_owned();
+        assert!(told.starts_with("-UPSTREAMTIMEOUT") && told.contains("may or may not have been executed"), "{told}");
+    }
+    upstream.resume();
 }

@@ -315,13 +315,15 @@ impl LinkCore {
         let Some(mut flight) = self.under_way.land(flight) else { return };
         self.in_flight_bytes -= flight.request.len();
         self.refreshing -= usize::from(flight.refreshes());
-        if flight.keys.iter().any(|k| k.kind.is_some() && self.under_way.orders(k.hash) != k.orders_seen) {
+        let is_ordered = flight.keys.iter().any(|k| k.kind.is_some() && self.under_way.orders(k.hash) != k.orders_seen);
+        let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
+        let is_kept = !is_error && !is_planted(Mutation::FillFromRequester);
+        // What was ordered meanwhile may have been about another key of the group: the next reader refreshes.
+        self.tell_of_flight(&flight, is_error || is_ordered);
+        if is_ordered {
             // It is answered, and not kept.
             flight.kind = OpKind::Read;
         }
-        let is_error = matches!(frame.bytes.first(), Some(b'-' | b'!') | None);
-        let is_kept = !is_error && !is_planted(Mutation::FillFromRequester);
-        self.tell_of_flight(&flight, is_error);
         if is_kept {
             self.keep(&flight, frame, now);
         }

@@ -133,7 +133,7 @@ impl LinkCore {
 
     /// The reply to a read is about to be kept and handed on. A value, or the truth about a key that was not deleted from
     /// here, is what was waited for.
-    pub(super) fn tell_of_flight(&mut self, flight: &Flight, is_error: bool) {
+    pub(super) fn tell_of_flight(&mut self, flight: &Flight, has_failed: bool) {
         if !self.filler.partition().has_soft() {
             return;
         }
@@ -144,7 +144,7 @@ impl LinkCore {
                 self.tell_of(port, key);
             }
             match is_refresh {
-                true if is_error => self.filler.refresh_failed(key),
+                true if has_failed => self.filler.refresh_failed(key),
                 true if k.exists || !self.filler.is_missed(key) => self.end_softness(key),
                 _ => {}
             }

@@ -21,14 +21,14 @@ use std::time::Duration;
 const AGES: u32 = 16;
 
 pub(super) struct Queue {
-    jobs: Vec<Job>,
+    jobs: VecDeque<Job>,
     ops: usize,
     bytes: usize,
     /// So many jobs of the first were there at that time.
     ages: VecDeque<(Time, usize)>,
     pub(super) waker: Option<Waker>,
     /// Clients that wait for room.
-    pub(super) waiting: Vec<Arc<Port>>,
+    pub(super) waiting: VecDeque<Arc<Port>>,
     pub(super) state: LinkState,
     /// The first attempt is under way, and what the server understands is not known.
     pub(super) is_settling: bool,
@@ -40,12 +40,12 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(state: LinkState, is_settling: bool, share: Share) -> Self {
         Self {
-            jobs: Vec::new(),
+            jobs: VecDeque::new(),
             ops: 0,
             bytes: 0,
             ages: VecDeque::new(),
             waker: None,
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
             state,
             is_settling,
             share,
@@ -68,18 +68,19 @@ impl Queue {
     pub(super) fn push(&mut self, job: Job) {
         self.ops += job.ops.len();
         self.bytes += job.bytes.len();
-        self.jobs.push(job);
+        self.jobs.push_back(job);
         self.tell();
     }
 
     /// Takes all, and wakes who waits for room.
     pub(super) fn take(&mut self) -> Vec<Job> {
         let jobs = std::mem::take(&mut self.jobs);
-        self.begin_anew(Vec::new());
-        jobs
+        self.begin_anew(VecDeque::new());
+        jobs.into()
     }
 
-    /// Takes the first of them, until there is no room for more; if all are taken, who waits for room is woken.
+    /// Takes the first of them, until there is no room for more. If all are taken, all who wait for room are woken, else as many as
+    /// requests have left, in the order in which they came.
     pub(super) fn take_for(&mut self, (ops, bytes): (usize, usize)) -> Vec<Job> {
         let mut left = (ops, bytes);
         let count = self.jobs.iter().take_while(|job| {
@@ -92,11 +93,12 @@ impl Queue {
             return self.take();
         }
         let taken: Vec<Job> = self.jobs.drain(..count).collect();
-        self.ops -= taken.iter().map(|job| job.ops.len()).sum::<usize>();
+        let left = taken.iter().map(|job| job.ops.len()).sum::<usize>();
+        self.ops -= left;
         self.bytes -= taken.iter().map(|job| job.bytes.len()).sum::<usize>();
         self.forget_ages_of(count);
         self.tell();
-        for port in self.waiting.drain(..) {
+        for port in self.waiting.drain(..left.min(self.waiting.len())) {
             port.wake();
         }
         taken
@@ -112,9 +114,10 @@ impl Queue {
 
     /// Takes what is nothing but fences and orders to drop entries.
     pub(super) fn take_orders(&mut self) -> Vec<Job> {
-        let (orders, jobs) = std::mem::take(&mut self.jobs).into_iter().partition(Job::is_order);
+        let (orders, jobs): (VecDeque<Job>, VecDeque<Job>) =
+            std::mem::take(&mut self.jobs).into_iter().partition(Job::is_order);
         self.begin_anew(jobs);
-        orders
+        orders.into()
     }
 
     /// Takes requests and fences that have waited for `within`. What is ordered otherwise stays, and is done for nobody: who waits
@@ -130,14 +133,14 @@ impl Queue {
         let mut taken = Vec::new();
         if late > 0 {
             let (jobs, ages) = (std::mem::take(&mut self.jobs), std::mem::take(&mut self.ages));
-            let mut stay = Vec::with_capacity(jobs.len());
+            let mut stay = VecDeque::with_capacity(jobs.len());
             let before = jobs.len();
             for (at, mut job) in jobs.into_iter().enumerate() {
                 if at >= late {
-                    stay.push(job);
+                    stay.push_back(job);
                 } else if is_to_be_done(&job) {
                     taken.push(who_waits_for(&mut job));
-                    stay.push(job);
+                    stay.push_back(job);
                 } else {
                     taken.push(job);
                 }
@@ -154,7 +157,7 @@ impl Queue {
         taken
     }
 
-    fn begin_anew(&mut self, jobs: Vec<Job>) {
+    fn begin_anew(&mut self, jobs: VecDeque<Job>) {
         self.ops = jobs.iter().map(|job| job.ops.len()).sum();
         self.bytes = jobs.iter().map(|job| job.bytes.len()).sum();
         self.jobs = jobs;
