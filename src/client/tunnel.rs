@@ -33,7 +33,7 @@ use self::decide::{Next, kill_request, purpose_of, unblock_request};
 use self::owed::{Owed, Reach, What, bound_of};
 use self::patience::Patience;
 use self::replies::Waiting;
-use self::swap::Swap;
+use self::swap::{Announcement, Swap};
 use self::transaction::{Own, Transaction};
 use super::cache::is_cache;
 use super::core::{Core, Knowledge, drop_job, fence_job};
@@ -89,6 +89,8 @@ pub(super) struct Tunnel {
     transaction: Transaction,
     /// SWAPDB was sent: all partitions are suspended until it is over.
     swap: Option<Swap>,
+    /// It is over, and other Larders are being told.
+    announcement: Option<Announcement>,
     /// True while the reply at hand has begun.
     in_reply: bool,
     /// True if the connection has left the database of the client's scope.
@@ -405,6 +407,10 @@ impl Connection {
                     return Ok(Fed::Something);
                 }
                 Ok(Some(_)) if self.is_held_in_tunnel(tunnel, cx)? => return Ok(fed),
+                Ok(Some(_)) if tunnel.is_changing_unpushed() => {
+                    self.read_ahead(tunnel, cx)?;
+                    return Ok(fed);
+                }
                 Ok(Some(len)) => {
                     let args = self.io.scanner.args(&self.io.pending);
                     let next = tunnel.decide(&mut self.core, args);
@@ -522,6 +528,7 @@ impl Tunnel {
             answered: 0,
             transaction: Transaction::default(),
             swap: None,
+            announcement: None,
             in_reply: false,
             has_selected: false,
             upstream: Upstream::There,
@@ -547,6 +554,13 @@ impl Tunnel {
             && self.connection.outgoing.is_empty()
     }
 
+    /// True until what no push tells of has been changed, and is being announced. Nothing is sent behind it meanwhile, for its
+    /// reply to be the last that waits: it is not told before, nor kept from the client by what takes longer.
+    fn is_changing_unpushed(&self) -> bool {
+        let waits = !(self.owed.is_empty() && self.covered.is_empty() && self.uncovered.is_empty());
+        self.swap.is_some() && waits
+    }
+
     /// True while more requests may be taken.
     fn has_room(&self) -> bool {
         self.owed.len() < OWED_MAX
@@ -566,6 +580,10 @@ impl Tunnel {
             self.scope.link.node().record_loss(cause);
         }
         self.doubt(core);
+        if self.owed.iter().any(|owed| owed.changes_unpushed) {
+            // Whether it is executed, and when, nobody knows.
+            drop(self.swap.take());
+        }
         self.connection.condemn();
         self.connection.outgoing = crate::outgoing::Outgoing::default();
         self.upstream = Upstream::Gone;
@@ -631,11 +649,7 @@ impl Tunnel {
 
     /// Takes the request that opened the tunnel.
     fn take(&mut self, core: &mut Core, first: Request) {
-        let next = match self.decide(core, first.args()) {
-            // It was found to need a connection of its own: whatever it is, it is sent.
-            Next::Leave | Next::Abandon | Next::Later => Next::Send(Owed::new(What::Reply, true)),
-            next => next,
-        };
+        let next = self.decide_first(core, first.args());
         self.put(core, first, next);
     }
 
@@ -667,6 +681,7 @@ impl Tunnel {
         if !matches!(owed.what, What::Instead(_)) {
             self.note_state(core, request.args());
         }
+        owed.changes_unpushed = self.swap.is_some();
         let asks_replicas = ["wait", "waitaof"].iter().any(|name| self.is_call_of(name, request.args()));
         let request = match &owed.what {
             What::Reply | What::Queued if self.is_call_of("client|unblock", request.args()) => {

@@ -9,7 +9,8 @@
 //!   SPUBLISH <where to answer> "<number>"                            ◄──  each
 //! ```
 //!
-//! A question can have a fourth word, which asks for more ([`About`]); an answer can have a second one, `yes`.
+//! A question can have a fourth word, which asks for more ([`About`]); an answer can have a second one, `yes`. One that joins
+//! greets ([`GREETING`]), and others answer: so each knows whether there are any.
 //!
 //! By the same way Larders hear of the first dependency that is declared in a database (see [`super::watch`]), and of what changes
 //! without a push: swapped databases, and what users may see.
@@ -44,7 +45,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 /// Names and times.
 #[derive(Clone, Debug)]
@@ -91,6 +92,8 @@ pub struct Peers {
     closed: AtomicBool,
     /// The user may not use the channel.
     forbidden: AtomicBool,
+    /// Another Larder has been heard of, ever.
+    met: AtomicBool,
 }
 
 struct State {
@@ -138,6 +141,8 @@ struct Question {
 
 /// What is to be sent on the connection.
 enum Outgoing {
+    /// We are there.
+    Greeting,
     /// A question of ours.
     Ask { number: u64, database: u32, about: About },
     /// An answer to somebody's question.
@@ -154,6 +159,9 @@ enum Sent {
     Ping,
 }
 
+/// What stands behind a question that asks for nothing; and its number, which no question has.
+const GREETING: &str = "greeting";
+const GREETING_NUMBER: u64 = 0;
 /// How long a link waits to see its user joined before it goes on with its partition suspended.
 const JOIN_WAIT_MAX: Duration = Duration::from_millis(500);
 /// The first and the longest wait before a lost connection is made again.
@@ -199,6 +207,7 @@ impl Peers {
             settled: Notify::new(),
             closed: AtomicBool::new(false),
             forbidden: AtomicBool::new(false),
+            met: AtomicBool::new(false),
         });
         (peers.clone(), PeersTask { peers, inbox })
     }
@@ -206,6 +215,17 @@ impl Peers {
     /// True while the connection is subscribed.
     pub fn is_joined(&self) -> bool {
         self.lock().standing == Standing::Joined
+    }
+
+    /// True if it is to be subscribed, and is not at present.
+    pub fn is_joining(&self) -> bool {
+        let state = self.lock();
+        state.counts && state.standing == Standing::Joining
+    }
+
+    /// True if another Larder has been heard of since the start.
+    pub fn has_met_others(&self) -> bool {
+        self.met.load(Ordering::Acquire)
     }
 
     /// True if the user may not use the channel.
@@ -259,6 +279,14 @@ impl Peers {
     /// # Errors
     /// Not all have answered in time.
     pub async fn ask(&self, database: u32, about: About) -> Result<bool, Failure> {
+        self.ask_until(database, about, Instant::now() + self.settings.answers_max).await
+    }
+
+    /// As [`Peers::ask`], where the wait has begun before. Ends early if the connection does.
+    ///
+    /// # Errors
+    /// Not all have answered in time.
+    pub async fn ask_until(&self, database: u32, about: About, until: Instant) -> Result<bool, Failure> {
         let (done, answered) = oneshot::channel();
         let number = {
             let mut state = self.lock();
@@ -273,19 +301,13 @@ impl Peers {
             self.outbox.send(Outgoing::Ask { number, database, about }).await.ok()?;
             answered.await.ok()
         };
-        if let Ok(Some(yes)) = timeout(self.settings.answers_max, asked).await {
+        if let Ok(Some(yes)) = timeout_at(until, asked).await {
             return Ok(yes);
         }
         let state = self.lock();
         let heard = state.questions.get(&number).map_or((0, None), |q| (q.answers, q.asked));
         let of = heard.1.map_or("those of the upstream".to_owned(), |asked| asked.to_string());
-        let done = match about {
-            About::Invalidation => "the keys are gone upstream",
-            About::Swap => "the databases are swapped upstream",
-            About::Rights => "the rights are changed upstream",
-            About::Dependency | About::Watching => "the others know of it as soon as they hear",
-        };
-        let ms = self.settings.answers_max.as_millis();
+        let (done, ms) = (about.done(), self.settings.answers_max.as_millis());
         let line = format!("PEERTIMEOUT {} of {of} Larders have confirmed within {ms} ms; {done}", heard.0);
         Err(Failure::Refused(line.into()))
     }
@@ -387,7 +409,12 @@ impl Peers {
     fn answer(self: &Arc<Self>, question: &[u8]) {
         let mut words = question.split(|b| *b == b' ');
         let (Some(database), Some(channel), Some(number)) = (words.next(), words.next(), words.next()) else { return };
-        let about = About::parse(words.next());
+        let word = words.next();
+        self.met.fetch_or(!self.is_of_this_process(channel), Ordering::AcqRel);
+        if word == Some(GREETING.as_bytes()) {
+            return self.greet(channel);
+        }
+        let about = About::parse(word);
         let database = std::str::from_utf8(database).ok().and_then(|text| text.parse::<u32>().ok());
         {
             let mut state = self.lock();
@@ -418,6 +445,15 @@ impl Peers {
                 let _ = peers.outbox.send(Outgoing::Answer { channel, text }).await;
             }
         });
+    }
+
+    /// Somebody has joined, who is to know that others are there.
+    fn greet(&self, channel: &[u8]) {
+        if !self.is_of_this_process(channel) {
+            let answer = Outgoing::Answer { channel: channel.to_vec(), text: GREETING_NUMBER.to_string().into_bytes() };
+            // Where there is no room for it, questions are under way that tell it as well.
+            let _: Result<(), _> = self.outbox.try_send(answer);
+        }
     }
 
     fn links(&self, of: impl Fn(u32) -> bool) -> Vec<Arc<LinkHandle>> {
@@ -452,6 +488,9 @@ impl Peers {
     fn answered(&self, answer: &[u8]) {
         let (number, yes) = answer.strip_suffix(b" yes").map_or((answer, false), |number| (number, true));
         let number = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok());
+        if number == Some(GREETING_NUMBER) {
+            return self.met.store(true, Ordering::Release);
+        }
         let mut state = self.lock();
         if let Some(question) = number.and_then(|number| state.questions.get_mut(&number)) {
             question.answers += 1;
@@ -505,6 +544,16 @@ impl About {
             Some(b"swap") => Self::Swap,
             Some(b"rights") => Self::Rights,
             _ => Self::Invalidation,
+        }
+    }
+
+    /// What is so, whoever may have heard of it.
+    pub(super) fn done(self) -> &'static str {
+        match self {
+            Self::Invalidation => "the keys are gone upstream",
+            Self::Swap => "the databases are swapped upstream",
+            Self::Rights => "the rights are changed upstream",
+            Self::Dependency | Self::Watching => "the others know of it as soon as they hear",
         }
     }
 
@@ -629,7 +678,7 @@ impl PeersTask {
     async fn serve(&mut self, mut connection: RawConnection) -> RawError {
         let silence_max = self.peers.settings.dead_after;
         let mut frame = BytesMut::new();
-        let mut owed = VecDeque::new();
+        let mut owed = VecDeque::from([self.send(&mut connection, Outgoing::Greeting)]);
         let (mut heard, mut asks_at) = (Instant::now(), Instant::now() + silence_max / 3);
         while !self.peers.is_closed() {
             tokio::select! {
@@ -662,6 +711,12 @@ impl PeersTask {
 
     fn send(&self, connection: &mut RawConnection, outgoing: Outgoing) -> Sent {
         match outgoing {
+            Outgoing::Greeting => {
+                let greeting = format!("0 {} {GREETING_NUMBER} {GREETING}", self.peers.answers_to);
+                let words = ["SPUBLISH", &self.peers.settings.channel, &greeting];
+                connection.put_request(OwnedArgs::new(words).args().bytes());
+                Sent::Question(GREETING_NUMBER)
+            }
             Outgoing::Ask { number, database, about } => {
                 let question = format!("{database} {} {number}{}", self.peers.answers_to, about.word());
                 let words = ["SPUBLISH", &self.peers.settings.channel, &question];

@@ -25,6 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// Bounds and habits of all that leads to an upstream.
 #[derive(Clone, Debug)]
@@ -118,6 +120,10 @@ struct Held {
 /// hot path.
 const BIG_KEYS_MAX: u64 = 10_000;
 const BIG_KEY_REMEMBERED: Duration = Duration::from_secs(60);
+/// How long other Larders are waited for before they are asked again, at first; and before another user asks them when one
+/// could not.
+const ASKS_AGAIN_AFTER: Duration = Duration::from_millis(250);
+const ASKS_ANOTHER_AFTER: Duration = Duration::from_millis(10);
 /// How often idle scopes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -372,6 +378,60 @@ impl Upstream {
         }
     }
 
+    /// Tells all Larders of the upstream, this one too, of what has changed without a push; returns when all have obeyed.
+    ///
+    /// Who has changed it speaks, as it has the right to do more. If that was its own right, another user does; and as long as
+    /// there is no answer, all are asked again now and then: a Larder whose users have all lost the right to answer is
+    /// subscribed no more then, and is not waited for. (It has obeyed before.)
+    ///
+    /// # Errors
+    /// Not all have answered in time, or there are others and nobody here can ask them any more.
+    pub async fn tell_of_unpushed(&self, identity: &Identity, about: About) -> Result<(), Failure> {
+        let Some(settings) = &self.peers_settings else { return Ok(()) };
+        let until = Instant::now() + settings.answers_max;
+        let (mut asking, mut patience, mut failure) = (JoinSet::new(), ASKS_AGAIN_AFTER, None);
+        while Instant::now() < until {
+            match self.joined_peers(identity) {
+                Some(peers) => {
+                    let database = self.database;
+                    asking.spawn(async move { peers.ask_until(database, about, until).await });
+                }
+                None if asking.is_empty() && !self.any_peers(Peers::is_joining) => {
+                    failure = None;
+                    break;
+                }
+                None => {}
+            }
+            let again = Instant::now() + patience;
+            // Who is asked last is given as long as who was asked before.
+            let again = if again + patience > until { until } else { again };
+            match timeout_at(again, asking.join_next()).await {
+                Ok(Some(Ok(Ok(_)))) => return Ok(()),
+                Ok(Some(Ok(Err(told)))) => {
+                    failure = Some(told);
+                    sleep(ASKS_ANOTHER_AFTER).await;
+                }
+                Ok(Some(Err(_)) | None) => sleep(ASKS_ANOTHER_AFTER).await,
+                Err(_) => patience *= 2,
+            }
+        }
+        while let Some(asked) = asking.join_next().await {
+            match asked {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(told)) => failure = Some(told),
+                Err(_) => {}
+            }
+        }
+        match failure {
+            Some(failure) => Err(failure),
+            None if self.any_peers(Peers::has_met_others) => {
+                let line = format!("PEERTIMEOUT other Larders cannot be told at present; {}", about.done());
+                Err(Failure::Refused(line.into()))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Tells all Larders of the upstream, this one too, that something was declared; returns when their watches stand.
     ///
     /// # Errors
@@ -389,8 +449,13 @@ impl Upstream {
 
     /// True if other Larders could be told of dependencies, but none of the users here may.
     pub fn may_not_tell(&self) -> bool {
+        self.watches.hearing() == Hearing::Tracked && self.any_peers(Peers::is_forbidden)
+    }
+
+    /// True if it is so for one of the connections to other Larders.
+    fn any_peers(&self, is_so: fn(&Peers) -> bool) -> bool {
         let all = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        self.watches.hearing() == Hearing::Tracked && all.values().any(|peers| peers.is_forbidden())
+        all.values().any(|peers| is_so(peers))
     }
 
     /// A connection that is subscribed: the user's own, else another's.

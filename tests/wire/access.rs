@@ -1,7 +1,7 @@
 //! Users and rights: the upstream decides, and what one user's rights have read is never given to another.
 
 use crate::support::{Client, Kind, Larder, Server, Value, assert_same, encode, wait_until};
-use crate::{NIL2, OK, assert_spared, bulk};
+use crate::{NIL2, OK, assert_spared, bulk, error_of};
 
 /// An upstream with a password for the default user, and with users of different rights.
 fn start() -> (Server, Larder) {
@@ -222,6 +222,141 @@ fn a_right_that_is_taken_away_through_another_larder_is_gone_at_once() {
         assert!(!here.output().contains("may not know"), "{}", here.output());
     }
     let _: std::io::Result<()> = std::fs::remove_file(&file);
+}
+
+/// Two Larders, at each the default user and, if wanted at the other one, an admin; and the default user's value in the other's L1.
+struct Two {
+    upstream: Server,
+    here: Larder,
+    there: Larder,
+    admin: Client,
+    user: Client,
+    _bystander: Option<Client>,
+}
+
+impl Two {
+    fn start(kind: Kind, has_bystander: bool, flags: &[&str]) -> Self {
+        let upstream = Server::start(kind, &[]);
+        let mut direct = upstream.client();
+        assert_eq!(direct.run("ACL SETUSER admin on >admin-pw ~* &* +@all"), OK);
+        assert_eq!(direct.run("SET a:1 of-a"), OK);
+        let (here, there) = (Larder::start(Some(&upstream), flags), Larder::start(Some(&upstream), &[]));
+        let mut admin = through(&here, "admin");
+        assert_eq!(admin.run("GET a:1"), bulk("of-a"));
+        assert_eq!(here.client().run("GET a:1"), bulk("of-a"));
+        let _bystander = has_bystander.then(|| {
+            let mut bystander = through(&there, "admin");
+            assert_eq!(bystander.run("GET a:1"), bulk("of-a"));
+            bystander
+        });
+        let mut user = there.client();
+        wait_until("L1 has it", || {
+            user.run("GET a:1");
+            let before = upstream.calls("get");
+            user.run("GET a:1") == bulk("of-a") && upstream.calls("get") == before
+        });
+        let all = 3 + i64::from(has_bystander);
+        wait_until("all can be asked", || direct.ask("PUBSUB SHARDNUMSUB larder:peers").items()[1].int() == all);
+        Self { upstream, here, there, admin, user, _bystander }
+    }
+
+    /// The user at the other Larder is refused at once.
+    #[track_caller]
+    fn user_is_refused(&mut self, after: &str) {
+        let got = self.user.run("GET a:1");
+        assert!(got.starts_with(b"-NOPERM"), "{after}: {}", got.escape_ascii());
+    }
+}
+
+/// As whom a Larder speaks to others, and by whom these hear it, is not left to a user whose rights have just gone.
+#[test]
+fn rights_of_the_default_user_that_are_taken_away_through_another_larder_are_gone_at_once() {
+    if Larder::is_plain() {
+        return;
+    }
+    for kind in [Kind::Redis, Kind::Valkey] {
+        for (change, has_bystander) in [
+            ("ACL SETUSER default -@all", true),
+            ("ACL SETUSER default resetkeys -spublish", true),
+            // The server ends its subscriptions, here and there.
+            ("ACL SETUSER default resetkeys resetchannels", true),
+            ("ACL SETUSER default resetkeys", false),
+            // The other Larder hears it, and has nobody left who could say so.
+            ("ACL SETUSER default -@all", false),
+        ] {
+            let mut two = Two::start(kind, has_bystander, &[]);
+            let what = format!("{kind:?}, {change}, {has_bystander}");
+            assert_eq!(two.admin.run(change), OK, "{what}");
+            two.user_is_refused(&what);
+        }
+    }
+}
+
+/// Who takes its own right to speak away is not told that others know if nobody is left who could ask them.
+#[test]
+fn who_cannot_tell_other_larders_any_more_is_told_so() {
+    if Larder::is_plain() {
+        return;
+    }
+    let upstream = Server::redis(&[]);
+    let [here, there] = [0, 1].map(|_| Larder::start(Some(&upstream), &[]));
+    let (mut admin, mut other, mut direct) = (here.client(), there.client(), upstream.client());
+    for client in [&mut admin, &mut other] {
+        assert_eq!(client.run("GET k"), NIL2);
+    }
+    wait_until("both can be asked", || direct.ask("PUBSUB SHARDNUMSUB larder:peers").items()[1].int() == 2);
+    // Each asks whether it may, and greets; one answers at least.
+    wait_until("they have met", || upstream.calls("spublish") >= 5);
+    let wanted = "PEERTIMEOUT other Larders cannot be told at present; the rights are changed upstream";
+    assert_eq!(error_of(&admin.run("ACL SETUSER default -spublish")), wanted);
+    // Alone, nobody is left in doubt.
+    let upstream = Server::redis(&[]);
+    let here = Larder::start(Some(&upstream), &[]);
+    let mut admin = here.client();
+    admin.run("GET k");
+    let mut direct = upstream.client();
+    wait_until("it can be asked", || direct.ask("PUBSUB SHARDNUMSUB larder:peers").items()[1].int() == 1);
+    assert_eq!(admin.run("ACL SETUSER default -spublish"), OK);
+}
+
+#[test]
+fn a_larder_that_does_not_hear_of_changed_rights_or_databases_is_named() {
+    if Larder::is_plain() {
+        return;
+    }
+    let mut two = Two::start(Kind::Redis, false, &["--set", "tags.peers_ms_max=300"]);
+    two.there.signal("STOP");
+    let untold = "PEERTIMEOUT 2 of 3 Larders have confirmed within 300 ms; ";
+    let rights = format!("{untold}the rights are changed upstream");
+    assert_eq!(error_of(&two.admin.run("ACL SETUSER bob on nopass +@all")), rights);
+    assert_eq!(error_of(&two.admin.run("SWAPDB 0 1")), format!("{untold}the databases are swapped upstream"));
+    assert_eq!(two.upstream.client().run("GET a:1"), NIL2, "they are");
+    // What has not been done is what the server says.
+    let refused = error_of(&two.admin.run("SWAPDB 0 99999"));
+    assert!(refused.starts_with("ERR "), "{refused}");
+    two.admin.send_raw(&[encode(&["MULTI"]), encode(&["ACL", "DELUSER", "bob"]), encode(&["EXEC"])].concat());
+    assert_eq!((two.admin.frame(), two.admin.frame()), (OK.to_vec(), b"+QUEUED\r\n".to_vec()));
+    assert_eq!(error_of(&two.admin.frame()), rights);
+    two.there.signal("CONT");
+    wait_until("all know", || two.admin.run("SWAPDB 0 1") == OK);
+    assert!(two.here.output().contains("another Larder may not know"), "{}", two.here.output());
+}
+
+/// What is sent behind it, and waits, does not let the answer out before others have been told.
+#[test]
+fn a_change_of_rights_in_a_pipeline_is_not_answered_earlier() {
+    if Larder::is_plain() {
+        return;
+    }
+    let mut two = Two::start(Kind::Redis, true, &[]);
+    let change = encode(&["ACL", "SETUSER", "default", "resetkeys"]);
+    two.admin.send_raw(&[change, encode(&["BLPOP", "nothing", "0"]), encode(&["PING"])].concat());
+    assert_eq!(two.admin.frame(), OK);
+    two.user_is_refused("in front of BLPOP");
+    let mut pusher = through(&two.here, "admin");
+    assert_eq!(pusher.run("LPUSH nothing x"), b":1\r\n");
+    assert!(two.admin.frame().starts_with(b"*2\r\n"));
+    assert_eq!(two.admin.frame(), b"+PONG\r\n");
 }
 
 /// Rights that are changed at the server, where no Larder sees it: nothing tells of them, but keys that are in use are touched

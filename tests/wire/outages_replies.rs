@@ -357,6 +357,32 @@ fn a_lost_read_is_asked_once_more_and_a_lost_write_never() {
     assert_eq!(sets.load(Ordering::Relaxed), 1, "sent once");
 }
 
+/// A request that is too long for the link goes on a connection of its own, behind its client's name if that has one: what it
+/// does if its reply is lost follows from the command.
+#[test]
+fn a_long_read_of_a_named_client_is_told_to_be_one() {
+    if Larder::is_plain() {
+        return;
+    }
+    let is_long = |words: &[String]| words.iter().any(|word| word.len() > 256 * 1024);
+    let stub = Stub::start(move |words| if is_long(words) { Answer::Close } else { Answer::Usual });
+    let larder = Larder::before(stub.address(), COUNTS_ONLY);
+    let mut client = larder.client();
+    let long = "x".repeat(300 * 1024);
+    for name in ["", "named"] {
+        client.ok(&["CLIENT", "SETNAME", name]);
+        for (request, doubt) in [
+            (&["GET", &long[..]][..], "the command only reads and may be sent again"),
+            (&["MGET", "k", &long], "the command only reads and may be sent again"),
+            (&["SET", "k", &long], "the command may or may not have been executed"),
+        ] {
+            wait_until("the link is there", || client.run("GET k") == b"$-1\r\n");
+            let error = error_of(&client.cmd(request));
+            assert_eq!(error, format!("UPSTREAMLOST connection lost; {doubt}"), "{name:?}: {}", request[0]);
+        }
+    }
+}
+
 /// An upstream that accepts and does not greet; and a pool that is used up.
 #[test]
 fn connecting_and_waiting_for_a_connection_have_their_time() {

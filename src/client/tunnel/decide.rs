@@ -51,7 +51,7 @@ impl Tunnel {
                 Next::Answer(line.into_bytes())
             };
         }
-        let writes = !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive;
+        let writes = may_write(command);
         let owed = |what| Next::Send(Owed::new(what, writes));
         match command.class {
             // The upstream words the error.
@@ -136,6 +136,18 @@ impl Tunnel {
         &*command.name == "client|tracking" && !is_numbered && redirect_of(args).is_some()
     }
 
+    /// As [`Tunnel::decide`], for the request that has opened the tunnel: it was found to need a connection of its own, and is
+    /// sent, whatever it is.
+    pub(super) fn decide_first(&mut self, core: &mut Core, args: Args<'_>) -> Next {
+        match self.decide(core, args) {
+            Next::Leave | Next::Abandon | Next::Later => {
+                let writes = !matches!(self.table.resolve(args), Resolved::Known(command) if !may_write(command));
+                Next::Send(Owed::new(What::Reply, writes))
+            }
+            next => next,
+        }
+    }
+
     /// Notes a command that is being queued.
     pub(super) fn queue(&mut self, request: &Request, numbered: Numbered) {
         let at = self.transaction.queued;
@@ -199,6 +211,11 @@ impl Tunnel {
         }
         core.client.in_transaction.store(self.state.in_multi, Ordering::Relaxed);
     }
+}
+
+/// True if a command may change keys.
+fn may_write(command: &Command) -> bool {
+    !command.flags.contains(Flags::READONLY) || command.class == Class::Exclusive
 }
 
 /// Whole databases, or what users may see, change with these, and no push tells.

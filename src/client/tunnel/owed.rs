@@ -30,6 +30,8 @@ pub(super) struct Owed {
     pub reach: Reach,
     /// True if it may hold an argument that the server closes the connection at: that is then its client's doing.
     pub is_long: bool,
+    /// True if it changes what no push tells of: other Larders are told before its client is.
+    pub changes_unpushed: bool,
 }
 
 pub(super) enum What {
@@ -91,7 +93,8 @@ pub(super) enum Reach {
 impl Owed {
     /// The reply to a request, before it is known how long it may take and what it reaches.
     pub(super) fn new(what: What, writes: bool) -> Self {
-        Self { what, muted: false, writes, within: None, reach: Reach::Nothing, is_long: false }
+        let (muted, within, reach, is_long, changes_unpushed) = (false, None, Reach::Nothing, false, false);
+        Self { what, muted, writes, within, reach, is_long, changes_unpushed }
     }
 
     /// The reply to a request of Larder's own, which the client does not see.

@@ -3,6 +3,7 @@
 //! A piece of a reply waits in `uncovered` until a fence is sent that covers it, and in `covered` until that is answered.
 
 use super::owed::What;
+use super::swap::Announcement;
 use super::transaction::Transaction;
 use super::{Tunnel, Upstream};
 use crate::client::core::Core;
@@ -19,6 +20,8 @@ pub(super) struct Waiting {
     pub(super) bytes: Bytes,
     /// True if a reply ends with it.
     pub(super) ends: bool,
+    /// True if the reply tells that something was changed of which other Larders are told first.
+    pub(super) tells_of_unpushed: bool,
     /// Who waits until the client has been told.
     pub(super) catch_ups: Vec<CatchUp>,
 }
@@ -48,7 +51,7 @@ impl Tunnel {
             return self.end_as_the_server_does(core, piece);
         }
         self.in_reply = !piece.ends;
-        let (writes, muted) = (owed.writes, owed.muted);
+        let (writes, muted, changes_unpushed) = (owed.writes, owed.muted, owed.changes_unpushed);
         let fenced = match &owed.what {
             What::Monitor => false,
             // Who watches is to hear of it first.
@@ -62,7 +65,7 @@ impl Tunnel {
             What::Mark(_) if !piece.ends => return,
             What::Mark(catch_ups) => {
                 let catch_ups = std::mem::take(catch_ups);
-                self.uncovered.push_back(Waiting { bytes: Bytes::new(), ends: true, catch_ups });
+                self.uncovered.push_back(Waiting { catch_ups, ..Waiting::new(Bytes::new(), true) });
                 return drop(self.owed.pop_front());
             }
             What::Monitor if piece.ends => self.watch(core, piece.kind == b'+'),
@@ -127,16 +130,18 @@ impl Tunnel {
         if !removed.is_empty() {
             core.end_users(&removed);
         }
-        if gathers {
-            return self.gather(core, transaction.own, piece, muted);
-        }
+        // The end of such a reply waits, however long the reply is.
+        let fenced = fenced && (first || changes_unpushed);
+        let waited = self.uncovered.len();
         match instead {
+            _ if gathers => self.gather(core, transaction.own, piece, muted),
             Some(line) if piece.ends && !muted => self.pass(core, line, true, false),
-            None if !muted => self.pass(core, piece.bytes, piece.ends, fenced && first),
+            None if !muted => self.pass(core, piece.bytes, piece.ends, fenced),
             // Nobody is told, but what was changed must be known in time all the same.
-            _ if fenced && first && writes => self.pass(core, Bytes::new(), true, true),
+            _ if fenced && writes => self.pass(core, Bytes::new(), true, true),
             _ => {}
         }
+        self.uncovered.iter_mut().skip(waited).for_each(|piece| piece.tells_of_unpushed = changes_unpushed);
     }
 
     /// The server closes the connection behind this reply, and has read nothing of what follows: so it is here.
@@ -163,7 +168,7 @@ impl Tunnel {
 
     /// Passes a piece to the client, or lets it wait for a fence. `ends` tells whether a reply ends with it.
     pub(super) fn pass(&mut self, core: &mut Core, bytes: Bytes, ends: bool, fenced: bool) {
-        let piece = Waiting { bytes, ends, catch_ups: Vec::new() };
+        let piece = Waiting::new(bytes, ends);
         if !fenced && self.covered.is_empty() && self.uncovered.is_empty() {
             return piece.put(core);
         }
@@ -180,6 +185,7 @@ impl Tunnel {
                 Some(fenced) => {
                     self.fence = None;
                     fenced.map_err(|()| Failure::WriteTimeout(self.times.write_max.as_millis() as u64))?;
+                    self.tell_if_unannounced(core)?;
                     for piece in self.covered.drain(..) {
                         self.waiting_bytes -= piece.bytes.len();
                         piece.put(core);
@@ -194,7 +200,11 @@ impl Tunnel {
         std::mem::swap(&mut self.covered, &mut self.uncovered);
         let swap_over = self.owed.is_empty() && !self.state.in_multi;
         let seq = match self.swap.take_if(|_| swap_over) {
-            Some(swap) => swap.start_fence(core),
+            Some(swap) => {
+                let (seq, announcement) = swap.start_fence(core);
+                self.announcement = Some(announcement);
+                seq
+            }
             None if std::mem::take(&mut self.fence_widely) => {
                 core.start_wide_fence(&core.links_to_fence(true), OpKind::Fence)
             }
@@ -204,11 +214,42 @@ impl Tunnel {
         self.fence = Some(seq);
         Ok(true)
     }
+
+    /// What was changed is known to the server, but perhaps not to all other Larders: the client is told that, in place of the
+    /// server's reply.
+    ///
+    /// # Errors
+    /// A part of that reply has been told already.
+    fn tell_if_unannounced(&mut self, core: &Core) -> Result<(), Failure> {
+        let announcement = self.announcement.take();
+        let Some(failure) = announcement.as_ref().and_then(Announcement::failure) else { return Ok(()) };
+        let Some(at) = self.covered.iter().position(|piece| piece.tells_of_unpushed) else { return Ok(()) };
+        let has_begun = at == 0 && core.in_reply;
+        let reply = &self.covered[at].bytes;
+        // Nothing was changed, or the client does not want to know.
+        if !has_begun && (reply.is_empty() || [&b"-"[..], b"_", b"*-1"].iter().any(|none| reply.starts_with(none))) {
+            return Ok(());
+        }
+        if has_begun {
+            return Err(failure.clone());
+        }
+        let mut line = Bytes::from(format!("-{failure}\r\n"));
+        for piece in self.covered.iter_mut().filter(|piece| piece.tells_of_unpushed) {
+            self.waiting_bytes -= piece.bytes.len();
+            piece.bytes = std::mem::take(&mut line);
+            self.waiting_bytes += piece.bytes.len();
+        }
+        Ok(())
+    }
 }
 
 // === impl Waiting ===
 
 impl Waiting {
+    fn new(bytes: Bytes, ends: bool) -> Self {
+        Self { bytes, ends, tells_of_unpushed: false, catch_ups: Vec::new() }
+    }
+
     pub(super) fn put(self, core: &mut Core) {
         core.out.put_shared(self.bytes);
         if self.ends {

@@ -4,14 +4,16 @@
 //! from them and nothing is stored, and they begin anew, empty. Scopes that are made meanwhile are emptied with them. Other
 //! Larders are told, and do the same, before the client is.
 //!
-//! How it fails: if the client goes, or the connection is lost, before the answer, L1 stays suspended for `link.dead_ms`.
+//! How it fails: if the client goes, or the connection is lost, before the answer, L1 stays suspended for `link.dead_ms`. If
+//! not all other Larders confirm it, the client is told that in place of the server's reply, which has told that it is done.
 
 use crate::client::core::{Core, fence_job};
-use crate::port::{Delivery, Seq};
+use crate::port::{Delivery, Failure, Seq};
 use crate::upstream::link::OpKind;
 use crate::upstream::peers::About;
+use crate::upstream::raw::Identity;
 use crate::upstream::scope::{Scope, Upstream};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What changes, and no push tells.
@@ -29,19 +31,25 @@ pub(super) struct Swap {
     upstream: Arc<Upstream>,
     grace: Duration,
     what: Unpushed,
+    /// Who has asked for it.
+    by: Identity,
 }
+
+/// What became of telling other Larders.
+#[derive(Default)]
+pub(super) struct Announcement(Arc<OnceLock<Failure>>);
 
 // === impl Swap ===
 
 impl Swap {
     /// From now on nothing is answered from L1, in any scope.
     pub(super) fn begin(core: &Core, what: Unpushed) -> Option<Self> {
-        let upstream = core.upstream()?;
+        let (upstream, by) = (core.upstream()?, core.identity()?);
         let scopes = upstream.scopes();
         for scope in &scopes {
             scope.link.partition().suspend();
         }
-        Some(Self { scopes, upstream, grace: core.shared.settings().link.dead_ms, what })
+        Some(Self { scopes, upstream, grace: core.shared.settings().link.dead_ms, what, by })
     }
 
     /// The scopes whose suspension the caller ends: also those that have begun meanwhile, and may have read what was there
@@ -51,18 +59,32 @@ impl Swap {
         with_later_scopes(std::mem::take(&mut self.scopes), &self.upstream)
     }
 
-    /// Ends the suspension, by a fence behind which the client may be told.
-    pub(super) fn start_fence(self, core: &mut Core) -> Seq {
-        let (upstream, what) = (self.upstream.clone(), self.what);
+    /// Ends the suspension, by a fence behind which the client may be told: what the server says, unless the announcement
+    /// has failed.
+    pub(super) fn start_fence(self, core: &mut Core) -> (Seq, Announcement) {
+        let (upstream, what, by) = (self.upstream.clone(), self.what, self.by.clone());
+        let announcement = Announcement::default();
+        let failed = Announcement(announcement.0.clone());
         let seq = core.start_wide_fence(&self.finish(), OpKind::FenceAndResume);
         let port = core.await_one_more(seq);
         upstream.clone().spawn(async move {
-            what.announce(&upstream).await;
+            if let Err(failure) = what.announce(&upstream, &by).await {
+                failed.0.get_or_init(|| failure);
+            }
             if port.leave(Delivery::Fenced(seq)) {
                 port.wake();
             }
         });
-        seq
+        (seq, announcement)
+    }
+}
+
+// === impl Announcement ===
+
+impl Announcement {
+    /// Why not all know of it; to be asked behind the fence.
+    pub(super) fn failure(&self) -> Option<&Failure> {
+        self.0.get()
     }
 }
 
@@ -76,16 +98,18 @@ impl Unpushed {
         }
     }
 
-    /// Tells other Larders. What was done is done: if one does not confirm it, the log says so.
-    async fn announce(self, upstream: &Upstream) {
+    /// Tells other Larders, by the user who has changed it if that is possible. What was done is done: if one does not confirm it,
+    /// the log says so, and the client is told.
+    async fn announce(self, upstream: &Upstream, by: &Identity) -> Result<(), Failure> {
         let about = match self {
             Self::Databases => About::Swap,
             Self::Rights => About::Rights,
         };
-        let asked = upstream.ask_peers(upstream.default_identity(), upstream.default_database(), about).await;
-        if let Err(failure) = asked {
+        let told = upstream.tell_of_unpushed(by, about).await;
+        if let Err(failure) = &told {
             tracing::warn!(cause = %failure, "another Larder may not know yet of {self}");
         }
+        told
     }
 }
 
@@ -106,11 +130,12 @@ impl Drop for Swap {
             return;
         }
         let (scopes, upstream, grace) = (std::mem::take(&mut self.scopes), self.upstream.clone(), self.grace);
-        let what = self.what;
+        let (what, by) = (self.what, self.by.clone());
         self.upstream.spawn(async move {
             tokio::time::sleep(grace).await;
             what.tell(&upstream);
-            what.announce(&upstream).await;
+            // There is nobody to be told.
+            let _: Result<(), Failure> = what.announce(&upstream, &by).await;
             let nobody = Arc::default();
             for scope in with_later_scopes(scopes, &upstream) {
                 scope.link.submit_fence(fence_job(&nobody, Seq(0), OpKind::FenceAndResume));
