@@ -1,4 +1,4 @@
-//! One client's connection: its socket on one side, its [`Session`] on the other.
+//! One client's connection: its socket on one side, its [`Session`](crate::session::Session) on the other.
 //!
 //! ```text
 //!   socket ──read──► scanner ──request──► Core::take ─┬─ answered from L1 or here ──► outgoing ──write──► socket

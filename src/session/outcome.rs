@@ -15,7 +15,7 @@ use bytes::Bytes;
 impl Session {
     /// As [`Session::replied`], for a reply that can leave at once: its slot is the first, and no other link is to be
     /// fenced. False if that is not so, and then nothing has been done.
-    /// With `settles` as in [`Surroundings::settles`].
+    /// With `settles` as in [`super::Surroundings::settles`].
     pub fn replied_in_turn(
         &mut self,
         seq: Seq,

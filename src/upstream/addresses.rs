@@ -1,7 +1,7 @@
 //! Whose connection is it? The server names connections by their address: in the lines of MONITOR that is Larder's own end.
 //!
 //! One register for the process, because addresses are the process's: each [`super::raw::RawConnection`] enters itself. One
-//! that is lent to a client says so ([`lease`]); what the server tells of it is told of that client.
+//! that is lent to a client says so ([`Registered::lease`]); what the server tells of it is told of that client.
 //!
 //! An address is remembered for a while after its connection has ended: what the server tells of it may still be on its way.
 //! Bound: [`ENDED_MAX`] ended ones beside those that are open. What this cannot see through is a relay between Larder and the
