@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A question can have a fourth word, which asks for more ([`About`]); an answer can have a second one, `yes`. One that joins
-//! greets ([`GREETING`]), and others answer: so each knows whether there are any.
+//! greets (`GREETING`), and others answer: so each knows whether there are any.
 //!
 //! By the same way Larders hear of the first dependency that is declared in a database (see [`super::watch`]), and of what changes
 //! without a push: swapped databases, and what users may see.
