@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A question can have a fourth word, which asks for more ([`About`]); an answer can have a second one, `yes`. One that joins
-//! greets ([`GREETING`]), and others answer: so each knows whether there are any.
+//! greets (`GREETING`), and others answer: so each knows whether there are any.
 //!
 //! By the same way Larders hear of the first dependency that is declared in a database (see [`super::watch`]), and of what changes
 //! without a push: swapped databases, and what users may see.
@@ -27,12 +27,15 @@
 //!
 //! Bounds: [`ASKED_MAX`] questions of others at a time; the longest wait is `tags.peers_ms_max`.
 
-use super::errand::Errand;
+mod about;
+
+pub use self::about::About;
+
 use super::link::{Job, Op, OpKind};
 use super::link_io::LinkHandle;
 use super::node::Node;
 use super::raw::{self, Identity, RawConnection, RawError};
-use super::watch::{Before, Standing, Watch, Watches};
+use super::watch::{Standing, Watches};
 use crate::port::{Failure, Seq};
 use bytes::{Bytes, BytesMut};
 use larder_protocol::args::OwnedArgs;
@@ -110,21 +113,6 @@ struct Entry {
     database: u32,
     link: Weak<LinkHandle>,
     suspended: bool,
-}
-
-/// What the others are asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum About {
-    /// To have applied what was sent to them.
-    Invalidation,
-    /// And to watch what keys depend on, as the index says it now: something was declared.
-    Dependency,
-    /// Whether one of them has heard of every change of what keys depend on, until now: one `yes` is enough.
-    Watching,
-    /// Databases have been swapped, of which no push tells: to forget what they hold of any, and to look anew at what depends on what.
-    Swap,
-    /// What users may see has changed, of which no push tells either: to forget what they hold.
-    Rights,
 }
 
 /// The connections of all users of one process.
@@ -523,73 +511,6 @@ impl Drop for Forgets<'_> {
     }
 }
 
-// === impl About ===
-
-impl About {
-    /// What stands behind a question.
-    fn word(self) -> &'static str {
-        match self {
-            Self::Invalidation => "",
-            Self::Dependency => " dependency",
-            Self::Watching => " watching",
-            Self::Swap => " swap",
-            Self::Rights => " rights",
-        }
-    }
-
-    fn parse(word: Option<&[u8]>) -> Self {
-        match word {
-            Some(b"dependency") => Self::Dependency,
-            Some(b"watching") => Self::Watching,
-            Some(b"swap") => Self::Swap,
-            Some(b"rights") => Self::Rights,
-            _ => Self::Invalidation,
-        }
-    }
-
-    /// What is so, whoever may have heard of it.
-    pub(super) fn done(self) -> &'static str {
-        match self {
-            Self::Invalidation => "the keys are gone upstream",
-            Self::Swap => "the databases are swapped upstream",
-            Self::Rights => "the rights are changed upstream",
-            Self::Dependency | Self::Watching => "the others know of it as soon as they hear",
-        }
-    }
-
-    /// True if what is told of concerns all databases and users, and no push tells of it.
-    fn is_unpushed(self) -> bool {
-        matches!(self, Self::Swap | Self::Rights)
-    }
-
-    /// Does what is asked for, with links of the database and its watch, if there are any; whether the answer is `yes`.
-    async fn answer(self, links: &[Arc<LinkHandle>], watches: &[Arc<Watch>]) -> Result<bool, Failure> {
-        let mut errand = Errand::default();
-        if self.is_unpushed() {
-            watches.iter().for_each(|watch| watch.begin_anew());
-            links.iter().for_each(|link| link.partition().suspend());
-            errand.fence_and_resume(links).await?;
-            for watch in watches {
-                errand.settle(watch).await?;
-            }
-            return Ok(false);
-        }
-        if self == Self::Dependency {
-            // From here on replies to writes wait: who asks has written the index.
-            watches.iter().for_each(|watch| watch.turn_on(Before::Nothing));
-        }
-        errand.fence_links(links.iter()).await?;
-        // A database that has never had a link here has nobody who could change anything.
-        let [watch] = watches else { return Ok(false) };
-        let before = watch.lapses();
-        if self == Self::Invalidation || (self == Self::Watching && before.is_none()) {
-            return Ok(false);
-        }
-        errand.settle(watch).await?;
-        Ok(before.is_some() && watch.lapses() == before)
-    }
-}
-
 // === impl Question ===
 
 impl Question {
@@ -632,10 +553,12 @@ impl PeersTask {
                 return;
             }
             match self.peers.connect().await {
-                Ok(connection) => {
+                Ok(mut connection) => {
                     self.peers.join();
-                    let end = self.serve(connection).await;
+                    let end = self.serve(&mut connection).await;
                     self.peers.part();
+                    // Only then is it closed: whom the server counts no more has nothing left to tell.
+                    drop(connection);
                     wait = match end {
                         RawError::Refused(line) => {
                             self.peers.stand_apart(&line);
@@ -675,10 +598,10 @@ impl PeersTask {
         }
     }
 
-    async fn serve(&mut self, mut connection: RawConnection) -> RawError {
+    async fn serve(&mut self, connection: &mut RawConnection) -> RawError {
         let silence_max = self.peers.settings.dead_after;
         let mut frame = BytesMut::new();
-        let mut owed = VecDeque::from([self.send(&mut connection, Outgoing::Greeting)]);
+        let mut owed = VecDeque::from([self.send(connection, Outgoing::Greeting)]);
         let (mut heard, mut asks_at) = (Instant::now(), Instant::now() + silence_max / 3);
         while !self.peers.is_closed() {
             tokio::select! {
@@ -693,7 +616,7 @@ impl PeersTask {
                         Err(error) => return error,
                     }
                 }
-                Some(outgoing) = self.inbox.recv() => owed.push_back(self.send(&mut connection, outgoing)),
+                Some(outgoing) = self.inbox.recv() => owed.push_back(self.send(connection, outgoing)),
                 // At its time, however much is sent meanwhile: who asks must not keep a silent connection alive.
                 () = sleep_until(asks_at) => {
                     if heard.elapsed() >= silence_max {
@@ -853,7 +776,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
         let limit = Duration::from_secs(2);
-        let connection = RawConnection::connect(&endpoint, limit, ReplyLimits::default()).await.unwrap();
+        let mut connection = RawConnection::connect(&endpoint, limit, ReplyLimits::default()).await.unwrap();
         let _silent = listener.accept().await.unwrap();
         let (peers, mut task) = peers();
         let asks = async {
@@ -865,7 +788,7 @@ mod tests {
         };
         let serves = async {
             tokio::select! {
-                end = task.serve(connection) => end,
+                end = task.serve(&mut connection) => end,
                 () = asks => panic!("it asks for ever"),
             }
         };

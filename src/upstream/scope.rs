@@ -362,9 +362,9 @@ impl Upstream {
     /// Returns when every Larder of the upstream has applied what was sent to it for `database` before.
     ///
     /// # Errors
-    /// Not all have confirmed in time.
+    /// As [`Upstream::tell_peers`].
     pub async fn fence_peers(&self, identity: &Identity, database: u32) -> Result<(), Failure> {
-        self.ask_peers(identity, database, About::Invalidation).await.map(drop)
+        self.tell_peers(identity, database, About::Invalidation).await
     }
 
     /// Asks all Larders of the upstream, this one too: whether one has said `yes`. See [`Peers::ask`].
@@ -378,22 +378,21 @@ impl Upstream {
         }
     }
 
-    /// Tells all Larders of the upstream, this one too, of what has changed without a push; returns when all have obeyed.
+    /// Tells all Larders of the upstream, this one too, of what has changed; returns when all have obeyed.
     ///
-    /// Who has changed it speaks, as it has the right to do more. If that was its own right, another user does; and as long as
-    /// there is no answer, all are asked again now and then: a Larder whose users have all lost the right to answer is
-    /// subscribed no more then, and is not waited for. (It has obeyed before.)
+    /// Who has changed it speaks, if it may. If it was its own rights that it has changed, another user does; a connection that
+    /// was lost is waited for. As long as there is no answer, all are asked again now and then: a Larder whose users have all
+    /// lost the right to answer is subscribed no more then, and is not waited for. (It has obeyed before.)
     ///
     /// # Errors
     /// Not all have answered in time, or there are others and nobody here can ask them any more.
-    pub async fn tell_of_unpushed(&self, identity: &Identity, about: About) -> Result<(), Failure> {
+    pub async fn tell_peers(&self, identity: &Identity, database: u32, about: About) -> Result<(), Failure> {
         let Some(settings) = &self.peers_settings else { return Ok(()) };
         let until = Instant::now() + settings.answers_max;
         let (mut asking, mut patience, mut failure) = (JoinSet::new(), ASKS_AGAIN_AFTER, None);
         while Instant::now() < until {
             match self.joined_peers(identity) {
                 Some(peers) => {
-                    let database = self.database;
                     asking.spawn(async move { peers.ask_until(database, about, until).await });
                 }
                 None if asking.is_empty() && !self.any_peers(Peers::is_joining) => {

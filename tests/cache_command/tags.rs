@@ -456,6 +456,35 @@ fn a_larder_that_does_not_answer_is_named_and_not_waited_for_for_ever() {
     wait_until("both answer again", || !matches!(client.ask("CACHE INVALIDATE TAGS 1 t"), Value::Error(_)));
 }
 
+/// A Larder that cannot ask the others at present does not say that they have heard.
+#[test]
+fn who_has_lost_its_connection_to_other_larders_does_not_answer_for_them() {
+    let upstream = Server::redis(&[]);
+    let first = Larder::start(Some(&upstream), &["--set", "tags.peers_ms_max=300"]);
+    let (mut client, mut direct) = (first.client(), upstream.client());
+    client.run("CACHE SET k v TAGS 1 t");
+    let mut subscribed = |count: i64| {
+        wait_until("they can be asked", || direct.ask("PUBSUB SHARDNUMSUB larder:peers").items()[1].int() == count);
+        direct.ask("CLIENT LIST TYPE pubsub").text()
+    };
+    let list = subscribed(1);
+    let own = list.split_whitespace().next().and_then(|word| word.strip_prefix("id=")).expect("a number").to_owned();
+    let second = Larder::start(Some(&upstream), &[]);
+    second.client().run("GET k");
+    subscribed(2);
+    assert_eq!(client.ask("CACHE INVALIDATE TAGS 1 t").int(), 1);
+    // No connection can be made any more.
+    let mut direct = upstream.client();
+    assert_eq!(direct.run("CONFIG SET maxclients 1"), b"+OK\r\n");
+    assert_eq!(direct.ask(&format!("CLIENT KILL ID {own}")).int(), 1);
+    for _ in 0..4 {
+        let told = error_of(&mut client, "CACHE INVALIDATE TAGS 1 t");
+        assert!(told.starts_with("PEERTIMEOUT "), "{told}");
+    }
+    assert_eq!(direct.run("CONFIG SET maxclients 1000"), b"+OK\r\n");
+    wait_until("it asks again", || !matches!(client.ask("CACHE INVALIDATE TAGS 1 t"), Value::Error(_)));
+}
+
 /// While a Larder is not heard of by the others, its L1 is silent.
 #[test]
 fn l1_is_silent_while_the_others_do_not_see_it() {

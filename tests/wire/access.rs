@@ -359,6 +359,37 @@ fn a_change_of_rights_in_a_pipeline_is_not_answered_earlier() {
     assert_eq!(two.admin.frame(), b"+PONG\r\n");
 }
 
+/// The beginning of a long reply is passed on while the rest comes; the end waits for other Larders, or does not come.
+#[test]
+fn a_change_of_rights_behind_a_long_reply_is_not_answered_earlier() {
+    if Larder::is_plain() {
+        return;
+    }
+    let long = "x".repeat(8 << 20);
+    let change = ["ACL", "SETUSER", "default", "resetkeys"];
+    let transaction = [encode(&["MULTI"]), encode(&["GET", "long"]), encode(&change), encode(&["EXEC"])].concat();
+    for hears in [true, false] {
+        let mut two = Two::start(Kind::Redis, true, &["--set", "tags.peers_ms_max=1000"]);
+        two.admin.ok(&["SET", "long", &long]);
+        if !hears {
+            two.there.signal("STOP");
+        }
+        two.admin.send_raw(&transaction);
+        assert_eq!(two.admin.frame(), OK);
+        for _ in 0..2 {
+            assert_eq!(two.admin.frame(), b"+QUEUED\r\n");
+        }
+        let told = two.admin.try_frame();
+        if hears {
+            assert!(told.expect("a reply").ends_with(b"+OK\r\n"));
+            two.user_is_refused("in a transaction");
+        } else {
+            assert!(told.is_err(), "half a reply, or nothing");
+            two.there.signal("CONT");
+        }
+    }
+}
+
 /// Rights that are changed at the server, where no Larder sees it: nothing tells of them, but keys that are in use are touched
 /// there now and then, and that is refused.
 #[test]

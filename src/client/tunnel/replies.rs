@@ -224,14 +224,13 @@ impl Tunnel {
         let announcement = self.announcement.take();
         let Some(failure) = announcement.as_ref().and_then(Announcement::failure) else { return Ok(()) };
         let Some(at) = self.covered.iter().position(|piece| piece.tells_of_unpushed) else { return Ok(()) };
-        let has_begun = at == 0 && core.in_reply;
+        if at == 0 && core.in_reply {
+            return Err(failure.clone());
+        }
         let reply = &self.covered[at].bytes;
         // Nothing was changed, or the client does not want to know.
-        if !has_begun && (reply.is_empty() || [&b"-"[..], b"_", b"*-1"].iter().any(|none| reply.starts_with(none))) {
+        if reply.is_empty() || [&b"-"[..], b"_", b"*-1"].iter().any(|none| reply.starts_with(none)) {
             return Ok(());
-        }
-        if has_begun {
-            return Err(failure.clone());
         }
         let mut line = Bytes::from(format!("-{failure}\r\n"));
         for piece in self.covered.iter_mut().filter(|piece| piece.tells_of_unpushed) {

@@ -105,7 +105,7 @@ impl Unpushed {
             Self::Databases => About::Swap,
             Self::Rights => About::Rights,
         };
-        let told = upstream.tell_of_unpushed(by, about).await;
+        let told = upstream.tell_peers(by, upstream.default_database(), about).await;
         if let Err(failure) = &told {
             tracing::warn!(cause = %failure, "another Larder may not know yet of {self}");
         }
