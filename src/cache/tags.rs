@@ -10,6 +10,7 @@
 //! | `larder:due` | sorted set | tagged keys, by when to look whether they are still there |
 //! | `larder:jobs` | sorted set | invalidations under way, by when somebody else may take them up |
 //! | `larder:j:<id>` | set | keys that are set aside to be deleted |
+//! | `larder:jobtags` | hash | of which tag an invalidation under way has set all aside |
 //! | `larder:o:<id>` | set | keys that this deletion has begun with, and which stay |
 //! | `larder:l:<key>` | hash, expires | the token of a lease, and the tags' versions at its beginning |
 //! | `larder:v:<tag>` | string, expires | the last invalidation of the tag, for as long as a lease could ask |
@@ -19,6 +20,8 @@
 //! * A key stands in `t:<tag>` or is set aside in a job from the moment at which its value got the tag until the value is
 //!   replaced by `CACHE SET` or the key is gone. Whoever writes it plainly changes nothing of that: tags are its name's.
 //! * What is set aside are exactly the values of before: `CACHE SET` takes its key out of all jobs.
+//! * Who invalidates a tag that others are about to have invalidated finds nothing under the tag, but what they have set aside:
+//!   it deletes that with them before it says that nobody reads it.
 //! * Each tagged key stands in `due`, and is looked at after its end and at least every `tags.recheck_ms`: the index is as
 //!   large as the tagged keys that live, and those that have gone since they were looked at.
 //!

@@ -221,6 +221,37 @@ fn tags_belong_to_the_name_and_survive_plain_writes() {
     }
 }
 
+/// What one invalidation has set aside and not deleted yet is not under the tag any more: another one must not say that it is
+/// gone.
+#[test]
+fn who_invalidates_a_tag_that_another_is_about_to_waits_for_what_that_has_begun() {
+    for kind in [Kind::Redis, Kind::Valkey] {
+        for word in ["ANY", "ALL"] {
+            let upstream = Server::start(kind, &[]);
+            let [one, other] = [(); 2].map(|()| Larder::start(Some(&upstream), &[]));
+            const KEYS: usize = 4000;
+            let (mut first, mut second, mut direct) = (one.client(), other.client(), upstream.client());
+            let sets: Vec<u8> =
+                (0..KEYS).flat_map(|n| encode(&["CACHE", "SET", &format!("k{n}"), "v", "TAGS", "1", "t"])).collect();
+            first.pipeline(&sets, KEYS);
+            let keys = |direct: &mut Client| {
+                let words: Vec<String> = (0..KEYS).map(|n| format!("k{n}")).collect();
+                let words = std::iter::once("EXISTS").chain(words.iter().map(String::as_str));
+                direct.value(&words.collect::<Vec<_>>()).int() as usize
+            };
+            assert_eq!(keys(&mut direct), KEYS);
+            first.send(&["CACHE", "INVALIDATE", "TAGS", "ANY", "1", "t"]);
+            wait_until("it has begun", || direct.ask("EXISTS larder:t:t").int() == 0);
+            let left = keys(&mut direct);
+            second.ask(&format!("CACHE INVALIDATE TAGS {word} 1 t")).int();
+            assert_eq!(keys(&mut direct), 0, "{kind:?} {word}: of {left} that were there when it was asked");
+            assert!(left > 0, "the first one was too quick to be overtaken");
+            first.frame();
+            assert_eq!(direct.ask("EXISTS larder:jobs larder:jobtags").int(), 0);
+        }
+    }
+}
+
 #[test]
 fn the_index_shrinks_with_the_keys_that_have_gone() {
     for (upstream, larder) in everywhere() {

@@ -13,6 +13,7 @@ use super::pace::{self, Pace};
 use super::script;
 use crate::cache::Caller;
 use crate::cache::jobs::Job;
+use crate::l1::Cause;
 use crate::mutation::{Mutation, is_planted};
 use crate::port::Failure;
 use crate::upstream::errand::Errand;
@@ -87,16 +88,33 @@ async fn delete(
     cursor.next_count();
     job.expect(cursor.next_integer().map_or(0, i64::unsigned_abs));
     job.advance(cursor.next_integer().map_or(0, i64::unsigned_abs));
-    let left = cursor.next_count().unwrap_or(0);
-    let ids: Vec<&[u8]> = (0..left).map_while(|_| cursor.next_bytes()).collect();
+    let mut next_ids = || {
+        let count = cursor.next_count().unwrap_or(0);
+        (0..count).map_while(|_| cursor.next_bytes()).collect::<Vec<&[u8]>>()
+    };
+    let (own, others) = (next_ids(), next_ids());
+    if is_planted(Mutation::LeftUndeleted) {
+        return Ok(());
+    }
+    delete_all_aside(&mut errand, scope, prefix, &own, kind, Some(job)).await?;
+    // Somebody else has taken them from under the tags. Whether they may be answered as stale for a while is not known here.
+    delete_all_aside(&mut errand, scope, prefix, &others, OpKind::Named(Cause::TagBased), None).await
+}
+
+/// Deletes what was set aside under each of these ids, and what depends on it.
+async fn delete_all_aside(
+    errand: &mut Errand,
+    scope: &Scope,
+    prefix: &[u8],
+    ids: &[&[u8]],
+    kind: OpKind,
+    job: Option<&Job>,
+) -> Result<(), Failure> {
     for id in ids {
-        if is_planted(Mutation::LeftUndeleted) {
-            break;
-        }
-        delete_aside(&mut errand, scope, prefix, id, kind, Some(job)).await?;
+        delete_aside(errand, scope, prefix, id, kind, job).await?;
         if scope.link.watch().is_on() && !id.starts_with(b"dep:") {
-            let dependents = [b"dep:", id].concat();
-            delete_aside(&mut errand, scope, prefix, &dependents, kind, Some(job)).await?;
+            let dependents = [b"dep:", *id].concat();
+            delete_aside(errand, scope, prefix, &dependents, kind, job).await?;
         }
     }
     Ok(())

@@ -119,6 +119,7 @@ local function drop(id, count, names)
   local ended = redis.call('EXISTS', aside) == 0
   if ended then
     redis.call('ZREM', P .. 'jobs', id)
+    redis.call('HDEL', P .. 'jobtags', id)
     redis.call('UNLINK', P .. 'o:' .. id)
   end
   return deleted, ended, false, taken
