@@ -113,8 +113,22 @@ impl Process {
         Ok(times)
     }
 
-    /// Pins the threads whose names begin so, in the order of their names, to one core each.
+    /// Pins the threads whose names begin so, in the order of their names, to one core each. They may still be about to start: a
+    /// listener takes connections before anybody accepts them.
     pub(crate) fn pin_threads(&self, name: &str, cores: &[usize]) -> io::Result<()> {
+        let deadline = Instant::now() + START_MAX;
+        let mut threads = self.threads(name)?;
+        while threads.len() < cores.len() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+            threads = self.threads(name)?;
+        }
+        if threads.len() != cores.len() {
+            return Err(io::Error::other(format!("{} threads of {name}, not {}", threads.len(), cores.len())));
+        }
+        threads.iter().zip(cores).try_for_each(|((_, id), core)| pin(*id, *core))
+    }
+
+    fn threads(&self, name: &str) -> io::Result<Vec<(String, u32)>> {
         let mut threads: Vec<(String, u32)> = Vec::new();
         for entry in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             let entry = entry?;
@@ -124,13 +138,7 @@ impl Process {
             }
         }
         threads.sort();
-        if threads.len() != cores.len() {
-            return Err(io::Error::other(format!("{} threads of {name}, not {}", threads.len(), cores.len())));
-        }
-        for ((_, id), core) in threads.iter().zip(cores) {
-            pin(*id, *core)?;
-        }
-        Ok(())
+        Ok(threads)
     }
 }
 
